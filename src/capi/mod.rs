@@ -1,0 +1,1 @@
+//! The C ABI: every exported function, one `guard` around each.

@@ -1,0 +1,20 @@
+//! libqwen: Qwen-1 chat models inside your process.
+//!
+//! The path of a request, and the one direction data flows:
+//!
+//! ```text
+//! C ABI (capi) -> engine (scheduler) -> model graph -> backend trait -> kernels
+//! side rooms, pure, knowing no device: text, checkpoint, sample, kv, tensor
+//! ```
+//!
+//! Rooms and what each may import are listed in `tests/tidy.rs`, which holds them to it.
+
+pub mod backend;
+pub mod capi;
+pub mod checkpoint;
+pub mod engine;
+pub mod error;
+pub mod model;
+pub mod sample;
+pub mod tensor;
+pub mod text;

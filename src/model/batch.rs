@@ -1,0 +1,51 @@
+//! `Batch`: everything that crosses from the engine to the model for one step. Plain data.
+
+/// One step over several sequences. Tokens of a sequence are consecutive; sequence `s` owns rows
+/// `cu_seqlens[s]..cu_seqlens[s + 1]`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Batch {
+    /// `[tokens]` vocabulary ids.
+    pub token_ids: Vec<u32>,
+    /// `[tokens]` absolute 0-based position of each token in its sequence.
+    pub positions: Vec<u32>,
+    /// `[tokens]` KV slot of each token: `page * page_tokens + offset in page`.
+    pub slot_mapping: Vec<u32>,
+    /// `[sequences + 1]` first row of each sequence, then the number of tokens.
+    pub cu_seqlens: Vec<u32>,
+    /// `[sequences]` tokens in the cache once this step has run (its own tokens included).
+    pub context_lens: Vec<u32>,
+    /// `[sequences, max_pages]` page numbers in order, row-major; unused entries are 0.
+    pub block_table: Vec<u32>,
+    /// Row length of `block_table`.
+    pub max_pages: usize,
+    /// `[sequences]` tokens of the prompt that was first prefilled; it alone chooses the dynamic
+    /// NTK factor, which never changes while a sequence grows (nor when it is recomputed).
+    pub ntk_lens: Vec<u32>,
+    /// `[rows wanted]` rows (indices into the tokens) whose logits are returned, ascending.
+    pub logits_rows: Vec<u32>,
+}
+
+impl Batch {
+    /// Number of token rows.
+    pub fn num_tokens(&self) -> usize {
+        self.token_ids.len()
+    }
+
+    /// Number of sequences.
+    pub fn num_sequences(&self) -> usize {
+        self.context_lens.len()
+    }
+
+    /// Rows of sequence `sequence`.
+    pub fn rows(&self, sequence: usize) -> std::ops::Range<usize> {
+        self.cu_seqlens[sequence] as usize..self.cu_seqlens[sequence + 1] as usize
+    }
+
+    /// Pages of sequence `sequence`, in order.
+    pub fn pages(&self, sequence: usize) -> &[u32] {
+        &self.block_table[sequence * self.max_pages..(sequence + 1) * self.max_pages]
+    }
+}
+
+/// Tokens in one KV page, on every backend.
+pub const PAGE_TOKENS: usize = 16;
