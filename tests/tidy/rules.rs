@@ -15,7 +15,7 @@ const UNSAFE_ROOMS: &[(&str, Option<usize>)] = &[
     ("src/checkpoint/", Some(1)),
     // Tests and benches call the C ABI as a C program would.
     ("tests/", None),
-    ("bench/", None),
+    ("benches/", None),
 ];
 
 /// The one file that may read the environment.
