@@ -10,6 +10,7 @@
 //! Rooms and what each may import are listed in `tests/tidy/rooms.rs`, which holds them to it.
 
 pub mod backend;
+pub mod batch;
 pub mod capi;
 pub mod checkpoint;
 pub mod engine;
