@@ -10,13 +10,18 @@ use super::source::{Finding, Source, words};
 /// rooms below those are pure and know no device.
 const ROOMS: &[(&str, &[&str])] = &[
     ("capi", &["engine", "text", "sample", "error"]),
-    ("engine", &["model", "kv", "sample", "text", "checkpoint", "tensor", "backend", "error"]),
-    ("model", &["backend", "checkpoint", "tensor", "error"]),
-    ("backend", &["tensor", "error"]),
+    (
+        "engine",
+        &["model", "kv", "sample", "text", "checkpoint", "tensor", "backend", "batch", "error"],
+    ),
+    ("model", &["backend", "checkpoint", "tensor", "batch", "error"]),
+    ("backend", &["tensor", "batch", "error"]),
     ("checkpoint", &["tensor", "error"]),
     ("text", &["error"]),
     ("sample", &["error"]),
     ("kv", &["error"]),
+    // Plain data and errors, known to all who need them, knowing nobody.
+    ("batch", &[]),
     ("tensor", &[]),
     ("error", &[]),
 ];
