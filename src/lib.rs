@@ -7,7 +7,7 @@
 //! side rooms, pure, knowing no device: text, checkpoint, sample, kv, tensor
 //! ```
 //!
-//! Rooms and what each may import are listed in `tests/tidy.rs`, which holds them to it.
+//! Rooms and what each may import are listed in `tests/tidy/rooms.rs`, which holds them to it.
 
 pub mod backend;
 pub mod batch;
