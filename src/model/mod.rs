@@ -2,6 +2,7 @@
 //! rank numbers only where it asks for its share of the weights.
 
 pub mod config;
+mod fields;
 pub mod generation;
 mod layer;
 mod load;
