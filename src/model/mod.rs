@@ -9,8 +9,6 @@ mod load;
 pub mod rope;
 mod scratch;
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-
 use crate::backend::{Backend, HeadShape, KvSpec, RopeStep};
 use crate::batch::Batch;
 use crate::checkpoint::shard::{Split, slice};
@@ -28,7 +26,8 @@ use scratch::Scratch;
 /// with the same `Batch`.
 pub trait Rank: Send {
     /// Runs one step. On rank 0, `logits` becomes `[logits_rows, vocab_size]` in f32; other ranks
-    /// leave it empty. After an error the rank must not be used again.
+    /// leave it empty. After an error or a panic the rank must be dropped: that releases the
+    /// ranks that wait for it.
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()>;
 }
 
@@ -147,19 +146,14 @@ impl<B: Backend> Model<B> {
 
 impl<B: Backend> Rank for Model<B> {
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
-        // However this rank stops, the others must not wait for it.
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.step(batch, logits)));
-        match outcome {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => {
-                self.backend.abandon();
-                Err(error)
-            }
-            Err(panic) => {
-                self.backend.abandon();
-                resume_unwind(panic)
-            }
-        }
+        self.step(batch, logits)
+    }
+}
+
+impl<B: Backend> Drop for Model<B> {
+    /// However this rank ends, the others must not wait for it.
+    fn drop(&mut self) {
+        self.backend.abandon();
     }
 }
 

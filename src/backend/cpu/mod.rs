@@ -59,16 +59,16 @@ impl HostBuffer {
     }
 }
 
-/// `len` zero elements, or a typed error where the host cannot give them.
+/// `len` zero elements, or a typed error where the host cannot give them. The operating system
+/// hands out zero pages as they are first used: a large cache costs nothing until it fills.
 pub(crate) fn zeroed<T: Clone + Default>(len: usize, purpose: &'static str) -> Result<Vec<T>> {
-    let mut data = Vec::new();
-    data.try_reserve_exact(len).map_err(|_| Error::OutOfHostMemory {
+    // The trial tells what `vec!` would abort on.
+    Vec::<T>::new().try_reserve_exact(len).map_err(|_| Error::OutOfHostMemory {
         purpose,
-        needed_bytes: (len * size_of::<T>()) as u64,
+        needed_bytes: (len as u64).saturating_mul(size_of::<T>() as u64),
         available_bytes: None,
     })?;
-    data.resize(len, T::default());
-    Ok(data)
+    Ok(vec![T::default(); len])
 }
 
 /// `x` rounded to `dtype` (to nearest, ties to even) and back.
