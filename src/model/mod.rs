@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod config;
+mod fields;
 pub mod generation;
 
 use crate::error::Result;
