@@ -1,7 +1,7 @@
 //! ChatML -> token ids, built piece by piece so that content can never become a control token.
 
 use crate::error::Result;
-use crate::text::tokenizer::Tokenizer;
+use crate::text::tokenizer::{Specials, Tokenizer};
 
 /// Who says a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +34,24 @@ pub fn render(
     messages: &[Message],
     max_window_size: usize,
 ) -> Result<Vec<u32>> {
-    let _ = (tokenizer, messages, max_window_size);
-    Ok(Vec::new())
+    let _ = max_window_size;
+    let newline = tokenizer.encode("\n", Specials::AsText);
+    let mut ids = Vec::new();
+    for message in messages {
+        let role = match message.role {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+        };
+        ids.push(tokenizer.im_start());
+        ids.extend(tokenizer.encode(role, Specials::AsText));
+        ids.extend(&newline);
+        ids.extend(tokenizer.encode(&message.content, Specials::AsText));
+        ids.push(tokenizer.im_end());
+        ids.extend(&newline);
+    }
+    ids.push(tokenizer.im_start());
+    ids.extend(tokenizer.encode("assistant", Specials::AsText));
+    ids.extend(&newline);
+    Ok(ids)
 }
