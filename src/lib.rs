@@ -15,6 +15,7 @@ pub mod capi;
 pub mod checkpoint;
 pub mod engine;
 pub mod error;
+pub mod kv;
 pub mod model;
 pub mod sample;
 pub mod tensor;
