@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 
 use serde_json::{Value, json};
 
+use crate::batch::PAGE_TOKENS;
 use crate::engine::options::{EngineOptions, GenerationParams, wrong};
 use crate::engine::scheduler;
 use crate::engine::sequence::Limits;
@@ -17,7 +18,6 @@ use crate::engine::{LogHook, LogLevel};
 use crate::error::{Error, Result};
 use crate::kv::PagePool;
 use crate::model::Rank;
-use crate::model::batch::PAGE_TOKENS;
 use crate::model::config::ModelConfig;
 use crate::model::generation::{ChatFormat, GenerationConfig};
 use crate::text::tokenizer::Tokenizer;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::batch::Batch;
 use crate::engine::LogLevel;
 use crate::engine::metrics::Metrics;
 use crate::engine::request::{Cancel, FinishReason};
@@ -13,7 +14,6 @@ use crate::engine::shared::Shared;
 use crate::engine::worker::Workers;
 use crate::error::{Error, Result};
 use crate::kv::PagePool;
-use crate::model::batch::Batch;
 use crate::sample::Sampler;
 
 /// The loop's state.

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
+use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::model::Rank;
-use crate::model::batch::Batch;
 
 /// The ranks of a loaded model.
 pub(crate) struct Workers {
