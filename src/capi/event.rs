@@ -1,0 +1,244 @@
+//! `qwen_event`: one piece of news of one request, and how a callback is told of it.
+
+use std::ffi::{c_char, c_void};
+use std::mem::MaybeUninit;
+
+use super::arguments::free;
+use super::buffers::qwen_buf;
+use super::codes::{QWEN_CANCEL, QWEN_CONTINUE, QWEN_STOP};
+use super::errors::qwen_error;
+use super::guard::{guard, guard_value};
+use crate::engine::session::Flow;
+use crate::engine::{Event, EventKind, FinishReason};
+use crate::error::{Error, Result};
+
+/// Kind of an event: the prompt is being computed.
+pub const QWEN_EVENT_STARTED: i32 = 1;
+/// Kind of an event: new text.
+pub const QWEN_EVENT_DELTA: i32 = 2;
+/// Kind of an event: the reply is complete; the request's last event. It may bring text, too.
+pub const QWEN_EVENT_FINISHED: i32 = 3;
+/// Kind of an event: the request ended with an error; its last event.
+pub const QWEN_EVENT_FAILED: i32 = 4;
+
+/// Reason of an end: the model, or a stop text or id, ended the reply.
+pub const QWEN_FINISH_STOP: i32 = 1;
+/// Reason of an end: max_tokens is reached, or the context is full.
+pub const QWEN_FINISH_LENGTH: i32 = 2;
+/// Reason of an end: the caller ended the reply and keeps it.
+pub const QWEN_FINISH_CANCELLED: i32 = 3;
+
+/// Tokens counted. Later versions may add fields at the end and grow struct_size.
+#[repr(C)]
+pub struct qwen_usage {
+    /// Set to sizeof(qwen_usage) by the caller; bytes filled, afterwards.
+    pub struct_size: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u64,
+    /// Tokens of the reply.
+    pub completion_tokens: u64,
+}
+
+/// News of a request: its beginning, new text, its end. Immutable: any thread may read it. The
+/// function that gives an event says who frees it.
+pub struct qwen_event {
+    event: Event,
+    text: qwen_buf,
+    error: Option<qwen_error>,
+}
+
+impl qwen_event {
+    /// The C object of `event`.
+    pub(super) fn new(event: Event) -> qwen_event {
+        let text = qwen_buf::new(event.text.as_bytes());
+        let error = event.error.as_ref().map(qwen_error::new);
+        qwen_event { event, text, error }
+    }
+}
+
+/// Is told of the events of one request, in order, on the thread that made the call. `event` lives
+/// until it returns. Result: QWEN_CONTINUE, QWEN_STOP or QWEN_CANCEL; anything else cancels with
+/// QWEN_E_CALLBACK. It must not throw or longjmp, and must not use the object that calls it, except
+/// to cancel or free it (QWEN_E_REENTRANT otherwise).
+pub type qwen_event_fn =
+    Option<unsafe extern "C" fn(event: *const qwen_event, user: *mut c_void) -> i32>;
+
+/// Tells a callback, and understands its answers.
+pub(super) struct Listener {
+    on_event: qwen_event_fn,
+    user: *mut c_void,
+    /// What the callback returned, where that means nothing.
+    refused: Option<i32>,
+}
+
+impl Listener {
+    /// A listener for `on_event`; without one, every answer is to go on.
+    pub(super) fn new(on_event: qwen_event_fn, user: *mut c_void) -> Listener {
+        Listener { on_event, user, refused: None }
+    }
+
+    /// Tells of `event`; what the callback wants next.
+    pub(super) fn tell(&mut self, event: &Event) -> Flow {
+        let Some(on_event) = self.on_event else { return Flow::Continue };
+        let event = qwen_event::new(event.clone());
+        // SAFETY: `event` lives through the call; `user` is the caller's own.
+        match unsafe { on_event(&raw const event, self.user) } {
+            QWEN_CONTINUE => Flow::Continue,
+            QWEN_STOP => Flow::Stop,
+            QWEN_CANCEL => Flow::Cancel,
+            returned => {
+                self.refused = Some(returned);
+                Flow::Cancel
+            }
+        }
+    }
+
+    /// `result`, unless the callback gave an answer that means nothing.
+    pub(super) fn verdict(self, result: Result<()>) -> Result<()> {
+        self.refused.map_or(result, |returned| Err(Error::Callback { returned }))
+    }
+}
+
+/// The tag given when the request was submitted; 0 for NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_event_tag(event: *const qwen_event) -> u64 {
+    // SAFETY: the caller gives NULL or a live event.
+    let event = unsafe { event.as_ref() };
+    guard_value("qwen_event_tag", 0, || event.map_or(0, |event| event.event.tag))
+}
+
+/// One of QWEN_EVENT_*; 0 for NULL. Later versions may add kinds: pass over those you do not know.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_event_kind(event: *const qwen_event) -> i32 {
+    // SAFETY: the caller gives NULL or a live event.
+    let event = unsafe { event.as_ref() };
+    guard_value("qwen_event_kind", 0, || {
+        event.map_or(0, |event| match event.event.kind {
+            EventKind::Started => QWEN_EVENT_STARTED,
+            EventKind::Delta => QWEN_EVENT_DELTA,
+            EventKind::Finished => QWEN_EVENT_FINISHED,
+            EventKind::Failed => QWEN_EVENT_FAILED,
+        })
+    })
+}
+
+/// The new text: whole UTF-8 characters always, a NUL behind them; "" where there is none. `len`
+/// (or NULL) receives its bytes. Lives as long as the event.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_event_text(
+    event: *const qwen_event,
+    len: Option<&mut MaybeUninit<u64>>,
+) -> *const c_char {
+    // SAFETY: the caller gives NULL or a live event.
+    let event = unsafe { event.as_ref() };
+    guard_value("qwen_event_text", c"".as_ptr(), || {
+        let text = event.map(|event| &event.text);
+        put(len, text.map_or(0, |text| text.content().len() as u64));
+        text.map_or(c"".as_ptr(), qwen_buf::pointer)
+    })
+}
+
+/// The bytes the model wrote for this text. They differ from it where the model wrote no UTF-8,
+/// which is U+FFFD in the text. `len` (or NULL) receives their number. Lives as long as the event.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_event_bytes(
+    event: *const qwen_event,
+    len: Option<&mut MaybeUninit<u64>>,
+) -> *const u8 {
+    // SAFETY: the caller gives NULL or a live event.
+    let event = unsafe { event.as_ref() };
+    guard_value("qwen_event_bytes", std::ptr::null(), || {
+        put(len, event.map_or(0, |event| event.event.bytes.len() as u64));
+        event.map_or(std::ptr::null(), |event| event.event.bytes.as_ptr())
+    })
+}
+
+/// The ids of the tokens generated since the last event. `num_ids` (or NULL) receives their
+/// number. Lives as long as the event.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_event_tokens(
+    event: *const qwen_event,
+    num_ids: Option<&mut MaybeUninit<u64>>,
+) -> *const u32 {
+    // SAFETY: the caller gives NULL or a live event.
+    let event = unsafe { event.as_ref() };
+    guard_value("qwen_event_tokens", std::ptr::null(), || {
+        put(num_ids, event.map_or(0, |event| event.event.token_ids.len() as u64));
+        event.map_or(std::ptr::null(), |event| event.event.token_ids.as_ptr())
+    })
+}
+
+fn put(place: Option<&mut MaybeUninit<u64>>, value: u64) {
+    if let Some(place) = place {
+        place.write(value);
+    }
+}
+
+/// Why the reply ended: one of QWEN_FINISH_*, on a QWEN_EVENT_FINISHED; 0 otherwise.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_event_finish_reason(event: *const qwen_event) -> i32 {
+    // SAFETY: the caller gives NULL or a live event.
+    let event = unsafe { event.as_ref() };
+    guard_value("qwen_event_finish_reason", 0, || {
+        event.and_then(|event| event.event.finish).map_or(0, |reason| match reason {
+            FinishReason::Stop => QWEN_FINISH_STOP,
+            FinishReason::Length => QWEN_FINISH_LENGTH,
+            FinishReason::Cancelled => QWEN_FINISH_CANCELLED,
+        })
+    })
+}
+
+/// Why the request failed, on a QWEN_EVENT_FAILED; NULL otherwise. Lives as long as the event: do
+/// not free it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_event_error(event: *const qwen_event) -> *const qwen_error {
+    // SAFETY: the caller gives NULL or a live event.
+    let event = unsafe { event.as_ref() };
+    guard_value("qwen_event_error", std::ptr::null(), || {
+        let error = event.and_then(|event| event.error.as_ref());
+        error.map_or(std::ptr::null(), std::ptr::from_ref)
+    })
+}
+
+/// Fills `usage` with the tokens counted, which are final on a QWEN_EVENT_FINISHED or _FAILED. Set
+/// `usage->struct_size` first.
+///
+/// Errors: QWEN_E_ARG for a struct_size that no version had.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_event_usage(
+    event: *const qwen_event,
+    usage: *mut qwen_usage,
+    err: Option<&mut MaybeUninit<*mut qwen_error>>,
+) -> i32 {
+    guard("qwen_event_usage", err, || {
+        // SAFETY: the caller gives NULL or a live event.
+        let event = unsafe { event.as_ref() }.ok_or(Error::Null { argument: "event" })?;
+        if usage.is_null() {
+            return Err(Error::Null { argument: "usage" });
+        }
+        // SAFETY: every version of the struct begins with this field, which the caller has set.
+        let given_bytes = unsafe { (*usage).struct_size };
+        if (given_bytes as usize) < size_of::<qwen_usage>() {
+            let reason = format!("struct_size {given_bytes} is too small");
+            return Err(Error::Argument { argument: "usage", reason });
+        }
+        let filled = qwen_usage {
+            struct_size: size_of::<qwen_usage>() as u32,
+            reserved: 0,
+            prompt_tokens: event.event.usage.prompt_tokens,
+            completion_tokens: event.event.usage.completion_tokens,
+        };
+        // SAFETY: the caller's struct is at least this large, by its own word.
+        unsafe { usage.write(filled) };
+        Ok(())
+    })
+}
+
+/// Frees an event. Not for events that a callback or a list lends. NULL is nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_event_free(event: *mut qwen_event) {
+    // SAFETY: the caller gives NULL or an event it owns, and uses it no more.
+    unsafe { free("qwen_event_free", event) }
+}

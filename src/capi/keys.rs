@@ -1,0 +1,316 @@
+//! The table of option keys: name, kind, shape, meaning; and the check of a value against it.
+//!
+//! The setters, the JSON merge and the description that bindings are made from all read this table.
+//! A checked value stays JSON until `fields` puts it where it belongs.
+
+use serde_json::{Map, Value, json};
+
+use super::fields::engine_values;
+use crate::engine::EngineOptions;
+use crate::error::{Error, Result};
+
+/// Longest text an option holds, in bytes.
+const MAX_TEXT_BYTES: usize = 1 << 20;
+/// Most items of a list.
+const MAX_ITEMS: usize = 64;
+
+/// What kind of object a set of options is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Engine,
+    Generation,
+    Session,
+}
+
+impl Kind {
+    pub(super) const ALL: [Kind; 3] = [Kind::Engine, Kind::Generation, Kind::Session];
+
+    /// The kind's name in C and JSON.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Kind::Engine => "engine",
+            Kind::Generation => "generation",
+            Kind::Session => "session",
+        }
+    }
+}
+
+/// Type and range of a key's values.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Shape {
+    /// A whole number from `.0` to `.1`.
+    Integer(i64, i64),
+    /// A number from `.0` to `.1`.
+    Number(f64, f64),
+    /// true or false.
+    Flag,
+    /// One of these texts.
+    Choice(&'static [&'static str]),
+    /// Any text.
+    Text,
+    /// A list of texts, none empty; a text alone is a list of one.
+    Texts,
+    /// A list of token ids; an id alone is a list of one.
+    Ids,
+}
+
+/// One option.
+pub(super) struct Key {
+    pub(super) kind: Kind,
+    pub(super) name: &'static str,
+    /// Another name for the same key, as OpenAI's API has it.
+    pub(super) alias: Option<&'static str>,
+    pub(super) shape: Shape,
+    pub(super) about: &'static str,
+}
+
+const fn key(kind: Kind, name: &'static str, shape: Shape, about: &'static str) -> Key {
+    Key { kind, name, alias: None, shape, about }
+}
+
+const fn engine(name: &'static str, shape: Shape, about: &'static str) -> Key {
+    key(Kind::Engine, name, shape, about)
+}
+
+const fn generation(name: &'static str, shape: Shape, about: &'static str) -> Key {
+    key(Kind::Generation, name, shape, about)
+}
+
+/// Most tokens of anything: token positions are 32-bit.
+const MAX_TOKENS: i64 = u32::MAX as i64;
+
+/// Every key there is.
+pub(super) const KEYS: &[Key] = &[
+    engine(
+        "backend",
+        Shape::Choice(&["auto", "cpu", "cpu-reference"]),
+        "what computes: the best there is, the fast CPU code, or the plain CPU code",
+    ),
+    engine(
+        "num_threads",
+        Shape::Integer(0, 4096),
+        "CPU threads of each rank; 0: the machine's cores divided by the ranks",
+    ),
+    engine("tensor_parallel", Shape::Integer(1, 64), "ranks that share the model"),
+    engine(
+        "weights",
+        Shape::Choice(&["map", "copy"]),
+        "leave the weights in the page cache, or copy them into this process",
+    ),
+    engine(
+        "max_context_tokens",
+        Shape::Integer(0, MAX_TOKENS),
+        "longest sequence; 0: what the model allows",
+    ),
+    engine(
+        "kv_cache_tokens",
+        Shape::Integer(0, MAX_TOKENS),
+        "KV cache over all requests; 0: derived from free memory",
+    ),
+    engine("max_batch_sequences", Shape::Integer(1, 4096), "most sequences in one step"),
+    engine(
+        "prefill_chunk_tokens",
+        Shape::Integer(1, 1 << 20),
+        "most prompt tokens in one step; bounds how long a step takes",
+    ),
+    engine(
+        "max_queue_requests",
+        Shape::Integer(1, 1 << 20),
+        "most requests waiting; one more is refused",
+    ),
+    Key {
+        alias: Some("max_completion_tokens"),
+        ..generation("max_tokens", Shape::Integer(1, MAX_TOKENS), "most tokens of the reply")
+    },
+    generation("temperature", Shape::Number(0.0, 100.0), "0: always the likeliest token"),
+    generation("top_k", Shape::Integer(0, MAX_TOKENS), "keep the k likeliest tokens; 0: off"),
+    generation("top_p", Shape::Number(0.0, 1.0), "keep the likeliest tokens of this mass; 1: off"),
+    generation("min_p", Shape::Number(0.0, 1.0), "least share of the likeliest; 0: off"),
+    generation(
+        "repetition_penalty",
+        Shape::Number(0.01, 100.0),
+        "divides the scores of ids of prompt and reply; 1: off",
+    ),
+    generation("presence_penalty", Shape::Number(-100.0, 100.0), "for ids of the reply; 0: off"),
+    generation(
+        "frequency_penalty",
+        Shape::Number(-100.0, 100.0),
+        "for ids of the reply, times their count; 0: off",
+    ),
+    generation("seed", Shape::Integer(0, i64::MAX), "the same seed draws the same reply"),
+    generation("stop", Shape::Texts, "texts that end the reply and are not part of it"),
+    generation("stop_token_ids", Shape::Ids, "ids that end the reply"),
+    generation("ignore_eos", Shape::Flag, "do not stop at the model's own end of a reply"),
+    generation(
+        "max_window_size",
+        Shape::Integer(1, MAX_TOKENS),
+        "history window of the chat format, in tokens; older turns are left out",
+    ),
+    key(Kind::Session, "system", Shape::Text, "the system message; the format's own if absent"),
+];
+
+/// The key called `name` (or so in OpenAI's API) of `kind`.
+pub(super) fn find(kind: Kind, name: &str) -> Result<&'static Key> {
+    KEYS.iter()
+        .find(|key| key.kind == kind && (key.name == name || key.alias == Some(name)))
+        .ok_or_else(|| Error::Option {
+            key: name.chars().take(64).collect(),
+            reason: format!("no {} option has this name", kind.name()),
+        })
+}
+
+impl Key {
+    /// `value`, brought to this key's shape; an error that names the key where that cannot be.
+    pub(super) fn check(&self, value: Value) -> Result<Value> {
+        self.shape
+            .fit(value)
+            .ok_or_else(|| Error::Option { key: self.name.to_string(), reason: self.shape.wish() })
+    }
+
+    /// This key for people and binding generators.
+    pub(super) fn describe(&self) -> Value {
+        let mut object = Map::new();
+        object.insert("key".into(), json!(self.name));
+        if let Some(alias) = self.alias {
+            object.insert("alias".into(), json!(alias));
+        }
+        self.shape.describe(&mut object);
+        object.insert("default".into(), default_of(self));
+        object.insert("about".into(), json!(self.about));
+        Value::Object(object)
+    }
+}
+
+impl Shape {
+    fn fit(self, value: Value) -> Option<Value> {
+        match self {
+            Shape::Integer(low, high) => {
+                whole(&value).filter(|n| (low..=high).contains(n)).map(Value::from)
+            }
+            Shape::Number(low, high) => {
+                value.as_f64().filter(|n| (low..=high).contains(n)).map(Value::from)
+            }
+            Shape::Flag => flag(&value).map(Value::from),
+            Shape::Choice(choices) => {
+                value.as_str().filter(|text| choices.contains(text)).map(Value::from)
+            }
+            Shape::Text => Some(value).filter(|value| short_text(value, 0)),
+            Shape::Texts => list(value, |value| short_text(value, 1)),
+            Shape::Ids => {
+                list(value, |value| value.as_u64().is_some_and(|id| u32::try_from(id).is_ok()))
+            }
+        }
+    }
+
+    /// What a value should have been.
+    fn wish(self) -> String {
+        match self {
+            Shape::Integer(low, high) => format!("wants a whole number from {low} to {high}"),
+            Shape::Number(low, high) => format!("wants a number from {low} to {high}"),
+            Shape::Flag => "wants true or false".to_string(),
+            Shape::Choice(choices) => format!("wants one of: {}", choices.join(", ")),
+            Shape::Text => format!("wants a text of at most {MAX_TEXT_BYTES} bytes"),
+            Shape::Texts => format!("wants at most {MAX_ITEMS} texts, none empty"),
+            Shape::Ids => format!("wants at most {MAX_ITEMS} token ids"),
+        }
+    }
+
+    fn describe(self, object: &mut Map<String, Value>) {
+        let (name, limits) = match self {
+            Shape::Integer(low, high) => ("integer", Some((json!(low), json!(high)))),
+            Shape::Number(low, high) => ("number", Some((json!(low), json!(high)))),
+            Shape::Flag => ("boolean", None),
+            Shape::Choice(_) | Shape::Text => ("string", None),
+            Shape::Texts => ("strings", None),
+            Shape::Ids => ("integers", None),
+        };
+        object.insert("type".into(), json!(name));
+        if let Some((low, high)) = limits {
+            object.insert("minimum".into(), low);
+            object.insert("maximum".into(), high);
+        }
+        if let Shape::Choice(choices) = self {
+            object.insert("choices".into(), json!(choices));
+        }
+    }
+}
+
+/// A whole number, however JSON wrote it (`3` or `3.0`).
+fn whole(value: &Value) -> Option<i64> {
+    value.as_i64().or_else(|| {
+        let number = value.as_f64()?;
+        // Above 2^53 a float no longer says which whole number was meant.
+        (number.fract() == 0.0 && number.abs() <= 9_007_199_254_740_992.0).then_some(number as i64)
+    })
+}
+
+/// A truth value; C has only numbers for it.
+fn flag(value: &Value) -> Option<bool> {
+    value.as_bool().or_else(|| match whole(value)? {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
+    })
+}
+
+fn short_text(value: &Value, min_bytes: usize) -> bool {
+    value.as_str().is_some_and(|text| (min_bytes..=MAX_TEXT_BYTES).contains(&text.len()))
+}
+
+fn list(value: Value, fits: impl Fn(&Value) -> bool) -> Option<Value> {
+    let items = match value {
+        Value::Array(items) => items,
+        single => vec![single],
+    };
+    (items.len() <= MAX_ITEMS && items.iter().all(fits)).then_some(Value::Array(items))
+}
+
+/// The default of a key; generation defaults come with each checkpoint.
+fn default_of(key: &Key) -> Value {
+    match key.kind {
+        Kind::Engine => {
+            engine_values(&EngineOptions::default()).remove(key.name).unwrap_or(Value::Null)
+        }
+        Kind::Generation => json!("checkpoint"),
+        Kind::Session => Value::Null,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_out_of_shape_are_refused_by_name() {
+        let refused = [
+            (Kind::Generation, "temperature", json!(-0.1)),
+            (Kind::Generation, "temperature", json!("hot")),
+            (Kind::Generation, "top_p", json!(1.5)),
+            (Kind::Generation, "max_tokens", json!(0)),
+            (Kind::Generation, "max_tokens", json!(2.5)),
+            (Kind::Generation, "seed", json!(-1)),
+            (Kind::Generation, "stop", json!([""])),
+            (Kind::Generation, "stop", json!(vec!["x"; MAX_ITEMS + 1])),
+            (Kind::Generation, "stop_token_ids", json!([4_294_967_296_u64])),
+            (Kind::Generation, "ignore_eos", json!(2)),
+            (Kind::Engine, "backend", json!("abacus")),
+            (Kind::Session, "system", json!(5)),
+        ];
+        for (kind, name, value) in refused {
+            match find(kind, name).unwrap().check(value.clone()) {
+                Err(Error::Option { key, .. }) => assert_eq!(key, name),
+                other => panic!("{name} = {value}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn other_spellings_of_a_value_are_understood() {
+        let check = |name, value| find(Kind::Generation, name).unwrap().check(value).unwrap();
+        assert_eq!(check("max_completion_tokens", json!(5.0)), json!(5));
+        assert_eq!(check("temperature", json!(1)), json!(1.0));
+        assert_eq!(check("stop", json!("END")), json!(["END"]));
+        assert_eq!(check("stop_token_ids", json!(5)), json!([5]));
+        assert_eq!(check("ignore_eos", json!(1)), json!(true));
+    }
+}

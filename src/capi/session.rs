@@ -1,0 +1,245 @@
+//! `qwen_session`: a conversation that remembers its turns.
+
+use std::ffi::{c_char, c_void};
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::arguments::{Handle, Out, free, handle, optional, text};
+use super::buffers::qwen_buf;
+use super::engine::qwen_engine;
+use super::errors::qwen_error;
+use super::event::{Listener, qwen_event_fn};
+use super::guard::guard;
+use super::options::{generation_params, qwen_options, session_system};
+use crate::engine::Engine;
+use crate::engine::session::Session;
+use crate::error::{Error, Result};
+use crate::text::chat::{Message, Role, parse_messages};
+
+/// A conversation. One thread at a time: a call during another thread's call gets QWEN_E_BUSY.
+/// Free it with qwen_session_free.
+pub struct qwen_session(Arc<Conversation>);
+
+/// The inside of `qwen_session`.
+pub(super) struct Conversation {
+    /// For the checkpoint's generation defaults.
+    engine: Engine,
+    session: Session,
+}
+
+impl Handle for qwen_session {
+    type Inside = Arc<Conversation>;
+    fn inside(&self) -> &Arc<Conversation> {
+        &self.0
+    }
+}
+
+/// Begins a conversation. `options`: session options (such as "system"), or NULL. The caller frees
+/// `session`. Any thread.
+///
+/// Errors: QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED, QWEN_E_FORKED; QWEN_E_ARG for options of another
+/// kind.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_session_new(
+    engine: *const qwen_engine,
+    options: *const qwen_options,
+    session: Option<&mut MaybeUninit<*mut qwen_session>>,
+    err: Option<&mut MaybeUninit<*mut qwen_error>>,
+) -> i32 {
+    guard("qwen_session_new", err, || {
+        let out = Out::new("session", session)?;
+        // SAFETY: the caller gives a live engine or NULL.
+        let engine = unsafe { handle("engine", engine) }?;
+        // SAFETY: the caller gives live options or NULL.
+        let system = session_system(unsafe { optional(options) })?;
+        engine.health()?;
+        let session = Session::new(&engine, system);
+        out.give(qwen_session(Arc::new(Conversation { engine, session })));
+        Ok(())
+    })
+}
+
+/// Says `text` and waits for the reply, which `on_event` (or NULL) is told with `user` as it is
+/// made, on this thread. `options`: generation options, or NULL. The turn is remembered when the
+/// reply is complete or the callback answers QWEN_STOP, and forgotten when it answers QWEN_CANCEL
+/// or the call fails. qwen_session_reply has the whole reply.
+///
+/// Errors: QWEN_E_CANCELLED and QWEN_E_CALLBACK by `on_event`; QWEN_E_UTF8, QWEN_E_ARG,
+/// QWEN_E_OPTION, QWEN_E_CONTEXT_FULL, QWEN_E_QUEUE_FULL, QWEN_E_BUSY, QWEN_E_REENTRANT,
+/// QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED, QWEN_E_FORKED.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_session_chat(
+    session: *mut qwen_session,
+    text: *const c_char,
+    text_len: u64,
+    options: *const qwen_options,
+    on_event: qwen_event_fn,
+    user: *mut c_void,
+    err: Option<&mut MaybeUninit<*mut qwen_error>>,
+) -> i32 {
+    guard("qwen_session_chat", err, || {
+        // SAFETY: the caller gives a live session or NULL.
+        let inside = unsafe { handle("session", session) }?;
+        // SAFETY: the caller gives a text as the header says.
+        let text = unsafe { self::text("text", text, text_len) }?;
+        // SAFETY: the caller gives live options or NULL.
+        let options = unsafe { optional(options) };
+        let params = generation_params(options, inside.engine.generation_defaults())?;
+        let mut listener = Listener::new(on_event, user);
+        let reply = inside.session.chat(text, &params, &mut |event| listener.tell(event));
+        listener.verdict(reply.map(drop))
+    })
+}
+
+/// Forgets the last reply and makes it anew, otherwise as qwen_session_chat. If that fails, the
+/// conversation is as it was.
+///
+/// Errors: QWEN_E_STATE where there is no reply yet; otherwise as for qwen_session_chat.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_session_regenerate(
+    session: *mut qwen_session,
+    options: *const qwen_options,
+    on_event: qwen_event_fn,
+    user: *mut c_void,
+    err: Option<&mut MaybeUninit<*mut qwen_error>>,
+) -> i32 {
+    guard("qwen_session_regenerate", err, || {
+        // SAFETY: the caller gives a live session or NULL.
+        let inside = unsafe { handle("session", session) }?;
+        // SAFETY: the caller gives live options or NULL.
+        let options = unsafe { optional(options) };
+        let params = generation_params(options, inside.engine.generation_defaults())?;
+        let mut listener = Listener::new(on_event, user);
+        let reply = inside.session.regenerate(&params, &mut |event| listener.tell(event));
+        listener.verdict(reply.map(drop))
+    })
+}
+
+/// The last reply, in UTF-8. The caller frees `reply`.
+///
+/// Errors: QWEN_E_STATE where there is none; QWEN_E_BUSY, QWEN_E_REENTRANT.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_session_reply(
+    session: *const qwen_session,
+    reply: Option<&mut MaybeUninit<*mut qwen_buf>>,
+    err: Option<&mut MaybeUninit<*mut qwen_error>>,
+) -> i32 {
+    guard("qwen_session_reply", err, || {
+        let reply = Out::new("reply", reply)?;
+        // SAFETY: the caller gives a live session or NULL.
+        let inside = unsafe { handle("session", session) }?;
+        let last = inside.session.messages()?.pop();
+        let last = last.filter(|message| message.role == Role::Assistant);
+        let none = || Error::State { reason: "the session has no reply yet".to_string() };
+        reply.give(qwen_buf::new(last.ok_or_else(none)?.content));
+        Ok(())
+    })
+}
+
+/// All messages, the system message first, as JSON that qwen_session_append_json takes:
+/// `[{"role", "content"}...]`. The caller frees `json`.
+///
+/// Errors: QWEN_E_BUSY, QWEN_E_REENTRANT.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_session_messages_json(
+    session: *const qwen_session,
+    json: Option<&mut MaybeUninit<*mut qwen_buf>>,
+    err: Option<&mut MaybeUninit<*mut qwen_error>>,
+) -> i32 {
+    guard("qwen_session_messages_json", err, || {
+        let json = Out::new("json", json)?;
+        // SAFETY: the caller gives a live session or NULL.
+        let inside = unsafe { handle("session", session) }?;
+        let messages: Vec<Value> = inside.session.messages()?.iter().map(message_json).collect();
+        json.give(qwen_buf::new(Value::Array(messages).to_string()));
+        Ok(())
+    })
+}
+
+fn message_json(message: &Message) -> Value {
+    let role = match message.role {
+        Role::System => "system",
+        Role::User => "user",
+        Role::Assistant => "assistant",
+    };
+    json!({ "role": role, "content": message.content })
+}
+
+/// Appends turns as they are, without the model: user and assistant messages in alternation. A
+/// system message at their beginning replaces the session's. All are appended or none.
+///
+/// Errors: QWEN_E_ARG for JSON of another form or roles out of order; QWEN_E_BUSY,
+/// QWEN_E_REENTRANT.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_session_append_json(
+    session: *mut qwen_session,
+    messages: *const c_char,
+    messages_len: u64,
+    err: Option<&mut MaybeUninit<*mut qwen_error>>,
+) -> i32 {
+    guard("qwen_session_append_json", err, || {
+        // SAFETY: the caller gives a live session or NULL.
+        let inside = unsafe { handle("session", session) }?;
+        // SAFETY: the caller gives a text as the header says.
+        let messages = unsafe { text("messages", messages, messages_len) }?;
+        append(&inside.session, parse_messages(messages)?)
+    })
+}
+
+fn append(session: &Session, mut messages: Vec<Message>) -> Result<()> {
+    let leads = messages.first().is_some_and(|message| message.role == Role::System);
+    let system = leads.then(|| messages.remove(0).content);
+    session.append(messages)?;
+    match system {
+        Some(system) => session.set_system(Some(system)),
+        None => Ok(()),
+    }
+}
+
+/// Keeps the first `num_turns` turns (a turn is a user message and its reply); 0 forgets all. The
+/// system message stays.
+///
+/// Errors: QWEN_E_BUSY, QWEN_E_REENTRANT.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_session_truncate(
+    session: *mut qwen_session,
+    num_turns: u64,
+    err: Option<&mut MaybeUninit<*mut qwen_error>>,
+) -> i32 {
+    guard("qwen_session_truncate", err, || {
+        // SAFETY: the caller gives a live session or NULL.
+        let inside = unsafe { handle("session", session) }?;
+        inside.session.truncate(usize::try_from(num_turns).unwrap_or(usize::MAX))
+    })
+}
+
+/// Replaces the system message; NULL means the chat format's own.
+///
+/// Errors: QWEN_E_UTF8, QWEN_E_BUSY, QWEN_E_REENTRANT.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_session_set_system(
+    session: *mut qwen_session,
+    text: *const c_char,
+    text_len: u64,
+    err: Option<&mut MaybeUninit<*mut qwen_error>>,
+) -> i32 {
+    guard("qwen_session_set_system", err, || {
+        // SAFETY: the caller gives a live session or NULL.
+        let inside = unsafe { handle("session", session) }?;
+        if text.is_null() {
+            return inside.session.set_system(None);
+        }
+        // SAFETY: the caller gives a text as the header says.
+        let text = unsafe { self::text("text", text, text_len) }?;
+        inside.session.set_system(Some(text.to_string()))
+    })
+}
+
+/// Frees a session, also from its own callback. Any thread. NULL is nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_session_free(session: *mut qwen_session) {
+    // SAFETY: the caller gives NULL or a session it owns, and uses it no more.
+    unsafe { free("qwen_session_free", session) }
+}
