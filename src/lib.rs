@@ -7,13 +7,15 @@
 //! side rooms, pure, knowing no device: text, checkpoint, sample, kv, tensor
 //! ```
 //!
-//! Rooms and what each may import are listed in `tests/tidy.rs`, which holds them to it.
+//! Rooms and what each may import are listed in `tests/tidy/rooms.rs`, which holds them to it.
 
 pub mod backend;
+pub mod batch;
 pub mod capi;
 pub mod checkpoint;
 pub mod engine;
 pub mod error;
+pub mod kv;
 pub mod model;
 pub mod sample;
 pub mod tensor;

@@ -1,1 +1,156 @@
-//! The backend trait: a few coarse ops, each with shapes, accumulate type and rounding.
+//! The backend trait: a few coarse ops, each with its shapes, accumulate type and rounding.
+//!
+//! It is not a tensor library: one op is one step of a transformer layer, coarse enough that a
+//! device backend can fuse what it likes behind it. The plain loops of `cpu::reference` are the
+//! specification; every other backend is tested against them.
+//!
+//! Arithmetic, the same for all backends:
+//! - activations and the residual stream are f32, all sums are accumulated in f32;
+//! - `linear` and `swiglu` round their input to bf16 when the weights are bf16 (the precision the
+//!   model was trained in); with f16 and f32 weights the input stays f32;
+//! - queries, keys and values are rounded to the cache's dtype after the rotary embedding; scores,
+//!   softmax and the weighted sum are f32;
+//! - a row's result never depends on which other rows are in the step, to the bit.
+
+pub mod comm;
+pub mod cpu;
+
+use crate::batch::Batch;
+use crate::error::Result;
+use crate::tensor::{Dtype, HostTensor};
+
+/// Sizes of one rank's KV cache. A page holds `batch::PAGE_TOKENS` tokens of every layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvSpec {
+    /// Layers of the model.
+    pub num_layers: usize,
+    /// Pages the cache holds.
+    pub num_pages: usize,
+    /// KV heads on this rank.
+    pub num_kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Element type of stored keys and values (and of the rounded queries).
+    pub dtype: Dtype,
+}
+
+/// Rotary angles and query scales of the rows of one step.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RopeStep {
+    /// `[tokens, head_dim / 2]` cosines.
+    pub cos: Vec<f32>,
+    /// `[tokens, head_dim / 2]` sines.
+    pub sin: Vec<f32>,
+    /// `[tokens]` factor of the query after rotation (log-n attention; 1 when off).
+    pub query_scale: Vec<f32>,
+}
+
+/// The shape of one attention layer on this rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadShape {
+    /// Query heads on this rank.
+    pub num_heads: usize,
+    /// KV heads on this rank; divides `num_heads`.
+    pub num_kv_heads: usize,
+    /// Elements of a head, even.
+    pub head_dim: usize,
+}
+
+impl HeadShape {
+    /// Columns of the stacked Q, K, V rows.
+    pub fn qkv_cols(&self) -> usize {
+        (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+    }
+}
+
+/// A device (or the host) that can run the ops of one rank. Methods are called from one thread.
+///
+/// Shapes are outermost first. `Buffer` holds up to `max_rows` rows of f32; each op that writes a
+/// buffer also sets how many rows it holds. Shape mismatches are bugs of the caller: asserts.
+pub trait Backend: Send {
+    /// A weight matrix `[out, in]` in its stored dtype.
+    type Matrix: Send;
+    /// A weight vector `[n]` (norm weight or bias), as f32.
+    type Vector: Send;
+    /// Activations `[rows, cols]` f32.
+    type Buffer: Send;
+    /// Keys and values of all layers.
+    type KvCache: Send;
+
+    /// Makes a weight matrix ready. `Error::OutOfHostMemory` when it must be copied and cannot.
+    fn matrix(&mut self, source: &HostTensor) -> Result<Self::Matrix>;
+    /// Makes a weight vector ready.
+    fn vector(&mut self, source: &HostTensor) -> Result<Self::Vector>;
+    /// An activation buffer for up to `max_rows` rows of `cols`.
+    fn buffer(&mut self, max_rows: usize, cols: usize) -> Result<Self::Buffer>;
+    /// A KV cache, all pages zero.
+    fn kv_cache(&mut self, spec: KvSpec) -> Result<Self::KvCache>;
+
+    /// `out[i] = table[token_ids[i]]`, exact. `table [vocab, hidden]`, `out [tokens, hidden]`.
+    fn embed(&mut self, table: &Self::Matrix, token_ids: &[u32], out: &mut Self::Buffer);
+
+    /// `residual += delta` (when given), then `out = residual * rsqrt(mean(residual^2) + eps) * w`
+    /// row by row. All `[rows, hidden]`; `w [hidden]`.
+    fn add_norm(
+        &mut self,
+        delta: Option<&Self::Buffer>,
+        residual: &mut Self::Buffer,
+        weight: &Self::Vector,
+        epsilon: f32,
+        out: &mut Self::Buffer,
+    );
+
+    /// `out = x W^T + bias`. `x [rows, in]`, `W [out, in]`, `bias [out]`, `out [rows, out]`.
+    fn linear(
+        &mut self,
+        x: &Self::Buffer,
+        weight: &Self::Matrix,
+        bias: Option<&Self::Vector>,
+        out: &mut Self::Buffer,
+    );
+
+    /// `out = (x up^T) * silu(x gate^T)`. `x [rows, hidden]`, weights `[width, hidden]`,
+    /// `out [rows, width]`.
+    fn swiglu(
+        &mut self,
+        x: &Self::Buffer,
+        gate: &Self::Matrix,
+        up: &Self::Matrix,
+        out: &mut Self::Buffer,
+    );
+
+    /// Rotates the queries and keys of `qkv [tokens, qkv_cols]`, scales and rounds the queries in
+    /// place, and stores keys and values of layer `layer` at the batch's slots.
+    fn rope_kv_write(
+        &mut self,
+        batch: &Batch,
+        rope: &RopeStep,
+        heads: HeadShape,
+        qkv: &mut Self::Buffer,
+        kv: (&mut Self::KvCache, usize),
+    );
+
+    /// Causal attention of the queries in `qkv` over the cached keys and values of layer `layer`:
+    /// row at position p sees positions 0..=p. `out [tokens, num_heads * head_dim]`.
+    fn attention(
+        &mut self,
+        batch: &Batch,
+        heads: HeadShape,
+        qkv: &Self::Buffer,
+        kv: (&Self::KvCache, usize),
+        out: &mut Self::Buffer,
+    );
+
+    /// `out[i] = x[rows[i]]`.
+    fn gather_rows(&mut self, x: &Self::Buffer, rows: &[u32], out: &mut Self::Buffer);
+
+    /// Sums `x` over all ranks; every rank gets the same bits. World 1: nothing to do.
+    fn all_reduce(&mut self, x: &mut Self::Buffer) -> Result<()>;
+
+    /// Joins the ranks' logits `[rows, vocab share]` along the columns, in rank order, into
+    /// `out [rows, vocab]` on rank 0 (left empty elsewhere).
+    fn gather_logits(&mut self, local: &Self::Buffer, out: &mut Vec<f32>) -> Result<()>;
+
+    /// Tells the other ranks that this one cannot go on, so that none waits for it.
+    fn abandon(&mut self);
+}

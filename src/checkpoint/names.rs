@@ -1,6 +1,7 @@
 //! One table: canonical tensor names -> the names in a Qwen-1 checkpoint.
 //!
-//! Nothing else in the library ever spells a checkpoint name.
+//! Nothing else in the library ever spells a checkpoint name. The file format's `w1`, `w2` and
+//! `c_proj` become up, gate, down and output here. Pure: reads nothing, knows no sizes.
 
 /// Token embedding `[vocab_size, hidden_size]`.
 pub const EMBEDDING: &str = "transformer.wte.weight";
@@ -30,9 +31,17 @@ pub enum LayerTensor {
     DownWeight,
 }
 
+/// What the names of all layers' tensors begin with; the layer's number follows.
+const LAYER_PREFIX: &str = "transformer.h.";
+
 /// The checkpoint's name of `tensor` in layer `index`.
 pub fn layer(index: usize, tensor: LayerTensor) -> String {
-    let suffix = match tensor {
+    format!("{LAYER_PREFIX}{index}.{}", suffix(tensor))
+}
+
+/// What the name of `tensor` ends with, in every layer.
+fn suffix(tensor: LayerTensor) -> &'static str {
+    match tensor {
         LayerTensor::AttentionNorm => "ln_1.weight",
         LayerTensor::QkvWeight => "attn.c_attn.weight",
         LayerTensor::QkvBias => "attn.c_attn.bias",
@@ -41,6 +50,54 @@ pub fn layer(index: usize, tensor: LayerTensor) -> String {
         LayerTensor::GateWeight => "mlp.w2.weight",
         LayerTensor::UpWeight => "mlp.w1.weight",
         LayerTensor::DownWeight => "mlp.c_proj.weight",
+    }
+}
+
+/// What a name found in a checkpoint stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// A tensor of the model's arithmetic, of some layer or none.
+    Model,
+    /// A buffer that some versions saved and every version recomputes.
+    Ignored,
+    /// Neither: the file is of another kind, and leaving the tensor out would change the answers.
+    Unknown,
+}
+
+/// All tensors of a layer.
+const LAYER_TENSORS: [LayerTensor; 8] = [
+    LayerTensor::AttentionNorm,
+    LayerTensor::QkvWeight,
+    LayerTensor::QkvBias,
+    LayerTensor::OWeight,
+    LayerTensor::MlpNorm,
+    LayerTensor::GateWeight,
+    LayerTensor::UpWeight,
+    LayerTensor::DownWeight,
+];
+
+/// Last parts of the names of recomputed buffers: masks, rotary and log-n tables.
+const IGNORED_SUFFIXES: [&str; 4] =
+    ["attn.masked_bias", "attn.bias", "rotary_emb.inv_freq", "logn_tensor"];
+
+/// The role of the checkpoint tensor called `name`.
+pub fn role(name: &str) -> Role {
+    if [EMBEDDING, FINAL_NORM, LM_HEAD].contains(&name) || is_layer_tensor(name) {
+        return Role::Model;
+    }
+    let is_ignored = IGNORED_SUFFIXES.iter().any(|suffix| {
+        name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    });
+    if is_ignored { Role::Ignored } else { Role::Unknown }
+}
+
+fn is_layer_tensor(name: &str) -> bool {
+    let Some((number, rest)) =
+        name.strip_prefix(LAYER_PREFIX).and_then(|rest| rest.split_once('.'))
+    else {
+        return false;
     };
-    format!("transformer.h.{index}.{suffix}")
+    // The canonical spelling only: `h.00.` would never be asked for.
+    let is_number = number.parse::<usize>().is_ok_and(|index| index.to_string() == number);
+    is_number && LAYER_TENSORS.iter().any(|tensor| suffix(*tensor) == rest)
 }

@@ -1,89 +1,70 @@
 //! The engine: owns the model, the KV pages and the table of requests; one loop thread steps it.
+//!
+//! ```text
+//! any thread                      the thread "qwen-engine"                     rank threads
+//! Engine::submit -> Shared.inbox -> Stepper: scheduler -> Batch -> Workers --> Rank::forward
+//! Request::next  <- Mailbox      <- Sequence <- Sampler <- logits <-----------/
+//! ```
+//!
+//! Only the loop thread changes sequences and pages; callers see it through an inbox and mailboxes.
+//! An engine lives as long as its handles and the sessions made from it. With the last of them it
+//! ends: requests still outstanding end as cancelled, and the model's memory is released before
+//! that drop returns (it waits for the step that is running, no longer).
 
+mod completion;
+mod metrics;
+mod open;
+pub mod options;
 pub mod request;
+pub mod scheduler;
+pub mod sequence;
 pub mod session;
+mod shared;
+mod start;
+mod step;
+mod worker;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::sample::SamplingParams;
 use crate::text::tokenizer::Tokenizer;
-pub use request::{CompletionQueue, Event, EventKind, FinishReason, Request, Usage};
-
-/// How an engine is opened. `capi::options` maps string keys to these fields.
-#[derive(Debug, Clone, PartialEq)]
-pub struct EngineOptions {
-    /// `"auto"`, `"cpu"` (fast) or `"cpu-reference"` (plain loops).
-    pub backend: String,
-    /// Threads per rank of the CPU backend; 0 means the machine's cores divided by the ranks.
-    pub num_threads: usize,
-    /// Ranks that share the model in this process.
-    pub tensor_parallel: usize,
-    /// `"map"` (weights stay in the page cache) or `"copy"` (into this process's own memory).
-    pub weights: String,
-    /// Longest sequence a request may reach; 0 means what the model allows.
-    pub max_context_tokens: usize,
-    /// KV cache capacity in tokens over all requests; 0 means derived from free memory.
-    pub kv_cache_tokens: usize,
-    /// Most sequences in one step.
-    pub max_batch_sequences: usize,
-    /// Most prompt tokens computed in one step: the bound on how long a step can take.
-    pub prefill_chunk_tokens: usize,
-    /// Most requests waiting; one more is refused.
-    pub max_queue_requests: usize,
-}
-
-impl Default for EngineOptions {
-    fn default() -> EngineOptions {
-        EngineOptions {
-            backend: "auto".to_string(),
-            num_threads: 0,
-            tensor_parallel: 1,
-            weights: "map".to_string(),
-            max_context_tokens: 0,
-            kv_cache_tokens: 0,
-            max_batch_sequences: 64,
-            prefill_chunk_tokens: 512,
-            max_queue_requests: 1024,
-        }
-    }
-}
-
-/// How one reply is generated. Defaults come from the checkpoint's `generation_config.json`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct GenerationParams {
-    pub sampling: SamplingParams,
-    /// Most tokens of the reply.
-    pub max_tokens: usize,
-    /// Texts that end the reply; never part of it.
-    pub stop: Vec<String>,
-    /// Token ids that end the reply, besides the format's own.
-    pub stop_token_ids: Vec<u32>,
-    /// Do not stop at the end-of-text and chat control tokens.
-    pub ignore_eos: bool,
-    /// History window of the chat format, in tokens.
-    pub max_window_size: usize,
-}
+pub use completion::CompletionQueue;
+pub use options::{EngineOptions, GenerationParams};
+use request::Mailbox;
+pub use request::{Event, EventKind, FinishReason, Request, Usage};
+use sequence::{Limits, Sequence};
+use shared::Shared;
+pub use start::EngineParts;
 
 /// Progress of loading, in bytes of weights made ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadProgress {
+    /// Ready so far.
     pub done_bytes: u64,
+    /// Of all weights of this process.
     pub total_bytes: u64,
 }
 
 /// What an engine would need, computed without allocating.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Estimate {
+    /// Weights, as the backend stores them.
     pub weight_bytes: u64,
+    /// KV cache of `kv_cache_tokens`.
     pub kv_cache_bytes: u64,
+    /// Capacity of the KV cache over all requests.
     pub kv_cache_tokens: u64,
+    /// Activations and logits of the largest step.
     pub workspace_bytes: u64,
+    /// What the machine has free.
     pub available_bytes: u64,
+    /// The sum is not more than what is free.
     pub fits: bool,
 }
 
@@ -99,9 +80,13 @@ pub enum Shutdown {
 /// Severity of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
+    /// Something the caller asked for did not happen.
     Error = 1,
+    /// It works, but probably not as meant.
     Warn = 2,
+    /// Once per engine.
     Info = 3,
+    /// Up to once per step.
     Debug = 4,
 }
 
@@ -111,7 +96,31 @@ pub type LogHook = Arc<dyn Fn(LogLevel, &str, &str) + Send + Sync>;
 /// A loaded model that serves many requests at once. Cheap to clone; any thread may use it.
 #[derive(Clone)]
 pub struct Engine {
-    _inner: Arc<()>,
+    handle: Arc<Handle>,
+}
+
+/// What the clones of an `Engine` share; its drop is the drop of the last of them.
+struct Handle {
+    shared: Arc<Shared>,
+    loop_thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let thread = self.loop_thread.get_mut().take();
+        if self.shared.check_process().is_err() {
+            // A forked child has no such thread, and the inbox may be locked for ever.
+            std::mem::forget(thread);
+            return;
+        }
+        self.shared.begin_shutdown(Shutdown::Cancel);
+        if !self.shared.is_loop_thread()
+            && let Some(thread) = thread
+        {
+            // The loop catches its own panics: nothing is lost with this result.
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Engine {
@@ -123,24 +132,30 @@ impl Engine {
         log: Option<LogHook>,
         progress: &mut dyn FnMut(LoadProgress) -> bool,
     ) -> Result<Engine> {
-        let _ = (options, log, progress);
-        Err(Error::NotFound { path: folder.to_path_buf() })
+        open::open(folder, options, log, progress)
     }
 
     /// What `open` would need.
     pub fn estimate(folder: &Path, options: &EngineOptions) -> Result<Estimate> {
-        let _ = options;
-        Err(Error::NotFound { path: folder.to_path_buf() })
+        open::estimate(folder, options)
+    }
+
+    /// Starts an engine on a model that is loaded. Errors: an option that can never work
+    /// (`Error::Option`), or threads that cannot be had (`Error::EngineFailed`).
+    pub fn start(parts: EngineParts) -> Result<Engine> {
+        let (shared, thread) = start::start(parts)?;
+        let loop_thread = Mutex::new(Some(thread));
+        Ok(Engine { handle: Arc::new(Handle { shared, loop_thread }) })
     }
 
     /// The checkpoint's tokenizer.
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
-        unimplemented!()
+        &self.shared().tokenizer
     }
 
-    /// Generation defaults of the checkpoint.
+    /// Generation defaults of the checkpoint, with a fresh random seed in every call.
     pub fn generation_defaults(&self) -> GenerationParams {
-        unimplemented!()
+        GenerationParams::from_config(&self.shared().generation, start::random_seed())
     }
 
     /// Renders `messages` (see `text::chat`) and submits them.
@@ -151,40 +166,93 @@ impl Engine {
         params: &GenerationParams,
         queue: Option<(Arc<CompletionQueue>, u64)>,
     ) -> Result<Request> {
-        let _ = (messages, params, queue);
-        Err(Error::Closed { object: "engine" })
+        self.shared().health()?;
+        params.validate()?;
+        let tokenizer = self.tokenizer();
+        let prompt = crate::text::chat::render(tokenizer, messages, params.max_window_size)?;
+        self.submit_tokens(prompt, params, queue)
     }
 
-    /// Submits token ids as they are (raw format).
+    /// Submits token ids as they are (raw format). Errors: `Error::Argument` for an empty prompt
+    /// or an id outside the vocabulary, `Error::Option` for parameters that can never work,
+    /// `Error::ContextFull` when the prompt and one more token can never fit, `Error::QueueFull`,
+    /// `Error::Closed`, `Error::EngineFailed`, `Error::Forked`.
     pub fn submit_tokens(
         &self,
         prompt: Vec<u32>,
         params: &GenerationParams,
         queue: Option<(Arc<CompletionQueue>, u64)>,
     ) -> Result<Request> {
-        let _ = (prompt, params, queue);
-        Err(Error::Closed { object: "engine" })
+        let shared = self.shared();
+        shared.health()?;
+        params.validate()?;
+        check_prompt(&prompt, shared)?;
+        let limits = Limits {
+            total_tokens: shared
+                .sequence_tokens
+                .min(prompt.len().saturating_add(params.max_tokens)),
+            ..start::stops(shared, params)
+        };
+        let mailbox = Mailbox::new(queue);
+        shared.submit(Sequence::new(prompt, params, limits, Arc::clone(&mailbox)))?;
+        Ok(Request::new(mailbox))
     }
 
-    /// Model, backend, sizes, options in force.
+    /// Model, backend, sizes, options in force: a JSON object.
     pub fn info(&self) -> Value {
-        Value::Null
+        self.shared().info.clone()
     }
 
-    /// Counters and gauges.
+    /// Counters and gauges: a flat JSON object of numbers.
     pub fn metrics(&self) -> Value {
-        Value::Null
+        self.shared().metrics.to_json()
     }
 
     /// `Ok` while the engine can serve; the reason otherwise.
     pub fn health(&self) -> Result<()> {
-        Ok(())
+        self.shared().health()
     }
 
-    /// Ends the engine's work; idempotent. `Error::Timeout` when requests are still running after
-    /// `timeout` (the shutdown goes on).
+    /// Ends the engine's work and releases the model; idempotent, and a drain can still be turned
+    /// into a cancel. `Error::Timeout` when requests are still running after `timeout` (the
+    /// shutdown goes on). From inside the log hook, which the loop itself calls:
+    /// `Error::Reentrant`.
     pub fn shutdown(&self, how: Shutdown, timeout: Duration) -> Result<()> {
-        let _ = (how, timeout);
-        Ok(())
+        let shared = self.shared();
+        shared.check_process()?;
+        shared.begin_shutdown(how);
+        if shared.is_loop_thread() {
+            return Err(Error::Reentrant { object: "engine" });
+        }
+        shared.wait_released(timeout)
     }
+
+    /// `Error::Forked` in a child of the process that opened the engine.
+    pub(crate) fn check_process(&self) -> Result<()> {
+        self.shared().check_process()
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.handle.shared
+    }
+}
+
+/// A prompt the model can take, and that leaves room for a reply of at least one token.
+fn check_prompt(prompt: &[u32], shared: &Shared) -> Result<()> {
+    let wrong = |reason: String| Error::Argument { argument: "prompt", reason };
+    if prompt.is_empty() {
+        return Err(wrong("has no tokens".to_string()));
+    }
+    let usable = shared.usable_ids;
+    if let Some(index) = prompt.iter().position(|&id| id as usize >= usable) {
+        let id = prompt[index];
+        return Err(wrong(format!("id {id} at index {index} is not below {usable}")));
+    }
+    if prompt.len() + 1 > shared.sequence_tokens {
+        return Err(Error::ContextFull {
+            needed_tokens: prompt.len() as u64 + 1,
+            available_tokens: shared.sequence_tokens as u64,
+        });
+    }
+    Ok(())
 }

@@ -1,10 +1,18 @@
 //! A request as its owner sees it: a mailbox of events that the engine loop fills and any thread
 //! empties. Undelivered deltas coalesce, so a slow reader never stalls the batch.
+//!
+//! Order of events: `Started` (absent when the request ended before its first step), any number of
+//! `Delta`, then exactly one `Finished` or `Failed`.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::engine::completion::CompletionQueue;
 use crate::error::{Error, Result};
+use crate::text::TextDelta;
 
 /// What an event says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +41,9 @@ pub enum FinishReason {
 /// Tokens counted for one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
+    /// Tokens of the prompt, control tokens included.
     pub prompt_tokens: u64,
+    /// Tokens of the reply; a stop token is not part of it.
     pub completion_tokens: u64,
 }
 
@@ -42,11 +52,13 @@ pub struct Usage {
 pub struct Event {
     /// The caller's tag, given at submit (0 without a queue).
     pub tag: u64,
+    /// What the event says.
     pub kind: EventKind,
     /// Whole UTF-8 characters; U+FFFD for bytes that can never become one.
     pub text: String,
     /// The same bytes, verbatim.
     pub bytes: Vec<u8>,
+    /// Ids drawn since the last delta; their text may still be held back.
     pub token_ids: Vec<u32>,
     /// On `Finished`.
     pub finish: Option<FinishReason>,
@@ -56,39 +68,266 @@ pub struct Event {
     pub error: Option<Error>,
 }
 
-/// Handle of a submitted request. Cheap to clone; dropping the last handle cancels it.
+impl Event {
+    fn new(tag: u64, kind: EventKind) -> Event {
+        Event {
+            tag,
+            kind,
+            text: String::new(),
+            bytes: Vec::new(),
+            token_ids: Vec::new(),
+            finish: None,
+            usage: Usage::default(),
+            error: None,
+        }
+    }
+}
+
+/// Handle of a submitted request. Cheap to clone; dropping the last handle cancels it. It does not
+/// keep the engine alive: requests outstanding when an engine goes end as cancelled.
 #[derive(Clone)]
 pub struct Request {
-    _shared: Arc<()>,
+    handle: Arc<Handle>,
+}
+
+/// What the clones of a `Request` share; its drop is the drop of the last of them.
+struct Handle {
+    mailbox: Arc<Mailbox>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.mailbox.cancel(false);
+    }
 }
 
 impl Request {
-    /// The next event; `Error::Timeout` when none came in time, `Error::End` after the last.
+    pub(crate) fn new(mailbox: Arc<Mailbox>) -> Request {
+        Request { handle: Arc::new(Handle { mailbox }) }
+    }
+
+    /// The next event; waits at most `timeout` (`None`: as long as it takes). `Error::Timeout` when
+    /// none came in time, `Error::End` after the last.
     pub fn next(&self, timeout: Option<Duration>) -> Result<Event> {
-        let _ = timeout;
-        Err(Error::End)
+        self.handle.mailbox.next(timeout)
     }
 
     /// Ends the request within one engine step. The last event is `Finished(Cancelled)` when
-    /// `keep` (what was generated counts), `Failed(Error::Cancelled)` otherwise.
+    /// `keep` (what was generated counts), `Failed(Error::Cancelled)` otherwise. Of several calls
+    /// the first decides; a request that has ended stays as it is.
     pub fn cancel(&self, keep: bool) {
-        let _ = keep;
+        self.handle.mailbox.cancel(keep);
     }
 }
 
-/// Announces the events of many requests to one or more reading threads.
-pub struct CompletionQueue {}
+/// How a caller wants a request to end before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cancel {
+    Keep,
+    Drop,
+}
 
-impl CompletionQueue {
-    /// An empty queue.
-    pub fn new() -> Arc<CompletionQueue> {
-        Arc::new(CompletionQueue {})
+const CANCEL_NONE: u8 = 0;
+const CANCEL_KEEP: u8 = 1;
+const CANCEL_DROP: u8 = 2;
+
+/// Between the loop, which posts, and the owner, who takes.
+pub(crate) struct Mailbox {
+    tag: u64,
+    /// After a fork the loop thread is gone and the lock may be held for ever.
+    process_id: u32,
+    cancel: AtomicU8,
+    /// Weak: a queue its owner has dropped must not live on in the requests it announced.
+    queue: Weak<CompletionQueue>,
+    mail: Mutex<Mail>,
+    arrived: Condvar,
+}
+
+/// What has been posted and not yet taken.
+#[derive(Default)]
+struct Mail {
+    started: bool,
+    text: String,
+    bytes: Vec<u8>,
+    token_ids: Vec<u32>,
+    end: Option<Event>,
+    /// The last event was posted.
+    ended: bool,
+    /// The completion queue holds an entry for this mailbox.
+    announced: bool,
+}
+
+impl Mail {
+    fn has_text(&self) -> bool {
+        !self.text.is_empty() || !self.bytes.is_empty()
     }
 
-    /// Up to `max` events, waiting for the first at most `timeout`. `Error::Timeout` when none
-    /// came; `Error::End` when no live request uses the queue any more.
-    pub fn next(&self, max: usize, timeout: Option<Duration>) -> Result<Vec<Event>> {
-        let _ = (max, timeout);
-        Err(Error::End)
+    fn is_ready(&self) -> bool {
+        self.started || self.has_text() || self.end.is_some()
+    }
+
+    /// The oldest event. Ids whose text is held back wait for it, or for the end.
+    fn take(&mut self, tag: u64) -> Option<Event> {
+        if std::mem::take(&mut self.started) {
+            return Some(Event::new(tag, EventKind::Started));
+        }
+        if self.has_text() || (self.end.is_some() && !self.token_ids.is_empty()) {
+            let mut delta = Event::new(tag, EventKind::Delta);
+            delta.text = std::mem::take(&mut self.text);
+            delta.bytes = std::mem::take(&mut self.bytes);
+            delta.token_ids = std::mem::take(&mut self.token_ids);
+            return Some(delta);
+        }
+        self.end.take()
+    }
+}
+
+impl Mailbox {
+    /// An empty mailbox; `queue` learns of its events.
+    pub(crate) fn new(queue: Option<(Arc<CompletionQueue>, u64)>) -> Arc<Mailbox> {
+        let tag = queue.as_ref().map_or(0, |(_, tag)| *tag);
+        let queue = queue.map_or_else(Weak::new, |(queue, _)| Arc::downgrade(&queue));
+        Arc::new(Mailbox {
+            tag,
+            process_id: std::process::id(),
+            cancel: AtomicU8::new(CANCEL_NONE),
+            queue,
+            mail: Mutex::new(Mail::default()),
+            arrived: Condvar::new(),
+        })
+    }
+
+    /// The request was accepted: from now on its queue waits for its last event.
+    pub(crate) fn accepted(&self) {
+        if let Some(queue) = self.queue.upgrade() {
+            queue.attach();
+        }
+    }
+
+    fn cancel(&self, keep: bool) {
+        let wish = if keep { CANCEL_KEEP } else { CANCEL_DROP };
+        // Fails when somebody was first, whose wish stands.
+        let _ =
+            self.cancel.compare_exchange(CANCEL_NONE, wish, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// What the owner wants, as the loop asks in every step. No lock: a step looks at all requests.
+    pub(crate) fn cancel_wish(&self) -> Option<Cancel> {
+        match self.cancel.load(Ordering::Relaxed) {
+            CANCEL_NONE => None,
+            CANCEL_KEEP => Some(Cancel::Keep),
+            _ => Some(Cancel::Drop),
+        }
+    }
+
+    pub(crate) fn post_started(self: &Arc<Self>) {
+        self.post(|mail| mail.started = true);
+    }
+
+    /// Adds text (which may be empty while the stream holds it back) and the id it came from.
+    pub(crate) fn post_delta(self: &Arc<Self>, delta: TextDelta, token_id: Option<u32>) {
+        self.post(|mail| {
+            mail.text.push_str(&delta.text);
+            mail.bytes.extend_from_slice(&delta.bytes);
+            mail.token_ids.extend(token_id);
+        });
+    }
+
+    pub(crate) fn post_end(self: &Arc<Self>, outcome: Result<FinishReason>, usage: Usage) {
+        let mut event = Event::new(self.tag, EventKind::Finished);
+        event.usage = usage;
+        match outcome {
+            Ok(reason) => event.finish = Some(reason),
+            Err(error) => {
+                event.kind = EventKind::Failed;
+                event.error = Some(error);
+            }
+        }
+        self.post(|mail| {
+            mail.ended = true;
+            mail.end = Some(event);
+        });
+    }
+
+    /// Changes the mail and wakes whoever waits for it. The queue is told after the mail's lock is
+    /// released, so no thread ever holds both.
+    fn post(self: &Arc<Self>, change: impl FnOnce(&mut Mail)) {
+        let mut mail = self.mail.lock();
+        if mail.ended {
+            return;
+        }
+        change(&mut mail);
+        if !mail.is_ready() {
+            return;
+        }
+        self.arrived.notify_all();
+        let announced = std::mem::replace(&mut mail.announced, true);
+        drop(mail);
+        if !announced && let Some(queue) = self.queue.upgrade() {
+            queue.announce(Arc::clone(self));
+        }
+    }
+
+    fn next(&self, timeout: Option<Duration>) -> Result<Event> {
+        if self.process_id != std::process::id() {
+            return Err(Error::Forked);
+        }
+        let deadline = Deadline::after(timeout);
+        let mut mail = self.mail.lock();
+        loop {
+            if let Some(event) = self.take(&mut mail) {
+                return Ok(event);
+            }
+            if mail.ended {
+                return Err(Error::End);
+            }
+            deadline.wait(&self.arrived, &mut mail)?;
+        }
+    }
+
+    /// For the completion queue: the oldest event, and whether more are ready (then the entry goes
+    /// back into the queue).
+    pub(crate) fn take_announced(&self) -> (Option<Event>, bool) {
+        let mut mail = self.mail.lock();
+        let event = self.take(&mut mail);
+        mail.announced = mail.is_ready();
+        (event, mail.announced)
+    }
+
+    fn take(&self, mail: &mut Mail) -> Option<Event> {
+        let event = mail.take(self.tag)?;
+        let last = matches!(event.kind, EventKind::Finished | EventKind::Failed);
+        if last && let Some(queue) = self.queue.upgrade() {
+            queue.detach();
+        }
+        Some(event)
+    }
+}
+
+/// The end of a caller's patience.
+pub(crate) struct Deadline {
+    timeout: Duration,
+    /// `None`: for ever (also where the sum would overflow the clock).
+    at: Option<Instant>,
+}
+
+impl Deadline {
+    pub(crate) fn after(timeout: Option<Duration>) -> Deadline {
+        let at = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        Deadline { timeout: timeout.unwrap_or_default(), at }
+    }
+
+    /// Waits for a signal. `Error::Timeout` when the deadline has passed.
+    pub(crate) fn wait<T>(&self, signal: &Condvar, guard: &mut MutexGuard<'_, T>) -> Result<()> {
+        let Some(at) = self.at else {
+            signal.wait(guard);
+            return Ok(());
+        };
+        if Instant::now() >= at {
+            let timeout_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
+            return Err(Error::Timeout { timeout_ms });
+        }
+        signal.wait_until(guard, at);
+        Ok(())
     }
 }

@@ -1,12 +1,20 @@
 //! A conversation: history plus the engine that continues it. One writer at a time.
+//!
+//! History changes only when a reply is complete: a turn that fails, or that the callback drops,
+//! leaves it as it was. No lock is held while a callback runs.
 
-use crate::engine::{Engine, Event, FinishReason, GenerationParams, Usage};
+use std::thread::ThreadId;
+
+use parking_lot::Mutex;
+
+use crate::engine::{Engine, Event, EventKind, FinishReason, GenerationParams, Request, Usage};
 use crate::error::{Error, Result};
-use crate::text::chat::Message;
+use crate::text::chat::{DEFAULT_SYSTEM, Message, Role};
 
 /// What a streaming callback wants next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
+    /// Go on.
     Continue,
     /// Finish now and keep the turn.
     Stop,
@@ -17,63 +25,186 @@ pub enum Flow {
 /// A finished reply.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reply {
+    /// What the callback was given, as it is stored in the history.
     pub text: String,
+    /// Why it ended.
     pub finish: FinishReason,
+    /// Tokens counted, also those that came too late for a callback that had stopped.
     pub usage: Usage,
 }
 
-/// A conversation. Calls from two threads at once: the second gets `Error::Busy`.
-pub struct Session {}
+/// A conversation. Calls from two threads at once: the second gets `Error::Busy`. A callback that
+/// calls into the session that is calling it gets `Error::Reentrant`. Holds its engine open.
+pub struct Session {
+    engine: Engine,
+    /// The thread inside a call.
+    user: Mutex<Option<ThreadId>>,
+    history: Mutex<History>,
+}
+
+/// A system message and complete turns: user and assistant in pairs.
+struct History {
+    system: String,
+    turns: Vec<Message>,
+}
+
+impl History {
+    fn messages(&self) -> Vec<Message> {
+        let system = Message { role: Role::System, content: self.system.clone() };
+        std::iter::once(system).chain(self.turns.iter().cloned()).collect()
+    }
+}
+
+/// A thread's stay in the session; leaving is its drop, also by a panicking callback.
+struct Visit<'a> {
+    session: &'a Session,
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        *self.session.user.lock() = None;
+    }
+}
 
 impl Session {
     /// A conversation that begins with `system` (the format's default when `None`).
     pub fn new(engine: &Engine, system: Option<String>) -> Session {
-        let _ = (engine, system);
-        Session {}
+        let system = system.unwrap_or_else(|| DEFAULT_SYSTEM.to_string());
+        let history = Mutex::new(History { system, turns: Vec::new() });
+        Session { engine: engine.clone(), user: Mutex::new(None), history }
     }
 
     /// Says `text` and streams the reply to `on_event` on this thread; the turn is stored when it
-    /// finishes (not when it fails or is dropped).
+    /// finishes (not when it fails or is dropped). `Flow::Stop` ends the callbacks: the turn is
+    /// stored with what they were given. `Flow::Cancel` gives `Error::Cancelled`.
     pub fn chat(
         &self,
         text: &str,
         params: &GenerationParams,
         on_event: &mut dyn FnMut(&Event) -> Flow,
     ) -> Result<Reply> {
-        let _ = (text, params, on_event);
-        Err(Error::Closed { object: "engine" })
+        let _visit = self.enter()?;
+        let question = Message { role: Role::User, content: text.to_string() };
+        let mut messages = self.history.lock().messages();
+        messages.push(question.clone());
+        let reply = self.generate(&messages, params, on_event)?;
+        let answer = Message { role: Role::Assistant, content: reply.text.clone() };
+        self.history.lock().turns.extend([question, answer]);
+        Ok(reply)
     }
 
-    /// Drops the last reply and generates it anew. `Error::State` with no history.
+    /// Generates the last reply anew, and replaces it when the new one finishes. `Error::State`
+    /// with no history.
     pub fn regenerate(
         &self,
         params: &GenerationParams,
         on_event: &mut dyn FnMut(&Event) -> Flow,
     ) -> Result<Reply> {
-        let _ = (params, on_event);
-        Err(Error::Closed { object: "engine" })
+        let _visit = self.enter()?;
+        let mut messages = self.history.lock().messages();
+        if messages.pop().is_none_or(|last| last.role != Role::Assistant) {
+            return Err(Error::State { reason: "there is no reply to generate anew".to_string() });
+        }
+        let reply = self.generate(&messages, params, on_event)?;
+        if let Some(last) = self.history.lock().turns.last_mut() {
+            last.content.clone_from(&reply.text);
+        }
+        Ok(reply)
     }
 
     /// All messages, the system message first.
     pub fn messages(&self) -> Result<Vec<Message>> {
-        Ok(Vec::new())
+        let _visit = self.enter()?;
+        Ok(self.history.lock().messages())
     }
 
-    /// Appends messages as they are, nothing generated. Roles must alternate user, assistant.
+    /// Appends messages as they are, nothing generated. Roles must alternate user, assistant, and
+    /// end with an assistant's; all or nothing.
     pub fn append(&self, messages: Vec<Message>) -> Result<()> {
-        let _ = messages;
+        let _visit = self.enter()?;
+        let expected = [Role::User, Role::Assistant].into_iter().cycle();
+        let misplaced =
+            messages.iter().zip(expected).position(|(message, role)| message.role != role);
+        if let Some(index) = misplaced {
+            return Err(wrong_messages(format!(
+                "message {index}: roles must alternate user, assistant"
+            )));
+        }
+        if !messages.len().is_multiple_of(2) {
+            return Err(wrong_messages("the last user message has no reply".to_string()));
+        }
+        self.history.lock().turns.extend(messages);
         Ok(())
     }
 
-    /// Keeps the first `num_turns` user-assistant pairs.
+    /// Keeps the first `num_turns` user-assistant pairs; 0 clears the history.
     pub fn truncate(&self, num_turns: usize) -> Result<()> {
-        let _ = num_turns;
+        let _visit = self.enter()?;
+        self.history.lock().turns.truncate(num_turns.saturating_mul(2));
         Ok(())
     }
 
     /// Replaces the system message; `None` means the default.
     pub fn set_system(&self, system: Option<String>) -> Result<()> {
-        let _ = system;
+        let _visit = self.enter()?;
+        self.history.lock().system = system.unwrap_or_else(|| DEFAULT_SYSTEM.to_string());
         Ok(())
     }
+
+    /// Takes the session for this thread.
+    fn enter(&self) -> Result<Visit<'_>> {
+        self.engine.check_process()?;
+        let me = std::thread::current().id();
+        let mut user = self.user.lock();
+        match *user {
+            None => *user = Some(me),
+            Some(other) if other == me => return Err(Error::Reentrant { object: "session" }),
+            Some(_) => return Err(Error::Busy { object: "session" }),
+        }
+        Ok(Visit { session: self })
+    }
+
+    /// Streams one reply. Leaving early drops the request, which cancels it.
+    fn generate(
+        &self,
+        messages: &[Message],
+        params: &GenerationParams,
+        on_event: &mut dyn FnMut(&Event) -> Flow,
+    ) -> Result<Reply> {
+        let request = self.engine.submit_chat(messages, params, None)?;
+        let mut text = String::new();
+        loop {
+            let event = request.next(None)?;
+            text.push_str(&event.text);
+            let flow = on_event(&event);
+            if let Some(error) = event.error {
+                return Err(error);
+            }
+            match (flow, event.finish) {
+                (Flow::Cancel, _) => return Err(Error::Cancelled),
+                (_, Some(finish)) => return Ok(Reply { text, finish, usage: event.usage }),
+                (Flow::Stop, None) => return stopped(&request, text),
+                (Flow::Continue, None) => {}
+            }
+        }
+    }
+}
+
+/// Ends a request whose reader has seen enough: `text` is the reply.
+fn stopped(request: &Request, text: String) -> Result<Reply> {
+    request.cancel(true);
+    loop {
+        let event = request.next(None)?;
+        match event.kind {
+            EventKind::Finished => {
+                return Ok(Reply { text, finish: FinishReason::Cancelled, usage: event.usage });
+            }
+            EventKind::Failed => return Err(event.error.unwrap_or(Error::Cancelled)),
+            EventKind::Started | EventKind::Delta => {}
+        }
+    }
+}
+
+fn wrong_messages(reason: String) -> Error {
+    Error::Argument { argument: "messages", reason }
 }

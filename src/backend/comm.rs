@@ -1,0 +1,125 @@
+//! Collectives between the ranks of one process: all-reduce and gather with a fixed order of
+//! summation, so that every rank holds the same bits whatever the threads' timing.
+//!
+//! Host memory only; a device backend has its own.
+
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::error::{Error, Result};
+
+/// What ranks do together. Calls block until all ranks have made the same call.
+pub trait Comm: Send + Sync {
+    /// Number of ranks.
+    fn world(&self) -> usize;
+    /// `data = sum over ranks of data`, summed in rank order.
+    fn all_reduce(&self, rank: usize, data: &mut [f32]) -> Result<()>;
+    /// Rank 0 gets every rank's `data`, in rank order; the others get nothing.
+    fn gather(&self, rank: usize, data: &[f32]) -> Result<Vec<Vec<f32>>>;
+    /// Releases every waiting rank with an error, now and for ever.
+    fn abandon(&self);
+}
+
+/// A world of one.
+pub struct Solo;
+
+impl Comm for Solo {
+    fn world(&self) -> usize {
+        1
+    }
+
+    fn all_reduce(&self, _rank: usize, _data: &mut [f32]) -> Result<()> {
+        Ok(())
+    }
+
+    fn gather(&self, _rank: usize, data: &[f32]) -> Result<Vec<Vec<f32>>> {
+        Ok(vec![data.to_vec()])
+    }
+
+    fn abandon(&self) {}
+}
+
+/// Ranks that are threads of this process.
+pub struct Threads {
+    slots: Vec<Mutex<Vec<f32>>>,
+    barrier: Mutex<BarrierState>,
+    released: Condvar,
+}
+
+#[derive(Default)]
+struct BarrierState {
+    arrived: usize,
+    generation: u64,
+    abandoned: bool,
+}
+
+impl Threads {
+    /// A world of `world` ranks.
+    pub fn new(world: usize) -> Arc<Threads> {
+        Arc::new(Threads {
+            slots: (0..world).map(|_| Mutex::new(Vec::new())).collect(),
+            barrier: Mutex::new(BarrierState::default()),
+            released: Condvar::new(),
+        })
+    }
+
+    fn wait_for_all(&self) -> Result<()> {
+        let mut state = self.barrier.lock();
+        let generation = state.generation;
+        state.arrived += 1;
+        if state.arrived == self.slots.len() {
+            state.arrived = 0;
+            state.generation += 1;
+            self.released.notify_all();
+        }
+        while state.generation == generation && !state.abandoned {
+            self.released.wait(&mut state);
+        }
+        if state.abandoned {
+            return Err(Error::EngineFailed { reason: "another rank stopped".to_string() });
+        }
+        Ok(())
+    }
+
+    fn publish(&self, rank: usize, data: &[f32]) -> Result<()> {
+        let mut slot = self.slots[rank].lock();
+        slot.clear();
+        slot.extend_from_slice(data);
+        drop(slot);
+        self.wait_for_all()
+    }
+}
+
+impl Comm for Threads {
+    fn world(&self) -> usize {
+        self.slots.len()
+    }
+
+    fn all_reduce(&self, rank: usize, data: &mut [f32]) -> Result<()> {
+        self.publish(rank, data)?;
+        data.copy_from_slice(&self.slots[0].lock());
+        for slot in &self.slots[1..] {
+            for (sum, term) in data.iter_mut().zip(slot.lock().iter()) {
+                *sum += term;
+            }
+        }
+        // Nobody may overwrite a slot before everybody has read it.
+        self.wait_for_all()
+    }
+
+    fn gather(&self, rank: usize, data: &[f32]) -> Result<Vec<Vec<f32>>> {
+        self.publish(rank, data)?;
+        let parts = match rank {
+            0 => self.slots.iter().map(|slot| slot.lock().clone()).collect(),
+            _ => Vec::new(),
+        };
+        self.wait_for_all()?;
+        Ok(parts)
+    }
+
+    fn abandon(&self) {
+        self.barrier.lock().abandoned = true;
+        self.released.notify_all();
+    }
+}

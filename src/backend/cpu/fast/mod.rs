@@ -1,0 +1,344 @@
+//! The fast CPU backend: blocked, SIMD by run-time dispatch, threaded. Same ops and same meaning as
+//! `cpu::reference`; the tests hold it to that.
+//!
+//! One binary runs on any x86-64: each kernel is compiled for the baseline, AVX2, AVX-512 and
+//! AVX-512 BF16, and the best one present is taken when the backend is made. Weights are read
+//! where the checkpoint left them (a memory map or a copy), never repacked.
+
+mod attention;
+mod element;
+mod linear;
+mod pool;
+mod rows;
+mod simd;
+mod staging;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use attention::{AttendTile, MAX_HEAD_DIM, PagedKv, QUERY_TILE};
+use element::{Bf16, Element, F16, F32};
+use pool::Pool;
+use rows::{AddNorm, RotateHead};
+pub use simd::Isa;
+use staging::{Rows, Staging};
+
+use super::HostBuffer;
+use super::reference::join_columns;
+use crate::backend::comm::Comm;
+use crate::backend::{Backend, HeadShape, KvSpec, RopeStep};
+use crate::batch::Batch;
+use crate::error::{Error, Result};
+use crate::tensor::{Dtype, HostTensor, decode_f32};
+
+/// Fewer rows than this a thread: row-wise work stays on the calling thread.
+const ROWS_PER_THREAD: usize = 8;
+
+/// The fast CPU backend of one rank.
+pub struct Fast {
+    comm: Arc<dyn Comm>,
+    rank: usize,
+    isa: Isa,
+    pool: Pool,
+    staging: Staging,
+}
+
+impl Fast {
+    /// Rank `rank` of the world of `comm`, on `num_threads` threads and the best instruction set.
+    pub fn new(comm: Arc<dyn Comm>, rank: usize, num_threads: usize) -> Result<Fast> {
+        Fast::with_isa(comm, rank, num_threads, Isa::best())
+    }
+
+    /// The same on a given instruction set. `Error::NoDevice` when this machine lacks it.
+    pub fn with_isa(
+        comm: Arc<dyn Comm>,
+        rank: usize,
+        num_threads: usize,
+        isa: Isa,
+    ) -> Result<Fast> {
+        if !Isa::available().contains(&isa) {
+            return Err(Error::NoDevice {
+                device: format!("cpu/{}", isa.name()),
+                reason: "this machine does not have the instruction set".to_string(),
+            });
+        }
+        let pool = Pool::new(num_threads)?;
+        Ok(Fast { comm, rank, isa, pool, staging: Staging::default() })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Runs `work` over ranges of `rows`, on all threads where there are enough rows.
+    fn for_rows(&self, rows: usize, work: impl Fn(Range<usize>) + Sync) {
+        for_rows(&self.pool, rows, &work);
+    }
+}
+
+/// Runs `work` over ranges of `rows`, on all threads of `pool` where there are enough rows.
+fn for_rows(pool: &Pool, rows: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
+    if rows < ROWS_PER_THREAD * pool.num_threads() {
+        return work(0..rows);
+    }
+    let share = rows.div_ceil(pool.num_threads());
+    pool.run(&|worker| {
+        let start = (worker * share).min(rows);
+        work(start..rows.min(start + share));
+    });
+}
+
+/// Keys and values in the model's dtype.
+pub struct FastKv(KvStore);
+
+enum KvStore {
+    Bf16(PagedKv<Bf16>),
+    F16(PagedKv<F16>),
+    F32(PagedKv<F32>),
+}
+
+impl Backend for Fast {
+    type Matrix = HostTensor;
+    type Vector = Vec<f32>;
+    type Buffer = HostBuffer;
+    type KvCache = FastKv;
+
+    fn matrix(&mut self, source: &HostTensor) -> Result<HostTensor> {
+        Ok(source.clone())
+    }
+
+    fn vector(&mut self, source: &HostTensor) -> Result<Vec<f32>> {
+        Ok(source.to_f32())
+    }
+
+    fn buffer(&mut self, max_rows: usize, cols: usize) -> Result<HostBuffer> {
+        self.staging.reserve(max_rows, cols)?;
+        HostBuffer::new(max_rows, cols)
+    }
+
+    fn kv_cache(&mut self, spec: KvSpec) -> Result<FastKv> {
+        if spec.head_dim > MAX_HEAD_DIM {
+            let reason = format!("heads of {} elements, at most {MAX_HEAD_DIM}", spec.head_dim);
+            return Err(Error::Argument { argument: "head_dim", reason });
+        }
+        Ok(FastKv(match spec.dtype {
+            Dtype::Bf16 => KvStore::Bf16(PagedKv::new(spec)?),
+            Dtype::F16 => KvStore::F16(PagedKv::new(spec)?),
+            Dtype::F32 => KvStore::F32(PagedKv::new(spec)?),
+        }))
+    }
+
+    fn embed(&mut self, table: &HostTensor, token_ids: &[u32], out: &mut HostBuffer) {
+        out.set_rows(token_ids.len());
+        let row_bytes = table.cols() * table.dtype().size_bytes();
+        for (row, &id) in token_ids.iter().enumerate() {
+            let bytes = &table.bytes()[id as usize * row_bytes..][..row_bytes];
+            out.row_mut(row).copy_from_slice(&decode_f32(table.dtype(), bytes));
+        }
+    }
+
+    fn add_norm(
+        &mut self,
+        delta: Option<&HostBuffer>,
+        residual: &mut HostBuffer,
+        weight: &Vec<f32>,
+        epsilon: f32,
+        out: &mut HostBuffer,
+    ) {
+        out.set_rows(residual.rows());
+        let rows = residual.rows();
+        let (residual, out) = (Rows::of(residual), Rows::of(out));
+        self.for_rows(rows, |range| {
+            for row in range {
+                // SAFETY: each row is visited by one thread; the instruction set is present.
+                unsafe {
+                    let kernel = AddNorm {
+                        delta: delta.map(|delta| delta.row(row)),
+                        residual: residual.row(row),
+                        weight,
+                        epsilon,
+                        out: out.row(row),
+                    };
+                    simd::run(self.isa, kernel);
+                }
+            }
+        });
+    }
+
+    fn linear(
+        &mut self,
+        x: &HostBuffer,
+        weight: &HostTensor,
+        bias: Option<&Vec<f32>>,
+        out: &mut HostBuffer,
+    ) {
+        out.set_rows(x.rows());
+        self.staging.stage(&self.pool, self.isa, x, weight.dtype());
+        self.staging.linear(&self.pool, weight, bias.map(Vec::as_slice), out);
+    }
+
+    fn swiglu(&mut self, x: &HostBuffer, gate: &HostTensor, up: &HostTensor, out: &mut HostBuffer) {
+        out.set_rows(x.rows());
+        self.staging.stage(&self.pool, self.isa, x, gate.dtype());
+        self.staging.swiglu(&self.pool, gate, up, out);
+    }
+
+    fn rope_kv_write(
+        &mut self,
+        batch: &Batch,
+        rope: &RopeStep,
+        heads: HeadShape,
+        qkv: &mut HostBuffer,
+        (kv, layer): (&mut FastKv, usize),
+    ) {
+        let step = RopeWrite { batch, rope, heads, layer };
+        match &mut kv.0 {
+            KvStore::Bf16(kv) => self.rope_write(step, qkv, kv, Bf16),
+            KvStore::F16(kv) => self.rope_write(step, qkv, kv, F16),
+            KvStore::F32(kv) => self.rope_write(step, qkv, kv, F32),
+        }
+    }
+
+    fn attention(
+        &mut self,
+        batch: &Batch,
+        heads: HeadShape,
+        qkv: &HostBuffer,
+        (kv, layer): (&FastKv, usize),
+        out: &mut HostBuffer,
+    ) {
+        out.set_rows(batch.num_tokens());
+        match &kv.0 {
+            KvStore::Bf16(kv) => self.attend(batch, heads, qkv, (kv, layer), out),
+            KvStore::F16(kv) => self.attend(batch, heads, qkv, (kv, layer), out),
+            KvStore::F32(kv) => self.attend(batch, heads, qkv, (kv, layer), out),
+        }
+    }
+
+    fn gather_rows(&mut self, x: &HostBuffer, rows: &[u32], out: &mut HostBuffer) {
+        out.set_rows(rows.len());
+        for (to, &from) in rows.iter().enumerate() {
+            out.row_mut(to).copy_from_slice(x.row(from as usize));
+        }
+    }
+
+    fn all_reduce(&mut self, x: &mut HostBuffer) -> Result<()> {
+        self.comm.all_reduce(self.rank, x.data_mut())
+    }
+
+    fn gather_logits(&mut self, local: &HostBuffer, out: &mut Vec<f32>) -> Result<()> {
+        if self.comm.world() == 1 {
+            out.clear();
+            out.extend_from_slice(local.data());
+            return Ok(());
+        }
+        let parts = self.comm.gather(self.rank, local.data())?;
+        join_columns(&parts, local.rows(), out);
+        Ok(())
+    }
+
+    fn abandon(&mut self) {
+        self.comm.abandon();
+    }
+}
+
+/// What one `rope_kv_write` works on, besides the buffers.
+#[derive(Clone, Copy)]
+struct RopeWrite<'a> {
+    batch: &'a Batch,
+    rope: &'a RopeStep,
+    heads: HeadShape,
+    layer: usize,
+}
+
+impl RopeWrite<'_> {
+    /// Angles and scale of head `head` of row `token`; values (the last heads) have neither.
+    fn turn(&self, token: usize, head: usize) -> (Option<(&[f32], &[f32])>, f32) {
+        let half = self.heads.head_dim / 2;
+        let range = token * half..(token + 1) * half;
+        let angles = (&self.rope.cos[range.clone()], &self.rope.sin[range]);
+        let is_rotated = head < self.heads.num_heads + self.heads.num_kv_heads;
+        let is_query = head < self.heads.num_heads;
+        let scale = if is_query { self.rope.query_scale[token] } else { 1.0 };
+        (is_rotated.then_some(angles), scale)
+    }
+}
+
+impl Fast {
+    fn rope_write<E: Element>(
+        &self,
+        step: RopeWrite<'_>,
+        qkv: &mut HostBuffer,
+        kv: &mut PagedKv<E>,
+        element: E,
+    ) {
+        let dim = step.heads.head_dim;
+        let (first_key, num_kv) = (step.heads.num_heads, step.heads.num_kv_heads);
+        let qkv = Rows::of(qkv);
+        let writer = kv.writer(step.layer);
+        self.for_rows(step.batch.num_tokens(), |range| {
+            for token in range {
+                // SAFETY: each row, and with it each slot, is visited by one thread; the
+                // instruction set is present.
+                unsafe {
+                    let row = qkv.row(token);
+                    for (index, head) in row.chunks_exact_mut(dim).enumerate() {
+                        let (angles, scale) = step.turn(token, index);
+                        simd::run(self.isa, RotateHead { head, angles, scale, element });
+                    }
+                    let slot = step.batch.slot_mapping[token] as usize;
+                    let (keys, values) = row[first_key * dim..].split_at(num_kv * dim);
+                    for head in 0..num_kv {
+                        let part = head * dim..(head + 1) * dim;
+                        writer.write(slot, head, &keys[part.clone()], &values[part]);
+                    }
+                }
+            }
+        });
+    }
+
+    fn attend<E: Element>(
+        &self,
+        batch: &Batch,
+        heads: HeadShape,
+        qkv: &HostBuffer,
+        (kv, layer): (&PagedKv<E>, usize),
+        out: &mut HostBuffer,
+    ) {
+        let tiles: Vec<(usize, usize)> = (0..batch.num_sequences())
+            .flat_map(|s| batch.rows(s).step_by(QUERY_TILE).map(move |row| (s, row)))
+            .collect();
+        let num_items = tiles.len() * heads.num_heads;
+        let next = AtomicUsize::new(0);
+        let (stride, dim) = (qkv.cols(), heads.head_dim);
+        let out = Rows::of(out);
+        self.pool.run(&|_worker| {
+            loop {
+                // Long contexts last in a prompt: handed out first, so that threads end together.
+                let item = next.fetch_add(1, Ordering::Relaxed);
+                if item >= num_items {
+                    return;
+                }
+                let (sequence, row) = tiles[tiles.len() - 1 - item / heads.num_heads];
+                let head = item % heads.num_heads;
+                // SAFETY: each (row, head) is visited by one thread; rows are consecutive in
+                // both buffers; the instruction set is present.
+                unsafe {
+                    let tile = AttendTile {
+                        kv,
+                        layer,
+                        kv_head: head * heads.num_kv_heads / heads.num_heads,
+                        pages: batch.pages(sequence),
+                        position: batch.positions[row] as usize,
+                        queries: (qkv.row(row)[head * dim..].as_ptr(), stride),
+                        num_queries: QUERY_TILE.min(batch.rows(sequence).end - row),
+                        out: (out.row(row)[head * dim..].as_mut_ptr(), out.stride()),
+                    };
+                    simd::run(self.isa, tile);
+                }
+            }
+        });
+    }
+}

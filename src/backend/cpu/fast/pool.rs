@@ -1,0 +1,171 @@
+//! A thread pool for work that lasts microseconds: threads wait by spinning for a moment, then by
+//! sleeping, and a job is a borrowed closure.
+//!
+//! A decode step hands out about five jobs a layer, each 20-300 us long; waking a sleeping thread
+//! costs about 50 us, so the threads keep awake between the jobs of a step.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::error::{Error, Result};
+
+/// How long a thread stays awake with nothing to do.
+const AWAKE: Duration = Duration::from_micros(300);
+
+type Job = *const (dyn Fn(usize) + Sync);
+
+struct Shared {
+    /// Counts jobs; a change means a new one is in `job`.
+    epoch: AtomicU64,
+    job: Mutex<Option<SendJob>>,
+    /// Workers that have not finished the present job.
+    running: AtomicUsize,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+    sleepers: Mutex<usize>,
+    wake: Condvar,
+}
+
+#[derive(Clone, Copy)]
+struct SendJob(Job);
+
+// SAFETY: the closure behind the pointer is Sync, and `Pool::run` keeps it alive until every
+// worker is done with it.
+unsafe impl Send for SendJob {}
+
+/// Threads that run one closure at a time, all of them together.
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    /// A pool of `num_threads`, the calling thread included.
+    pub(super) fn new(num_threads: usize) -> Result<Pool> {
+        let shared = Arc::new(Shared {
+            epoch: AtomicU64::new(0),
+            job: Mutex::new(None),
+            running: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            sleepers: Mutex::new(0),
+            wake: Condvar::new(),
+        });
+        let mut pool = Pool { shared, threads: Vec::new() };
+        for worker in 1..num_threads.max(1) {
+            let shared = pool.shared.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("qwen-cpu-{worker}"))
+                .spawn(move || work(&shared, worker))
+                .map_err(|error| Error::EngineFailed {
+                    reason: format!("cannot start a thread: {error}"),
+                })?;
+            pool.threads.push(thread);
+        }
+        Ok(pool)
+    }
+
+    /// Threads, the caller included.
+    pub(super) fn num_threads(&self) -> usize {
+        self.threads.len() + 1
+    }
+
+    /// Calls `job(0)` here and `job(1)`, `job(2)`... on the other threads; returns when all are
+    /// done. A panic in any of them becomes a panic here, after all are done.
+    pub(super) fn run(&self, job: &(dyn Fn(usize) + Sync)) {
+        if self.threads.is_empty() {
+            return job(0);
+        }
+        let shared = &*self.shared;
+        // SAFETY: only the lifetime changes; this function does not return before every worker
+        // has finished with the closure.
+        let erased = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), Job>(job) };
+        *shared.job.lock() = Some(SendJob(erased));
+        shared.running.store(self.threads.len(), Ordering::Release);
+        shared.epoch.fetch_add(1, Ordering::SeqCst);
+        if *shared.sleepers.lock() > 0 {
+            shared.wake.notify_all();
+        }
+        let mine = catch_unwind(AssertUnwindSafe(|| job(0)));
+        let mut spins = 0_u32;
+        while shared.running.load(Ordering::Acquire) > 0 {
+            pause(&mut spins);
+        }
+        if let Err(panic) = mine {
+            std::panic::resume_unwind(panic);
+        }
+        let others_panicked = shared.panicked.swap(false, Ordering::AcqRel);
+        assert!(!others_panicked, "a CPU kernel panicked on another thread");
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        let guard = self.shared.sleepers.lock();
+        self.shared.wake.notify_all();
+        drop(guard);
+        for thread in self.threads.drain(..) {
+            // A worker catches its jobs' panics, so it ends normally.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One moment of waiting: the core's pause at first, the scheduler's yield later, so that more
+/// threads than cores still make progress.
+fn pause(spins: &mut u32) {
+    *spins = spins.saturating_add(1);
+    if *spins < 2000 {
+        std::hint::spin_loop();
+    } else {
+        std::thread::yield_now();
+    }
+}
+
+fn work(shared: &Shared, worker: usize) {
+    let mut seen = 0;
+    loop {
+        seen = next_epoch(shared, seen);
+        if shared.stop.load(Ordering::SeqCst) {
+            return;
+        }
+        let job = *shared.job.lock();
+        if let Some(SendJob(job)) = job {
+            // SAFETY: `Pool::run` keeps the closure alive until `running` is zero.
+            let outcome = catch_unwind(AssertUnwindSafe(|| unsafe { (*job)(worker) }));
+            if outcome.is_err() {
+                shared.panicked.store(true, Ordering::Release);
+            }
+        }
+        shared.running.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Waits until the epoch is not `seen` and returns it.
+fn next_epoch(shared: &Shared, seen: u64) -> u64 {
+    let mut spins = 0;
+    let mut since = None;
+    loop {
+        let epoch = shared.epoch.load(Ordering::SeqCst);
+        if epoch != seen {
+            return epoch;
+        }
+        pause(&mut spins);
+        if spins.is_multiple_of(256) && since.get_or_insert_with(Instant::now).elapsed() > AWAKE {
+            let mut sleepers = shared.sleepers.lock();
+            if shared.epoch.load(Ordering::SeqCst) == seen {
+                *sleepers += 1;
+                shared.wake.wait(&mut sleepers);
+                *sleepers -= 1;
+            }
+            (spins, since) = (0, None);
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Inputs of matrix products, prepared once for all threads (rounded to the weights' precision and
+//! padded to whole vector steps), and the products themselves, divided over the threads.
+
+use std::ops::Range;
+
+use super::element::{Bf16, Element, F16, F32};
+use super::linear::{Product, WidenColumns, panel_rows};
+use super::pool::Pool;
+use super::rows::{SiluMul, StageBf16, StageF32};
+use super::simd::{self, Isa};
+use crate::backend::cpu::{HostBuffer, zeroed};
+use crate::error::Result;
+use crate::tensor::{Dtype, HostTensor};
+
+/// Staged rows are padded to this many elements: the longest vector step.
+const STEP_PADDING: usize = 32;
+
+/// Rows of a matrix in memory, handed to threads that each touch different rows (or columns).
+pub(super) struct Rows<T> {
+    data: *mut T,
+    len: usize,
+    stride: usize,
+}
+
+// SAFETY: `row` is unsafe and leaves it to the caller that no two threads touch one element.
+unsafe impl<T> Sync for Rows<T> {}
+
+impl Rows<f32> {
+    /// The rows of an activation buffer.
+    pub(super) fn of(buffer: &mut HostBuffer) -> Rows<f32> {
+        let stride = buffer.cols();
+        Rows::new(buffer.data_mut(), stride)
+    }
+}
+
+impl<T> Rows<T> {
+    fn new(data: &mut [T], stride: usize) -> Rows<T> {
+        Rows { data: data.as_mut_ptr(), len: data.len(), stride }
+    }
+
+    /// Elements from one row to the next.
+    pub(super) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// The first element.
+    fn start(&self) -> *mut T {
+        self.data
+    }
+
+    /// Row `index`.
+    ///
+    /// # Safety
+    /// The matrix outlives the result, and nobody else touches the elements that are used.
+    #[expect(clippy::mut_from_ref, reason = "rows are handed out once by the caller's word")]
+    pub(super) unsafe fn row(&self, index: usize) -> &mut [T] {
+        assert!((index + 1) * self.stride <= self.len, "row outside the matrix");
+        // SAFETY: the row is inside the matrix.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(index * self.stride), self.stride) }
+    }
+}
+
+/// What form the staged input has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// bf16 bits, for vdpbf16ps.
+    Bits,
+    /// f32 (rounded to bf16 where the weights are bf16).
+    Floats,
+}
+
+/// Scratch for the staged input and for the gate projection. Sized when buffers are made, so that
+/// a step allocates nothing.
+pub(super) struct Staging {
+    bits: Vec<u16>,
+    floats: Vec<f32>,
+    gate: Vec<f32>,
+    form: Form,
+    isa: Isa,
+    rows: usize,
+    stride: usize,
+}
+
+impl Default for Staging {
+    fn default() -> Staging {
+        Staging {
+            bits: Vec::new(),
+            floats: Vec::new(),
+            gate: Vec::new(),
+            form: Form::Floats,
+            isa: Isa::Portable,
+            rows: 0,
+            stride: 0,
+        }
+    }
+}
+
+impl Staging {
+    /// Makes room for inputs (and gate projections) of `max_rows` rows of `cols`.
+    pub(super) fn reserve(&mut self, max_rows: usize, cols: usize) -> Result<()> {
+        let len = max_rows * cols.next_multiple_of(STEP_PADDING);
+        if len > self.floats.len() {
+            self.bits = zeroed(len, "staged activations")?;
+            self.floats = zeroed(len, "staged activations")?;
+            self.gate = zeroed(len, "gate projection")?;
+        }
+        Ok(())
+    }
+
+    /// Stages `x` for weights of `weight` dtype.
+    pub(super) fn stage(&mut self, pool: &Pool, isa: Isa, x: &HostBuffer, weight: Dtype) {
+        let stride = x.cols().next_multiple_of(STEP_PADDING);
+        (self.rows, self.stride, self.isa) = (x.rows(), stride, isa);
+        let is_pairs = weight == Dtype::Bf16 && isa == Isa::Avx512Bf16;
+        self.form = if is_pairs { Form::Bits } else { Form::Floats };
+        let bits = Rows::new(&mut self.bits, stride);
+        let floats = Rows::new(&mut self.floats, stride);
+        super::for_rows(pool, x.rows(), &|range| {
+            for row in range {
+                let from = x.row(row);
+                // SAFETY: each row is visited by one thread; the instruction set is present.
+                unsafe {
+                    if is_pairs {
+                        let to = bits.row(row);
+                        to[from.len()..].fill(0);
+                        simd::run(isa, StageBf16 { from, to });
+                        continue;
+                    }
+                    let to = floats.row(row);
+                    to[from.len()..].fill(0.0);
+                    match weight {
+                        Dtype::Bf16 => simd::run(isa, StageF32 { from, to, element: Bf16 }),
+                        Dtype::F16 | Dtype::F32 => {
+                            simd::run(isa, StageF32 { from, to, element: F32 });
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// `out = staged W^T + bias`.
+    pub(super) fn linear(
+        &self,
+        pool: &Pool,
+        weight: &HostTensor,
+        bias: Option<&[f32]>,
+        out: &mut HostBuffer,
+    ) {
+        assert_eq!(out.cols(), weight.rows(), "linear: output columns");
+        let out = Rows::of(out);
+        pool.run(&|worker| {
+            let cols = share(weight.rows(), panel_step(weight), worker, pool.num_threads());
+            // SAFETY: threads have disjoint columns.
+            unsafe { self.columns(weight, bias, out.start(), cols) }
+        });
+    }
+
+    /// `out = (staged up^T) * silu(staged gate^T)`, panel by panel, while a panel's gate
+    /// projection is still in cache.
+    pub(super) fn swiglu(
+        &mut self,
+        pool: &Pool,
+        gate: &HostTensor,
+        up: &HostTensor,
+        out: &mut HostBuffer,
+    ) {
+        let width = gate.rows();
+        assert_eq!((out.cols(), up.rows()), (width, width), "swiglu: widths");
+        let scratch = Rows::new(&mut self.gate, width);
+        let out = Rows::of(out);
+        let this = &*self;
+        pool.run(&|worker| {
+            let mine = share(width, panel_step(gate), worker, pool.num_threads());
+            for start in mine.clone().step_by(panel_step(gate)) {
+                let cols = start..mine.end.min(start + panel_step(gate));
+                // SAFETY: threads have disjoint columns; the instruction set is present.
+                unsafe {
+                    this.columns(gate, None, scratch.start(), cols.clone());
+                    this.columns(up, None, out.start(), cols.clone());
+                    for row in 0..this.rows {
+                        let gate = &scratch.row(row)[cols.clone()];
+                        let out = &mut out.row(row)[cols.clone()];
+                        simd::run(this.isa, SiluMul { gate, out });
+                    }
+                }
+            }
+        });
+    }
+
+    /// Output columns `cols` of the staged input times `weight`, for all rows.
+    ///
+    /// # Safety
+    /// `out` is valid for `[rows, weight rows]` and no other thread touches these columns.
+    unsafe fn columns(
+        &self,
+        weight: &HostTensor,
+        bias: Option<&[f32]>,
+        out: *mut f32,
+        cols: Range<usize>,
+    ) {
+        assert!(self.stride >= weight.cols() && cols.end <= weight.rows(), "linear: shapes");
+        // SAFETY: passed on; the staged input has the form that `stage` chose.
+        unsafe {
+            match (self.form, weight.dtype()) {
+                #[cfg(target_arch = "x86_64")]
+                (Form::Bits, _) => {
+                    let product = self.product(self.bits.as_ptr(), weight, bias, out);
+                    super::linear::bf16::columns(&product, cols);
+                }
+                (_, Dtype::Bf16) => self.widen::<Bf16>(weight, bias, out, cols),
+                (_, Dtype::F16) => self.widen::<F16>(weight, bias, out, cols),
+                (_, Dtype::F32) => self.widen::<F32>(weight, bias, out, cols),
+            }
+        }
+    }
+
+    /// `columns` for a staged input in f32.
+    ///
+    /// # Safety
+    /// As `columns`.
+    unsafe fn widen<E: Element>(
+        &self,
+        weight: &HostTensor,
+        bias: Option<&[f32]>,
+        out: *mut f32,
+        cols: Range<usize>,
+    ) {
+        let product = self.product(self.floats.as_ptr(), weight, bias, out);
+        // SAFETY: passed on.
+        unsafe { simd::run(self.isa, WidenColumns::<E> { product: &product, cols }) }
+    }
+
+    fn product<X, W>(
+        &self,
+        x: *const X,
+        weight: &HostTensor,
+        bias: Option<&[f32]>,
+        out: *mut f32,
+    ) -> Product<X, W> {
+        Product {
+            x,
+            x_stride: self.stride,
+            rows: self.rows,
+            w: weight.bytes().as_ptr().cast(),
+            k: weight.cols(),
+            bias: bias.map_or(std::ptr::null(), <[f32]>::as_ptr),
+            out,
+            n: weight.rows(),
+        }
+    }
+}
+
+fn panel_step(weight: &HostTensor) -> usize {
+    panel_rows(weight.cols() * weight.dtype().size_bytes())
+}
+
+/// Worker `worker`'s part of `0..len`, in whole multiples of `step` but for the last.
+fn share(len: usize, step: usize, worker: usize, num_workers: usize) -> Range<usize> {
+    let part = len.div_ceil(step).div_ceil(num_workers) * step;
+    (worker * part).min(len)..((worker + 1) * part).min(len)
+}

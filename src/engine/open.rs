@@ -1,0 +1,288 @@
+//! Checkpoint folder -> a running engine: the one place that chooses a backend, plans memory, and
+//! reads the environment.
+//!
+//! Environment variables, read once at open and only where the option is not set:
+//!
+//! | variable | option |
+//! |---|---|
+//! | `QWEN_NUM_THREADS` | `num_threads` |
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use crate::backend::comm::{Comm, Solo, Threads};
+use crate::backend::cpu::fast::{Fast, Isa};
+use crate::backend::cpu::reference::Reference;
+use crate::batch::PAGE_TOKENS;
+use crate::checkpoint::names::{self, LayerTensor};
+use crate::checkpoint::shard::check_world;
+use crate::checkpoint::{Checkpoint, Source};
+use crate::engine::options::wrong;
+use crate::engine::{Engine, EngineOptions, EngineParts, Estimate, LoadProgress, LogHook};
+use crate::error::{Error, Result};
+use crate::model::config::ModelConfig;
+use crate::model::generation::GenerationConfig;
+use crate::model::{Limits, Model, Placement, Rank};
+use crate::text::tokenizer::Tokenizer;
+
+/// Sequences of full length that the KV cache holds when nothing else is said (and memory allows).
+const DEFAULT_FULL_SEQUENCES: usize = 4;
+
+/// Everything known about a checkpoint before its weights are touched.
+struct Plan {
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    generation: GenerationConfig,
+    backend: CpuBackend,
+    num_threads: usize,
+    kv_token_bytes: u64,
+    num_pages: usize,
+    estimate: Estimate,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CpuBackend {
+    Fast,
+    Reference,
+}
+
+/// See `Engine::open`.
+pub(crate) fn open(
+    folder: &Path,
+    options: &EngineOptions,
+    log: Option<LogHook>,
+    progress: &mut dyn FnMut(LoadProgress) -> bool,
+) -> Result<Engine> {
+    let plan = plan(folder, options, weights_source(options)?)?;
+    if !plan.estimate.fits {
+        return Err(Error::OutOfHostMemory {
+            purpose: "weights, KV cache and workspace",
+            needed_bytes: needed_bytes(&plan.estimate),
+            available_bytes: Some(plan.estimate.available_bytes),
+        });
+    }
+    let tokenizer = Arc::new(Tokenizer::open(folder)?);
+    check_vocabulary(folder, &tokenizer, &plan)?;
+    let ranks = load_ranks(&plan, options, progress)?;
+    Engine::start(EngineParts {
+        info: info(folder, &plan, options),
+        tokenizer,
+        config: plan.config,
+        generation: plan.generation,
+        ranks,
+        num_pages: plan.num_pages,
+        options: options.clone(),
+        log,
+    })
+}
+
+/// See `Engine::estimate`.
+pub(crate) fn estimate(folder: &Path, options: &EngineOptions) -> Result<Estimate> {
+    // Mapped whatever the option says: an estimate reads headers, not weights.
+    weights_source(options)?;
+    Ok(plan(folder, options, Source::Map)?.estimate)
+}
+
+fn plan(folder: &Path, options: &EngineOptions, source: Source) -> Result<Plan> {
+    options.validate()?;
+    let backend = choose_backend(options)?;
+    let config = ModelConfig::open(folder)?;
+    let generation = GenerationConfig::open(folder)?;
+    let world = options.tensor_parallel;
+    check_world(config.num_heads, config.num_kv_heads, config.intermediate_size, world)?;
+    let checkpoint = Checkpoint::open_with(folder, source)?;
+    let (dtype, ..) = checkpoint.shape(&names::layer(0, LayerTensor::QkvWeight))?;
+    let head_elements = config.num_kv_heads * config.head_dim;
+    let element_bytes = if backend == CpuBackend::Fast { dtype.size_bytes() } else { 4 };
+    let kv_token_bytes = (2 * config.num_layers * head_elements * element_bytes) as u64;
+    let mut estimate = Estimate {
+        weight_bytes: checkpoint.total_bytes(),
+        kv_cache_bytes: 0,
+        kv_cache_tokens: 0,
+        workspace_bytes: workspace_bytes(&config, options),
+        available_bytes: available_bytes().unwrap_or(u64::MAX),
+        fits: false,
+    };
+    let num_pages = num_pages(&config, options, &estimate, kv_token_bytes);
+    estimate.kv_cache_tokens = (num_pages * PAGE_TOKENS) as u64;
+    estimate.kv_cache_bytes = estimate.kv_cache_tokens * kv_token_bytes;
+    estimate.fits = needed_bytes(&estimate) <= estimate.available_bytes;
+    let num_threads = num_threads(options, world)?;
+    Ok(Plan {
+        checkpoint,
+        config,
+        generation,
+        backend,
+        num_threads,
+        kv_token_bytes,
+        num_pages,
+        estimate,
+    })
+}
+
+fn needed_bytes(estimate: &Estimate) -> u64 {
+    estimate.weight_bytes + estimate.kv_cache_bytes + estimate.workspace_bytes
+}
+
+fn choose_backend(options: &EngineOptions) -> Result<CpuBackend> {
+    match options.backend.as_str() {
+        "auto" | "cpu" => Ok(CpuBackend::Fast),
+        "cpu-reference" => Ok(CpuBackend::Reference),
+        other => Err(wrong("backend", format!("`{other}` is not auto, cpu or cpu-reference"))),
+    }
+}
+
+fn weights_source(options: &EngineOptions) -> Result<Source> {
+    match options.weights.as_str() {
+        "map" => Ok(Source::Map),
+        "copy" => Ok(Source::Copy),
+        other => Err(wrong("weights", format!("`{other}` is neither map nor copy"))),
+    }
+}
+
+fn num_threads(options: &EngineOptions, world: usize) -> Result<usize> {
+    const MOST: usize = 1024;
+    let given = match options.num_threads {
+        0 => std::env::var("QWEN_NUM_THREADS").ok().and_then(|text| text.parse().ok()).unwrap_or(0),
+        chosen => chosen,
+    };
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    match given {
+        0 => Ok((cores() / world).max(1)),
+        1..=MOST => Ok(given),
+        _ => Err(wrong("num_threads", format!("must be at most {MOST}, is {given}"))),
+    }
+}
+
+/// Pages of the KV cache: as asked, else a few full sequences within half of the free memory, but
+/// always at least one page.
+fn num_pages(
+    config: &ModelConfig,
+    options: &EngineOptions,
+    estimate: &Estimate,
+    kv_token_bytes: u64,
+) -> usize {
+    if options.kv_cache_tokens > 0 {
+        return options.kv_cache_tokens.div_ceil(PAGE_TOKENS);
+    }
+    let wanted = options.context_tokens(config).saturating_mul(DEFAULT_FULL_SEQUENCES);
+    let weights = estimate.weight_bytes + estimate.workspace_bytes;
+    let free = estimate.available_bytes.saturating_sub(weights) / 2;
+    let affordable = usize::try_from(free / kv_token_bytes.max(1)).unwrap_or(usize::MAX);
+    (wanted.min(affordable) / PAGE_TOKENS).max(1)
+}
+
+fn limits(plan_pages: usize, options: &EngineOptions) -> Limits {
+    Limits {
+        max_tokens: options.prefill_chunk_tokens + options.max_batch_sequences,
+        max_logits_rows: options.max_batch_sequences,
+        num_pages: plan_pages,
+    }
+}
+
+/// Activations and staging of all ranks, f32: what `model::scratch` and the backend make, rounded
+/// up.
+fn workspace_bytes(config: &ModelConfig, options: &EngineOptions) -> u64 {
+    let limits = limits(0, options);
+    let row = 4 * config.hidden_size
+        + (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+        + 4 * config.intermediate_size;
+    let token_rows = limits.max_tokens as u64 * row as u64;
+    let logits_rows = limits.max_logits_rows as u64 * 4 * config.vocab_size as u64;
+    4 * (token_rows + logits_rows)
+}
+
+/// Memory the operating system says can be had without swapping; `None` where it does not say.
+fn available_bytes() -> Option<u64> {
+    let report = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = report.lines().find(|line| line.starts_with("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// The tokenizer must speak of rows that the model has, and mean the ids that the checkpoint means.
+fn check_vocabulary(folder: &Path, tokenizer: &Tokenizer, plan: &Plan) -> Result<()> {
+    let rows = plan.config.vocab_size;
+    if tokenizer.im_end() as usize >= rows {
+        let reason = format!(
+            "the vocabulary has {} ids with <|im_end|> at {}, the model has {rows} rows",
+            tokenizer.num_tokens(),
+            tokenizer.im_end()
+        );
+        return Err(Error::corrupt(&folder.join("config.json"), reason));
+    }
+    let end_of_text = tokenizer.end_of_text();
+    let eos = &plan.generation.eos_token_ids;
+    if eos.is_empty() || eos.iter().any(|id| tokenizer.is_special(*id)) {
+        return Ok(());
+    }
+    let reason = format!(
+        "eos_token_id is {eos:?}, but <|endoftext|> of the vocabulary is {end_of_text}: the \
+         vocabulary is not this model's, or is cut short"
+    );
+    Err(Error::corrupt(&folder.join("generation_config.json"), reason))
+}
+
+fn load_ranks(
+    plan: &Plan,
+    options: &EngineOptions,
+    progress: &mut dyn FnMut(LoadProgress) -> bool,
+) -> Result<Vec<Box<dyn Rank>>> {
+    let world = options.tensor_parallel;
+    let comm: Arc<dyn Comm> = if world == 1 { Arc::new(Solo) } else { Threads::new(world) };
+    let total_bytes = plan.estimate.weight_bytes;
+    let mut done_bytes = 0;
+    // Replicated tensors are read once a rank but counted once in the total.
+    let mut advance = |bytes: u64| {
+        done_bytes = (done_bytes + bytes).min(total_bytes);
+        progress(LoadProgress { done_bytes, total_bytes })
+    };
+    let mut ranks: Vec<Box<dyn Rank>> = Vec::new();
+    for rank in 0..world {
+        let placement = Placement { rank, world };
+        let limits = limits(plan.num_pages, options);
+        let (checkpoint, config) = (&plan.checkpoint, &plan.config);
+        ranks.push(match plan.backend {
+            CpuBackend::Fast => {
+                let backend = Fast::new(comm.clone(), rank, plan.num_threads)?;
+                Box::new(Model::load(backend, checkpoint, config, placement, limits, &mut advance)?)
+            }
+            CpuBackend::Reference => {
+                let backend = Reference::new(comm.clone(), rank);
+                Box::new(Model::load(backend, checkpoint, config, placement, limits, &mut advance)?)
+            }
+        });
+    }
+    if !progress(LoadProgress { done_bytes: total_bytes, total_bytes }) {
+        return Err(Error::Cancelled);
+    }
+    Ok(ranks)
+}
+
+fn info(folder: &Path, plan: &Plan, options: &EngineOptions) -> serde_json::Value {
+    let config = &plan.config;
+    let backend = match plan.backend {
+        CpuBackend::Fast => json!({ "name": "cpu", "instruction_set": Isa::best().name() }),
+        CpuBackend::Reference => json!({ "name": "cpu-reference" }),
+    };
+    json!({
+        "model": {
+            "path": folder.to_string_lossy(),
+            "num_layers": config.num_layers,
+            "hidden_size": config.hidden_size,
+            "num_heads": config.num_heads,
+            "head_dim": config.head_dim,
+            "intermediate_size": config.intermediate_size,
+            "vocab_size": config.vocab_size,
+            "train_context_tokens": config.train_context_tokens,
+            "weight_bytes": plan.estimate.weight_bytes,
+        },
+        "backend": backend,
+        "num_threads": plan.num_threads,
+        "tensor_parallel": options.tensor_parallel,
+        "weights": options.weights,
+        "kv_token_bytes": plan.kv_token_bytes,
+    })
+}

@@ -1,0 +1,145 @@
+//! What a caller may choose: options of an engine, parameters of one reply, and their bounds.
+//!
+//! Plain data and checks; nothing here acts. `capi::options` maps string keys to these fields.
+
+use crate::error::{Error, Result};
+use crate::model::config::ModelConfig;
+use crate::model::generation::GenerationConfig;
+use crate::sample::SamplingParams;
+
+/// How an engine is opened. `capi::options` maps string keys to these fields.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineOptions {
+    /// `"auto"`, `"cpu"` (fast) or `"cpu-reference"` (plain loops).
+    pub backend: String,
+    /// Threads per rank of the CPU backend; 0 means the machine's cores divided by the ranks.
+    pub num_threads: usize,
+    /// Ranks that share the model in this process.
+    pub tensor_parallel: usize,
+    /// `"map"` (weights stay in the page cache) or `"copy"` (into this process's own memory).
+    pub weights: String,
+    /// Longest sequence a request may reach; 0 means what the model allows.
+    pub max_context_tokens: usize,
+    /// KV cache capacity in tokens over all requests; 0 means derived from free memory.
+    pub kv_cache_tokens: usize,
+    /// Most sequences in one step.
+    pub max_batch_sequences: usize,
+    /// Most prompt tokens computed in one step: the bound on how long a step can take.
+    pub prefill_chunk_tokens: usize,
+    /// Most requests waiting; one more is refused.
+    pub max_queue_requests: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> EngineOptions {
+        EngineOptions {
+            backend: "auto".to_string(),
+            num_threads: 0,
+            tensor_parallel: 1,
+            weights: "map".to_string(),
+            max_context_tokens: 0,
+            kv_cache_tokens: 0,
+            max_batch_sequences: 64,
+            prefill_chunk_tokens: 512,
+            max_queue_requests: 1024,
+        }
+    }
+}
+
+impl EngineOptions {
+    /// `Error::Option`, naming the key, when one of the loop's own limits can never work. The
+    /// backend's keys are checked where the backend is chosen.
+    pub fn validate(&self) -> Result<()> {
+        in_range("max_batch_sequences", self.max_batch_sequences, 1, 1 << 12)?;
+        in_range("prefill_chunk_tokens", self.prefill_chunk_tokens, 1, 1 << 20)?;
+        in_range("max_queue_requests", self.max_queue_requests, 1, 1 << 20)
+    }
+
+    /// The longest sequence: as chosen, else the published maximum of the model. That is four
+    /// training lengths for the models that stretch their rotary base, one for the others.
+    pub fn context_tokens(&self, config: &ModelConfig) -> usize {
+        match (self.max_context_tokens, config.use_dynamic_ntk) {
+            (0, true) => config.train_context_tokens.saturating_mul(4),
+            (0, false) => config.train_context_tokens,
+            (chosen, _) => chosen,
+        }
+    }
+}
+
+/// How one reply is generated. Defaults come from the checkpoint's `generation_config.json`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerationParams {
+    /// How tokens are drawn.
+    pub sampling: SamplingParams,
+    /// Most tokens of the reply.
+    pub max_tokens: usize,
+    /// Texts that end the reply; never part of it.
+    pub stop: Vec<String>,
+    /// Token ids that end the reply, besides the format's own.
+    pub stop_token_ids: Vec<u32>,
+    /// Do not stop at the end-of-text and chat control tokens.
+    pub ignore_eos: bool,
+    /// History window of the chat format, in tokens.
+    pub max_window_size: usize,
+}
+
+/// Most stop texts and stop ids of one request.
+const MAX_STOPS: usize = 256;
+/// Longest stop text, in bytes: as much as the stream may have to hold back.
+const MAX_STOP_BYTES: usize = 4096;
+
+impl GenerationParams {
+    /// The checkpoint's defaults, with `seed`.
+    pub fn from_config(config: &GenerationConfig, seed: u64) -> GenerationParams {
+        GenerationParams {
+            sampling: SamplingParams {
+                temperature: if config.do_sample { config.temperature } else { 0.0 },
+                top_k: config.top_k,
+                top_p: config.top_p,
+                min_p: 0.0,
+                repetition_penalty: config.repetition_penalty,
+                presence_penalty: 0.0,
+                frequency_penalty: 0.0,
+                seed,
+            },
+            max_tokens: config.max_new_tokens,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+            max_window_size: config.max_window_size,
+        }
+    }
+
+    /// `Error::Option`, naming the key, when a value can never work. Whether stop ids are in the
+    /// vocabulary makes no difference: one that is not is never drawn.
+    pub fn validate(&self) -> Result<()> {
+        self.sampling.validate()?;
+        in_range("max_tokens", self.max_tokens, 1, usize::MAX)?;
+        in_range("max_window_size", self.max_window_size, 1, usize::MAX)?;
+        if self.stop.len() > MAX_STOPS {
+            return Err(wrong("stop", format!("has more than {MAX_STOPS} texts")));
+        }
+        if self.stop.iter().any(|stop| stop.is_empty() || stop.len() > MAX_STOP_BYTES) {
+            let reason = format!("each text must have 1 to {MAX_STOP_BYTES} bytes");
+            return Err(wrong("stop", reason));
+        }
+        if self.stop_token_ids.len() > MAX_STOPS {
+            return Err(wrong("stop_token_ids", format!("has more than {MAX_STOPS} ids")));
+        }
+        Ok(())
+    }
+}
+
+fn in_range(key: &str, value: usize, least: usize, most: usize) -> Result<()> {
+    if value < least {
+        return Err(wrong(key, format!("must be at least {least}, is {value}")));
+    }
+    if value > most {
+        return Err(wrong(key, format!("must be at most {most}, is {value}")));
+    }
+    Ok(())
+}
+
+pub(crate) fn wrong(key: &str, reason: String) -> Error {
+    Error::Option { key: key.to_string(), reason }
+}

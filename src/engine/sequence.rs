@@ -1,0 +1,199 @@
+//! One request inside the loop: a state machine from waiting to its finish, with its limits.
+//!
+//! ```text
+//! Waiting -> Prefilling -> Running -> (ended: the loop drops it)
+//!               ^    \________/
+//!               |        v
+//!               +--- Preempted      pages given back; prompt and reply are computed anew
+//! ```
+//!
+//! It knows tokens, text and reasons to stop. It does not know the model, the batch or who else is
+//! running. The loop thread owns it; its owner outside sees only the mailbox.
+
+use std::sync::Arc;
+
+use crate::engine::options::GenerationParams;
+use crate::engine::request::{FinishReason, Mailbox, Usage};
+use crate::error::Error;
+use crate::kv::{PagePool, PageTable};
+use crate::sample::{SamplingParams, SeenTokens};
+use crate::text::TextStream;
+use crate::text::tokenizer::Tokenizer;
+
+/// What the scheduler sees of a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct View {
+    /// Tokens whose keys and values are in the cache.
+    pub computed_tokens: usize,
+    /// Tokens known: prompt and reply so far. Always more than `computed_tokens`.
+    pub total_tokens: usize,
+    /// KV pages held.
+    pub pages: usize,
+    /// It is part of the running batch (prefilling or decoding).
+    pub admitted: bool,
+    /// Only the token drawn last is missing in the cache.
+    pub decoding: bool,
+}
+
+impl View {
+    /// Tokens still to be computed before the next one can be drawn.
+    pub fn pending_tokens(&self) -> usize {
+        self.total_tokens - self.computed_tokens
+    }
+}
+
+/// Where a sequence is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Waiting,
+    Prefilling,
+    Running,
+    Preempted,
+}
+
+/// What ends a reply, besides the caller.
+pub(crate) struct Limits {
+    /// Most tokens of prompt and reply together.
+    pub(crate) total_tokens: usize,
+    pub(crate) stop_token_ids: Vec<u32>,
+    pub(crate) stop_texts: Vec<String>,
+}
+
+/// A request in the hands of the loop.
+pub(crate) struct Sequence {
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) pages: PageTable,
+    phase: Phase,
+    /// Prompt, then reply.
+    tokens: Vec<u32>,
+    prompt_tokens: usize,
+    computed_tokens: usize,
+    total_tokens_limit: usize,
+    stop_token_ids: Vec<u32>,
+    stream: TextStream,
+    sampling: SamplingParams,
+    seen: SeenTokens,
+}
+
+impl Sequence {
+    /// A waiting sequence. `prompt` is not empty.
+    pub(crate) fn new(
+        prompt: Vec<u32>,
+        params: &GenerationParams,
+        limits: Limits,
+        mailbox: Arc<Mailbox>,
+    ) -> Sequence {
+        Sequence {
+            mailbox,
+            pages: PageTable::new(),
+            phase: Phase::Waiting,
+            prompt_tokens: prompt.len(),
+            seen: SeenTokens::from_prompt(&prompt),
+            tokens: prompt,
+            computed_tokens: 0,
+            total_tokens_limit: limits.total_tokens,
+            stop_token_ids: limits.stop_token_ids,
+            stream: TextStream::new(&limits.stop_texts),
+            sampling: params.sampling.clone(),
+        }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// What the scheduler needs to know.
+    pub(crate) fn view(&self) -> View {
+        View {
+            computed_tokens: self.computed_tokens,
+            total_tokens: self.tokens.len(),
+            pages: self.pages.pages().len(),
+            admitted: matches!(self.phase, Phase::Prefilling | Phase::Running),
+            decoding: self.phase == Phase::Running,
+        }
+    }
+
+    /// Length of the prompt, which alone chooses the dynamic NTK factor.
+    pub(crate) fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        Usage {
+            prompt_tokens: self.prompt_tokens as u64,
+            completion_tokens: (self.tokens.len() - self.prompt_tokens) as u64,
+        }
+    }
+
+    /// The next `count` tokens to compute.
+    pub(crate) fn next_tokens(&self, count: usize) -> &[u32] {
+        &self.tokens[self.computed_tokens..self.computed_tokens + count]
+    }
+
+    pub(crate) fn computed_tokens(&self) -> usize {
+        self.computed_tokens
+    }
+
+    /// Joins the running batch.
+    pub(crate) fn admit(&mut self) {
+        if self.phase == Phase::Waiting {
+            self.mailbox.post_started();
+        }
+        self.phase = Phase::Prefilling;
+    }
+
+    /// Leaves the running batch and gives its pages back. Text and tokens stay; nothing of this
+    /// can be seen outside.
+    pub(crate) fn preempt(&mut self, pool: &mut PagePool) {
+        pool.release(&mut self.pages);
+        self.computed_tokens = 0;
+        self.phase = Phase::Preempted;
+    }
+
+    /// Notes that `count` more tokens are in the cache. `true` when a new token can be drawn.
+    pub(crate) fn advance(&mut self, count: usize) -> bool {
+        self.computed_tokens += count;
+        let complete = self.computed_tokens == self.tokens.len();
+        if complete {
+            self.phase = Phase::Running;
+        }
+        complete
+    }
+
+    pub(crate) fn sampling(&self) -> (&SamplingParams, &SeenTokens) {
+        (&self.sampling, &self.seen)
+    }
+
+    /// Index the next token will have.
+    pub(crate) fn next_position(&self) -> u64 {
+        self.tokens.len() as u64
+    }
+
+    /// Takes a drawn token: it becomes text in the mailbox, or ends the reply. A stop token is no
+    /// part of the reply, in text, ids or count.
+    pub(crate) fn accept(&mut self, token: u32, tokenizer: &Tokenizer) -> Option<FinishReason> {
+        if self.stop_token_ids.contains(&token) {
+            return Some(FinishReason::Stop);
+        }
+        self.tokens.push(token);
+        self.seen.push_reply(token);
+        let shown = tokenizer.token_bytes(token).filter(|_| !tokenizer.is_special(token));
+        let delta = self.stream.push(shown.unwrap_or_default());
+        let stopped = delta.stopped;
+        self.mailbox.post_delta(delta, Some(token));
+        if stopped {
+            return Some(FinishReason::Stop);
+        }
+        (self.tokens.len() >= self.total_tokens_limit).then_some(FinishReason::Length)
+    }
+
+    /// Ends the reply: what the text stream held back is delivered, then the last event. The caller
+    /// has taken the pages back before, so that whoever sees the event also sees them free.
+    pub(crate) fn finish(mut self, outcome: Result<FinishReason, Error>) {
+        if outcome.is_ok() {
+            let tail = self.stream.finish();
+            self.mailbox.post_delta(tail, None);
+        }
+        self.mailbox.post_end(outcome, self.usage());
+    }
+}

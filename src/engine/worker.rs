@@ -1,0 +1,121 @@
+//! Runs one batch on every rank: rank 0 on the loop's own thread, each other on a thread that lives
+//! as long as the engine.
+//!
+//! A rank that fails or panics is dropped at once, before anybody waits for the others: its half of
+//! a communicator goes with it, which is how ranks waiting inside a collective learn of it. After
+//! one failure the ranks are not usable again.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use crate::batch::Batch;
+use crate::error::{Error, Result};
+use crate::model::Rank;
+
+/// The ranks of a loaded model.
+pub(crate) struct Workers {
+    /// `None` once it has failed.
+    first: Option<Box<dyn Rank>>,
+    others: Vec<Worker>,
+}
+
+/// A rank on its own thread.
+struct Worker {
+    /// `None` only while being dropped: closing the channel ends the thread.
+    batches: Option<Sender<Arc<Batch>>>,
+    outcomes: Receiver<Result<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Workers {
+    /// Starts the threads. `ranks` is not empty; rank 0 comes first.
+    pub(crate) fn start(ranks: Vec<Box<dyn Rank>>) -> Result<Workers> {
+        let mut ranks = ranks.into_iter();
+        let first = ranks.next();
+        let others = ranks.enumerate().map(|(index, rank)| Worker::start(index + 1, rank));
+        Ok(Workers { first, others: others.collect::<Result<Vec<Worker>>>()? })
+    }
+
+    /// Runs one step on all ranks; `logits` is rank 0's. The first failure by rank is reported.
+    pub(crate) fn forward(&mut self, batch: &Arc<Batch>, logits: &mut Vec<f32>) -> Result<()> {
+        let sent = self.others.iter().map(|worker| worker.send(batch)).collect::<Vec<_>>();
+        let first = run_rank(&mut self.first, batch, logits);
+        let received = self.others.iter().zip(sent).map(|(worker, sent)| {
+            sent?;
+            worker.outcomes.recv().unwrap_or_else(|_| Err(gone()))
+        });
+        received.fold(first, Result::and)
+    }
+}
+
+impl Worker {
+    fn start(index: usize, rank: Box<dyn Rank>) -> Result<Worker> {
+        let (batches, inbox) = channel();
+        let (outbox, outcomes) = channel();
+        let thread = std::thread::Builder::new()
+            .name(format!("qwen-rank-{index}"))
+            .spawn(move || serve(rank, &inbox, &outbox))
+            .map_err(|error| Error::EngineFailed { reason: format!("no rank thread: {error}") })?;
+        Ok(Worker { batches: Some(batches), outcomes, thread: Some(thread) })
+    }
+
+    fn send(&self, batch: &Arc<Batch>) -> Result<()> {
+        let sender = self.batches.as_ref().ok_or_else(gone)?;
+        sender.send(Arc::clone(batch)).map_err(|_| gone())
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        drop(self.batches.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic was already turned into an outcome; there is nothing left to report.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The life of a rank's thread: batches in, outcomes out, until the channel closes or it fails.
+fn serve(rank: Box<dyn Rank>, batches: &Receiver<Arc<Batch>>, outcomes: &Sender<Result<()>>) {
+    let mut rank = Some(rank);
+    let mut no_logits = Vec::new();
+    while let Ok(batch) = batches.recv() {
+        let outcome = run_rank(&mut rank, &batch, &mut no_logits);
+        // The loop reuses the batch once every rank has answered.
+        drop(batch);
+        let failed = outcome.is_err();
+        if outcomes.send(outcome).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// One step of one rank; a failed rank is dropped. A panic is an error like any other.
+fn run_rank(slot: &mut Option<Box<dyn Rank>>, batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
+    let rank = slot.as_mut().ok_or_else(gone)?;
+    let outcome = catch_unwind(AssertUnwindSafe(|| rank.forward(batch, logits)))
+        .unwrap_or_else(|panic| Err(Error::EngineFailed { reason: panic_reason(&*panic) }));
+    if outcome.is_err() {
+        drop_quietly(slot.take());
+    }
+    outcome
+}
+
+/// Drops a value whose own drop may panic.
+pub(crate) fn drop_quietly<T>(value: T) {
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(value)));
+}
+
+/// The message of a caught panic.
+pub(crate) fn panic_reason(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("a bug in the library: panic: {}", text.unwrap_or("no message"))
+}
+
+fn gone() -> Error {
+    Error::EngineFailed { reason: "a rank has failed before".to_string() }
+}

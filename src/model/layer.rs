@@ -1,0 +1,101 @@
+//! One transformer layer on one rank: its weights, and its attention and MLP blocks.
+
+use super::config::ModelConfig;
+use super::load::Loader;
+use super::scratch::Scratch;
+use crate::backend::{Backend, HeadShape, RopeStep};
+use crate::batch::Batch;
+use crate::checkpoint::names::{self, LayerTensor};
+use crate::checkpoint::shard::Split;
+use crate::error::Result;
+
+/// What every layer of a step shares.
+pub(super) struct StepContext<'a> {
+    pub(super) batch: &'a Batch,
+    pub(super) rope: &'a RopeStep,
+    pub(super) heads: HeadShape,
+    pub(super) epsilon: f32,
+}
+
+/// The weights of one layer on one rank.
+pub(super) struct Layer<B: Backend> {
+    index: usize,
+    attention_norm: B::Vector,
+    qkv: B::Matrix,
+    qkv_bias: B::Vector,
+    o: B::Matrix,
+    mlp_norm: B::Vector,
+    gate: B::Matrix,
+    up: B::Matrix,
+    down: B::Matrix,
+}
+
+impl<B: Backend> Layer<B> {
+    /// Loads this rank's part of layer `index`.
+    pub(super) fn load(
+        loader: &mut Loader<'_, B>,
+        config: &ModelConfig,
+        index: usize,
+    ) -> Result<Layer<B>> {
+        let name = |tensor| names::layer(index, tensor);
+        let hidden = config.hidden_size;
+        let heads_cols = config.num_heads * config.head_dim;
+        let qkv_rows = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim;
+        let width = config.intermediate_size;
+        use LayerTensor::*;
+        use Split::*;
+        Ok(Layer {
+            index,
+            attention_norm: loader.vector(&name(AttentionNorm), hidden, Replicated)?,
+            qkv: loader.matrix(&name(QkvWeight), (qkv_rows, hidden), ColumnThirds)?,
+            qkv_bias: loader.vector(&name(QkvBias), qkv_rows, ColumnThirds)?,
+            o: loader.matrix(&name(OWeight), (hidden, heads_cols), Row)?,
+            mlp_norm: loader.vector(&name(MlpNorm), hidden, Replicated)?,
+            gate: loader.matrix(&name(GateWeight), (width, hidden), Column)?,
+            up: loader.matrix(&name(UpWeight), (width, hidden), Column)?,
+            down: loader.matrix(&name(DownWeight), (hidden, width), Row)?,
+        })
+    }
+
+    /// Attention, then MLP. On entry `scratch.delta` holds what the layer before adds to the
+    /// residual (nothing before the first layer); on return, what this one adds.
+    pub(super) fn forward(
+        &self,
+        backend: &mut B,
+        step: &StepContext<'_>,
+        scratch: &mut Scratch<B>,
+        kv: &mut B::KvCache,
+    ) -> Result<()> {
+        self.attention(backend, step, scratch, kv)?;
+        self.mlp(backend, step, scratch)
+    }
+
+    fn attention(
+        &self,
+        backend: &mut B,
+        step: &StepContext<'_>,
+        s: &mut Scratch<B>,
+        kv: &mut B::KvCache,
+    ) -> Result<()> {
+        let delta = (self.index > 0).then_some(&s.delta);
+        backend.add_norm(delta, &mut s.residual, &self.attention_norm, step.epsilon, &mut s.normed);
+        backend.linear(&s.normed, &self.qkv, Some(&self.qkv_bias), &mut s.qkv);
+        backend.rope_kv_write(step.batch, step.rope, step.heads, &mut s.qkv, (kv, self.index));
+        backend.attention(step.batch, step.heads, &s.qkv, (kv, self.index), &mut s.attended);
+        backend.linear(&s.attended, &self.o, None, &mut s.delta);
+        backend.all_reduce(&mut s.delta)
+    }
+
+    fn mlp(&self, backend: &mut B, step: &StepContext<'_>, s: &mut Scratch<B>) -> Result<()> {
+        backend.add_norm(
+            Some(&s.delta),
+            &mut s.residual,
+            &self.mlp_norm,
+            step.epsilon,
+            &mut s.normed,
+        );
+        backend.swiglu(&s.normed, &self.gate, &self.up, &mut s.hidden);
+        backend.linear(&s.hidden, &self.down, None, &mut s.delta);
+        backend.all_reduce(&mut s.delta)
+    }
+}

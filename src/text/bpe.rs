@@ -1,0 +1,180 @@
+//! One pre-token -> ids: byte-pair encoding by the `tokenizers` crate.
+//!
+//! What it is: the bridge from a ranked vocabulary, which has no merge list, to the crate's BPE
+//! model, which needs one. What it is not: normalising or splitting; the crate's own pipeline for
+//! those keeps an alignment of every character and is several times slower than this library's.
+
+use std::path::Path;
+
+use tokenizers::Model as _;
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
+
+use crate::error::{Error, Result};
+use crate::text::byte_level;
+use crate::text::vocabulary::Vocabulary;
+
+/// The encoder of pre-tokens. Immutable; any thread may use it.
+pub(super) struct Bpe {
+    model: BPE,
+    /// Bytes that are no token by themselves, so that text with them cannot be written.
+    inexpressible: [bool; 256],
+    any_inexpressible: bool,
+    /// What stands in for a character that cannot be written: U+FFFD, or nothing.
+    replacement: &'static str,
+}
+
+impl Bpe {
+    /// Builds the encoder of `vocabulary`, and the merges it derived, as pairs of tokens in the
+    /// byte alphabet. `path` is for errors.
+    pub(super) fn new(vocabulary: &Vocabulary, path: &Path) -> Result<(Bpe, Merges)> {
+        let (ids, merges) = derive(vocabulary, path)?;
+        let is_missing = |byte: u8| !ids.contains_key(&byte_level::char_of(byte).to_string());
+        let inexpressible = std::array::from_fn(|byte| is_missing(byte as u8));
+        let replaceable = "\u{FFFD}".bytes().all(|byte| !inexpressible[usize::from(byte)]);
+        // No cache: it would live in the host's threads, and direct look-up meets most words.
+        let builder = BPE::builder().cache_capacity(0).vocab_and_merges(ids, merges.clone());
+        let model = builder.build().map_err(|error| Error::corrupt(path, error.to_string()))?;
+        let bpe = Bpe {
+            model,
+            inexpressible,
+            any_inexpressible: inexpressible.contains(&true),
+            replacement: if replaceable { "\u{FFFD}" } else { "" },
+        };
+        Ok((bpe, merges))
+    }
+
+    /// `text` without the characters that the vocabulary cannot write; `None` if there are none.
+    pub(super) fn replace_inexpressible(&self, text: &str) -> Option<String> {
+        let is_bad = |byte: u8| self.inexpressible[usize::from(byte)];
+        if !self.any_inexpressible || !text.bytes().any(is_bad) {
+            return None;
+        }
+        let mut written = String::with_capacity(text.len());
+        for char in text.chars() {
+            match char.encode_utf8(&mut [0; 4]).bytes().any(is_bad) {
+                true => written.push_str(self.replacement),
+                false => written.push(char),
+            }
+        }
+        Some(written)
+    }
+
+    /// Appends the ids of one pre-token. `scratch` is working memory, kept between calls.
+    pub(super) fn encode(&self, piece: &str, scratch: &mut String, ids: &mut Vec<u32>) {
+        byte_level::write(piece.as_bytes(), scratch);
+        if let Some(id) = self.model.token_to_id(scratch) {
+            ids.push(id);
+            return;
+        }
+        // Fails only for a model with an unknown token that is not in it; this one has none.
+        let tokens = self.model.tokenize(scratch).unwrap_or_default();
+        ids.extend(tokens.iter().map(|token| token.id));
+    }
+}
+
+/// The vocabulary in the byte alphabet, and its merges: a token that the lower ranks reduce to
+/// exactly two parts is the merge of those, at its own rank. In a vocabulary that was trained as
+/// BPE that is every token of two bytes or more; any other is met by direct look-up only.
+fn derive(vocabulary: &Vocabulary, path: &Path) -> Result<(Vocab, Merges)> {
+    let mut ids = Vocab::with_capacity(vocabulary.len());
+    let mut tokens = Vec::with_capacity(vocabulary.len());
+    for (token, id) in vocabulary.iter().zip(0..) {
+        let mut text = String::new();
+        byte_level::write(token, &mut text);
+        if let Some(first) = ids.insert(text.clone(), id) {
+            return Err(Error::corrupt(path, format!("token {id} repeats token {first}")));
+        }
+        tokens.push(text);
+    }
+    let mut merges = Merges::new();
+    for (token, id) in tokens.iter().zip(0..) {
+        if let Some((left, right)) = two_parts(token, id, &ids) {
+            merges.push((left.to_string(), right.to_string()));
+        }
+    }
+    Ok((ids, merges))
+}
+
+/// The two parts that `token` comes from: its bytes merged, lowest rank and then leftmost first,
+/// with ranks below its own `id`; `None` if that ends in another number of parts.
+fn two_parts<'a>(token: &'a str, id: u32, ids: &Vocab) -> Option<(&'a str, &'a str)> {
+    // Part i is token[starts[i]..starts[i + 1]]; ranks[i] is that of parts i and i + 1 merged.
+    let mut starts: Vec<usize> = token.char_indices().map(|(start, _)| start).collect();
+    starts.push(token.len());
+    let rank = |starts: &[usize], part: usize| {
+        let merged = &token[starts[part]..*starts.get(part + 2)?];
+        ids.get(merged).copied().filter(|&rank| rank < id)
+    };
+    let mut ranks: Vec<Option<u32>> =
+        (0..starts.len() - 1).map(|part| rank(&starts, part)).collect();
+    while starts.len() > 3 {
+        let lowest = ranks.iter().enumerate().filter_map(|(part, &rank)| Some((rank?, part))).min();
+        let (_, part) = lowest?;
+        starts.remove(part + 1);
+        ranks.remove(part + 1);
+        ranks[part] = rank(&starts, part);
+        if part > 0 {
+            ranks[part - 1] = rank(&starts, part - 1);
+        }
+    }
+    let middle = *starts.get(1).filter(|_| starts.len() == 3)?;
+    Some(token.split_at(middle))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vocabulary(tokens: &[&[u8]]) -> Vocabulary {
+        let mut vocabulary = Vocabulary::default();
+        tokens.iter().for_each(|token| vocabulary.push(token).unwrap());
+        vocabulary
+    }
+
+    fn encode(tokens: &[&[u8]], piece: &str) -> Vec<u32> {
+        let (bpe, _) = Bpe::new(&vocabulary(tokens), Path::new("vocabulary")).unwrap();
+        let mut ids = Vec::new();
+        bpe.encode(piece, &mut String::new(), &mut ids);
+        ids
+    }
+
+    const LETTERS: [&[u8]; 8] = [b"a", b"b", b"c", b"bc", b"ab", b"abc", b"abcabc", b"cc"];
+
+    #[test]
+    fn lowest_rank_merges_first() {
+        assert_eq!(encode(&LETTERS, "abca"), [5, 0]);
+        assert_eq!(encode(&LETTERS, "ab"), [4]);
+        assert_eq!(encode(&LETTERS, "abcabcab"), [6, 4]);
+        assert_eq!(encode(&LETTERS, "ccc"), [7, 2]);
+    }
+
+    #[test]
+    fn merges_follow_from_ranks() {
+        let (_, merges) = derive(&vocabulary(&LETTERS), Path::new("")).unwrap();
+        let pairs: Vec<String> = merges.iter().map(|(a, b)| format!("{a}+{b}")).collect();
+        assert_eq!(pairs, ["b+c", "a+b", "a+bc", "abc+abc", "c+c"]);
+    }
+
+    #[test]
+    fn a_token_without_two_parts_is_met_directly() {
+        let tokens: [&[u8]; 4] = [b"a", b"b", b"c", b"abc"];
+        assert_eq!(encode(&tokens, "abc"), [3]);
+        assert_eq!(encode(&tokens, "abcc"), [0, 1, 2, 2]);
+    }
+
+    #[test]
+    fn a_repeated_token_is_refused() {
+        let error = derive(&vocabulary(&[b"a", b"b", b"a"]), Path::new("p")).unwrap_err();
+        assert_eq!(error, Error::corrupt(Path::new("p"), "token 2 repeats token 0"));
+    }
+
+    #[test]
+    fn characters_that_cannot_be_written_are_replaced() {
+        let (bpe, _) = Bpe::new(&vocabulary(&LETTERS), Path::new("")).unwrap();
+        assert_eq!(bpe.replace_inexpressible("abc"), None);
+        assert_eq!(bpe.replace_inexpressible("a中bz"), Some("ab".into()));
+        let tokens: [&[u8]; 4] = [b"a", b"\xEF", b"\xBF", b"\xBD"];
+        let (bpe, _) = Bpe::new(&vocabulary(&tokens), Path::new("")).unwrap();
+        assert_eq!(bpe.replace_inexpressible("a中"), Some("a\u{FFFD}".into()));
+    }
+}
