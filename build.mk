@@ -27,8 +27,8 @@ LINK_LIBRARY = $(CC) -shared -Wl,-soname,$(SONAME) -Wl,--version-script=src/capi
 WHOLE = -Wl,--whole-archive $(1) -Wl,--no-whole-archive
 
 # The library of the fault-injection tests: other options, own folder, never installed.
-HOOKS_PROFILE ?= dev
-HOOKS_TARGET := $(if $(filter dev,$(HOOKS_PROFILE)),debug,$(HOOKS_PROFILE))
+HOOKS_PROFILE ?= checked
+HOOKS_TARGET := $(HOOKS_PROFILE)
 
 .PHONY: lib hooks-lib header examples install abi-test cargo-release
 
@@ -59,7 +59,10 @@ build/hooks/libqwen.so: cargo-release src/capi/libqwen.map build.mk
 	ln -sf $(SONAME) $@
 
 header: ## write include/qwen.h and the symbol list anew from the code
-	QWEN_BLESS=1 cargo test --locked --test abi bless -- --include-ignored
+	QWEN_BLESS=1 cargo test --locked --profile checked --test abi -- header_is header_and
+
+# The parts that qwen.hpp includes.
+HPP_PARTS := include/qwen/support.hpp include/qwen/values.hpp
 
 # Programs find the library beside themselves, wherever the folder is moved to.
 RUNPATH = -Wl,-rpath,'$$ORIGIN/../lib'
@@ -69,7 +72,7 @@ build/bin/hello: examples/chat.c include/qwen.h build/lib/libqwen.so
 	@mkdir -p build/bin
 	$(CC) -std=c99 -Wall -Wextra $(CFLAGS) -Iinclude $< -o $@ -Lbuild/lib -lqwen $(RUNPATH)
 
-build/bin/chat: examples/chat.cpp include/qwen.hpp include/qwen.h build/lib/libqwen.so
+build/bin/chat: examples/chat.cpp include/qwen.hpp $(HPP_PARTS) include/qwen.h build/lib/libqwen.so
 	@mkdir -p build/bin
 	$(CXX) -std=c++17 -Wall -Wextra $(CXXFLAGS) -Iinclude $< -o $@ -Lbuild/lib -lqwen -pthread $(RUNPATH)
 
@@ -77,14 +80,15 @@ build/bin/chat: examples/chat.cpp include/qwen.hpp include/qwen.h build/lib/libq
 TEMPLATE = sed -e 's|@VERSION@|$(QWEN_VERSION)|g' -e 's|@SONAME@|$(SONAME)|g'
 
 install: lib ## put library, headers, pkg-config and CMake files under PREFIX (and DESTDIR)
-	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(LIBDIR)/cmake/qwen $(DESTDIR)$(INCLUDEDIR)
+	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(LIBDIR)/cmake/qwen $(DESTDIR)$(INCLUDEDIR)/qwen
 	install -m 755 build/lib/$(SONAME) $(DESTDIR)$(LIBDIR)/$(SONAME)
 	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libqwen.so
 	install -m 644 include/qwen.h include/qwen.hpp $(DESTDIR)$(INCLUDEDIR)
+	install -m 644 $(HPP_PARTS) $(DESTDIR)$(INCLUDEDIR)/qwen
 	$(TEMPLATE) include/qwen.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/qwen.pc
 	$(TEMPLATE) include/qwenConfig.cmake.in > $(DESTDIR)$(LIBDIR)/cmake/qwen/qwenConfig.cmake
 	$(TEMPLATE) include/qwenConfigVersion.cmake.in > $(DESTDIR)$(LIBDIR)/cmake/qwen/qwenConfigVersion.cmake
 
 abi-test: lib hooks-lib examples ## header, symbols, C and C++ programs, sanitizers, installed tree
-	cargo test --locked --test abi
+	cargo test --locked --profile checked --test abi
 	tests/c/run.sh
