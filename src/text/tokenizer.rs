@@ -72,7 +72,6 @@ impl Tokenizer {
     /// the text, and about 100 bytes of memory for each byte of its longest piece.
     pub fn encode(&self, text: &str, specials: Specials) -> Vec<u32> {
         let text = to_nfc(text);
-        let text = self.bpe.replace_inexpressible(&text).map_or(text, Cow::Owned);
         let mut ids = Vec::new();
         let mut scratch = String::new();
         let mut rest = &*text;
@@ -97,7 +96,8 @@ impl Tokenizer {
     }
 
     fn encode_ordinary(&self, text: &str, scratch: &mut String, ids: &mut Vec<u32>) {
-        for piece in split::pieces(text) {
+        let replaced = self.bpe.replace_inexpressible(text);
+        for piece in split::pieces(replaced.as_deref().unwrap_or(text)) {
             self.bpe.encode(piece, scratch, ids);
         }
     }
