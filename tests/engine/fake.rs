@@ -28,7 +28,9 @@ pub(crate) const END_OF_TEXT: u32 = 256;
 pub(crate) const IM_END: u32 = 258;
 /// A token whose presence in a context makes the logits NaN.
 pub(crate) const POISON: u32 = 7;
-pub(crate) const LONG: Duration = Duration::from_secs(60);
+/// A prompt that begins with it is repeated by the reply, from its second token on.
+pub(crate) const ECHO: u32 = 9;
+pub(crate) const LONG: Duration = Duration::from_secs(10);
 
 /// What the test does to the model.
 #[derive(Default)]
@@ -87,8 +89,11 @@ impl Control {
     fn begin_step(&self) -> Result<()> {
         let step = self.steps.fetch_add(1, Ordering::SeqCst) + 1;
         let mut permits = self.permits.lock();
+        // A test that fails while it holds the model must end, not hang in the engine's drop.
         while *permits == Some(0) {
-            self.changed.wait(&mut permits);
+            if self.changed.wait_for(&mut permits, LONG).timed_out() {
+                return Err(Error::EngineFailed { reason: "held for too long".into() });
+            }
         }
         if let Some(left) = permits.as_mut() {
             *left -= 1;
@@ -127,23 +132,20 @@ impl Fake {
         Fake { rank, cache: vec![None; num_pages * PAGE_TOKENS], control: Arc::clone(control) }
     }
 
-    fn context_hash(&self, batch: &Batch, sequence: usize, last: u32) -> Result<Option<u64>> {
-        let wrong = |what: String| Error::EngineFailed { reason: what };
+    /// Reads the context of `sequence` up to position `last`, as an attention would.
+    fn context(&self, batch: &Batch, sequence: usize, last: u32) -> Result<Vec<u32>> {
         let ntk_len = batch.ntk_lens[sequence];
-        let mut hash = u64::from(ntk_len);
-        let mut poisoned = false;
-        for position in 0..=last {
+        let token = |position: u32| {
             let page = batch.pages(sequence)[position as usize / PAGE_TOKENS] as usize;
-            let cell = self.cache[page * PAGE_TOKENS + position as usize % PAGE_TOKENS];
-            match cell {
-                Some((token, at, ntk)) if at == position && ntk == ntk_len => {
-                    hash = push_hash(hash, token);
-                    poisoned |= token == POISON;
+            match self.cache[page * PAGE_TOKENS + position as usize % PAGE_TOKENS] {
+                Some((token, at, ntk)) if at == position && ntk == ntk_len => Ok(token),
+                other => {
+                    let reason = format!("position {position} reads {other:?}");
+                    Err(Error::EngineFailed { reason })
                 }
-                other => return Err(wrong(format!("position {position} reads {other:?}"))),
             }
-        }
-        Ok((!poisoned).then_some(hash))
+        };
+        (0..=last).map(token).collect()
     }
 }
 
@@ -162,9 +164,9 @@ impl Rank for Fake {
             let last = batch.rows(sequence).end - 1;
             assert_eq!(batch.positions[last] + 1, batch.context_lens[sequence]);
             while let Some(&row) = rows.next_if(|&&row| row as usize <= last) {
-                let hash = self.context_hash(batch, sequence, batch.positions[row as usize])?;
+                let context = self.context(batch, sequence, batch.positions[row as usize])?;
                 if self.rank == 0 {
-                    logits.extend((0..VOCAB as u32).map(|id| logit(hash, id)));
+                    push_logits(&context, batch.ntk_lens[sequence] as usize, logits);
                 }
             }
         }
@@ -177,9 +179,21 @@ fn push_hash(hash: u64, token: u32) -> u64 {
     mixed ^ (mixed >> 29)
 }
 
+fn push_logits(context: &[u32], prompt_len: usize, logits: &mut Vec<f32>) {
+    let start = logits.len();
+    let hash = context.iter().fold(prompt_len as u64, |hash, &id| push_hash(hash, id));
+    logits.extend((0..VOCAB as u32).map(|id| logit(hash, id)));
+    if context[0] == ECHO {
+        let echo = context[(1 + context.len() - prompt_len) % prompt_len];
+        logits[start + echo as usize] = 900.0;
+    }
+    if context.contains(&POISON) {
+        logits[start..].fill(f32::NAN);
+    }
+}
+
 /// Letters are likely, an end is now and then, padding would always win.
-fn logit(hash: Option<u64>, id: u32) -> f32 {
-    let Some(hash) = hash else { return f32::NAN };
+fn logit(hash: u64, id: u32) -> f32 {
     let noise = (push_hash(push_hash(hash, id), 3) >> 40) as f32 / (1u64 << 24) as f32 * 4.0;
     match id {
         97..=104 => noise + 6.0,
@@ -194,7 +208,7 @@ pub(crate) fn expected(prompt: &[u32], params: &GenerationParams) -> (Vec<u32>, 
     let mut hash = prompt.iter().fold(prompt.len() as u64, |hash, &id| push_hash(hash, id));
     let mut reply = Vec::new();
     loop {
-        let best = |a: u32, b: u32| if logit(Some(hash), b) > logit(Some(hash), a) { b } else { a };
+        let best = |a: u32, b: u32| if logit(hash, b) > logit(hash, a) { b } else { a };
         let token = (0..464).reduce(best).expect("ids");
         let stops = [END_OF_TEXT, 257, IM_END];
         if (stops.contains(&token) && !params.ignore_eos) || params.stop_token_ids.contains(&token)
@@ -267,6 +281,7 @@ pub(crate) struct Lab {
     pub(crate) num_ranks: usize,
     pub(crate) options: EngineOptions,
     pub(crate) chat_format: ChatFormat,
+    pub(crate) stop_words_ids: Vec<Vec<u32>>,
     pub(crate) log: Option<LogHook>,
 }
 
@@ -277,6 +292,7 @@ pub(crate) fn lab() -> Lab {
         num_ranks: 1,
         options: EngineOptions::default(),
         chat_format: ChatFormat::ChatMl,
+        stop_words_ids: Vec::new(),
         log: None,
     }
 }
@@ -298,7 +314,10 @@ impl Lab {
         EngineParts {
             tokenizer: tokenizer(),
             config: config(),
-            generation: generation(self.chat_format),
+            generation: GenerationConfig {
+                stop_words_ids: self.stop_words_ids,
+                ..generation(self.chat_format)
+            },
             ranks,
             num_pages: self.num_pages,
             options: self.options,

@@ -1,7 +1,7 @@
 //! Beginning and end: full queues, failures, shutdown, drops in any order.
 
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -70,25 +70,23 @@ fn a_failed_or_panicked_step_ends_all_requests_and_the_engine_but_nothing_else()
     }
 }
 
-/// Rank 1 panics in its second step; rank 0 waits for it there, as in a collective, until rank 1
-/// is dropped.
+/// One of two ranks that meet in every step, as in a collective: the broken one panics in its
+/// second step, and the other waits for it there until it is dropped.
 struct Partner {
     rank: usize,
+    broken: bool,
     steps: usize,
-    line: Option<std::sync::mpsc::Sender<()>>,
-    other: Option<std::sync::mpsc::Receiver<()>>,
+    line: SyncSender<()>,
+    other: Receiver<()>,
 }
 
 impl Rank for Partner {
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
         self.steps += 1;
-        assert!(self.rank == 0 || self.steps < 2, "rank 1 breaks");
-        if let Some(line) = &self.line {
-            line.send(()).expect("rank 0 lives");
-        }
-        if let Some(other) = &self.other {
-            other.recv().map_err(|_| Error::EngineFailed { reason: "lost rank 1".into() })?;
-        }
+        assert!(!self.broken || self.steps < 2, "this rank breaks");
+        let lost = || Error::EngineFailed { reason: "lost the other rank".into() };
+        self.line.send(()).map_err(|_| lost())?;
+        self.other.recv().map_err(|_| lost())?;
         if self.rank == 0 {
             logits.resize(batch.logits_rows.len() * VOCAB, 0.0);
         }
@@ -97,16 +95,20 @@ impl Rank for Partner {
 }
 
 #[test]
-fn a_panic_of_another_rank_ends_the_engine_without_a_deadlock() {
-    let (line, other) = channel();
-    let ranks: Vec<Box<dyn Rank>> = vec![
-        Box::new(Partner { rank: 0, steps: 0, line: None, other: Some(other) }),
-        Box::new(Partner { rank: 1, steps: 0, line: Some(line), other: None }),
-    ];
-    let engine = lab().start_with(ranks);
-    let told = read(&submit(&engine, 1, 10).expect("accepted"));
-    assert!(matches!(told.last.error, Some(Error::EngineFailed { .. })), "{told:?}");
-    assert_eq!(engine.shutdown(Shutdown::Drain, LONG), Ok(()));
+fn a_panic_of_one_rank_ends_the_engine_without_a_deadlock() {
+    for broken in [0, 1] {
+        let (to_first, from_second) = sync_channel(1);
+        let (to_second, from_first) = sync_channel(1);
+        let lines = [(to_second, from_second), (to_first, from_first)];
+        let ranks = lines.into_iter().enumerate().map(|(rank, (line, other))| {
+            let broken = rank == broken;
+            Box::new(Partner { rank, broken, steps: 0, line, other }) as Box<dyn Rank>
+        });
+        let engine = lab().start_with(ranks.collect());
+        let told = read(&submit(&engine, 1, 10).expect("accepted"));
+        assert!(matches!(told.last.error, Some(Error::EngineFailed { .. })), "{told:?}");
+        assert_eq!(engine.shutdown(Shutdown::Drain, LONG), Ok(()));
+    }
 }
 
 /// A rank that returns too few logits.
@@ -210,7 +212,7 @@ fn requests_outlive_their_engine_and_end_as_cancelled() {
     assert!(*released.lock());
     assert_eq!(read(&without).last.error, Some(Error::Cancelled));
     assert_eq!(read(&with_queue).last.error, Some(Error::Cancelled));
-    assert_eq!(queue.next(1, None), Err(Error::End));
+    assert_eq!(queue.next(1, Some(LONG)), Err(Error::End));
 }
 
 #[test]

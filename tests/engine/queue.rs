@@ -106,7 +106,7 @@ fn unread_events_of_a_request_coalesce_into_one_entry() {
     let kinds: Vec<EventKind> = events.iter().map(|event| event.kind).collect();
     assert_eq!(kinds, [EventKind::Started, EventKind::Delta, EventKind::Finished]);
     assert_eq!(events[1].token_ids.len(), 100);
-    assert_eq!(queue.next(100, None), Err(Error::End));
+    assert_eq!(queue.next(100, Some(LONG)), Err(Error::End));
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn events_taken_from_the_request_are_not_announced_again() {
     let place = Some((Arc::clone(&queue), 8));
     let request = engine.submit_tokens(prompt(1, 9), &endless(50), place).expect("accepted");
     assert_eq!(read(&request).ids.len(), 50);
-    assert_eq!(queue.next(1, None), Err(Error::End));
+    assert_eq!(queue.next(1, Some(LONG)), Err(Error::End));
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn a_refused_request_is_not_waited_for() {
     let queue = CompletionQueue::new();
     let place = Some((Arc::clone(&queue), 8));
     assert!(engine.submit_tokens(prompt(1, 9000), &greedy(1), place).is_err());
-    assert_eq!(queue.next(1, None), Err(Error::End));
+    assert_eq!(queue.next(1, Some(LONG)), Err(Error::End));
 }
 
 #[test]

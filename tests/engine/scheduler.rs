@@ -190,6 +190,13 @@ fn decoding_and_prefill_share_a_step() {
 }
 
 #[test]
+fn a_long_prompt_before_it_does_not_starve_a_decoding_sequence() {
+    let long = View { computed_tokens: 32, pages: 2, admitted: true, ..waiting(500) };
+    let views = [long, decoding(5, 1), waiting(3)];
+    assert_eq!(planned(&views, 100), (vec![(0, 32), (1, 1)], vec![]));
+}
+
+#[test]
 fn the_youngest_gives_way_when_pages_run_out() {
     // Each needs a new page; one is free, and the youngest gives two back.
     let views = [decoding(32, 2), decoding(32, 2), decoding(32, 2)];

@@ -88,15 +88,46 @@ fn what_was_held_back_for_a_stop_text_comes_with_the_end() {
     assert_eq!((told.text, told.last.finish), (text, Some(FinishReason::Length)));
 }
 
+/// A prompt whose reply is `text`.
+fn echo(text: &str) -> (Vec<u32>, GenerationParams) {
+    let prompt = std::iter::once(ECHO).chain(text.bytes().map(u32::from)).collect();
+    (prompt, greedy(text.len()))
+}
+
 #[test]
 fn a_base_model_stops_where_it_begins_to_play_the_human() {
+    let (prompt, params) = echo("I see. Human: go on");
+    let (chat, _) = lab().start();
+    assert_eq!(run(&chat, &prompt, &params).text, "I see. Human: go on");
     let mut raw = lab();
     raw.chat_format = ChatFormat::Raw;
-    let (engine, _) = raw.start();
+    let (raw, _) = raw.start();
+    let told = run(&raw, &prompt, &params);
+    assert_eq!((told.text.as_str(), told.last.finish), ("I see. ", Some(FinishReason::Stop)));
     // The chat control tokens mean nothing to a base model.
-    let prompt = (0..)
-        .map(|seed| prompt(seed, 9))
-        .find(|prompt| expected(prompt, &greedy(60)).1 == FinishReason::Stop);
-    let told = run(&engine, &prompt.expect("one that ends"), &greedy(60));
-    assert!(told.ids.contains(&IM_END), "{told:?}");
+    let ends = |prompt: &Vec<u32>| expected(prompt, &greedy(60)).1 == FinishReason::Stop;
+    let prompt = (0..).map(|seed| crate::fake::prompt(seed, 9)).find(ends).expect("one that ends");
+    assert!(run(&raw, &prompt, &greedy(60)).ids.contains(&IM_END));
+}
+
+#[test]
+fn the_checkpoints_stop_sequences_end_the_reply_and_never_show() {
+    let mut lab = lab();
+    lab.stop_words_ids = vec![vec![], vec![u32::from(b'#')], vec![u32::from(b'!'); 2]];
+    let (engine, _) = lab.start();
+    for (text, shown) in [("a!b!!c", "a!b"), ("a#b", "a"), ("a!", "a!")] {
+        let (prompt, params) = echo(text);
+        assert_eq!(run(&engine, &prompt, &params).text, shown);
+        let params = GenerationParams { ignore_eos: true, ..params };
+        assert_eq!(run(&engine, &prompt, &params).text, text);
+    }
+}
+
+#[test]
+fn characters_of_several_tokens_come_whole() {
+    let (engine, _) = lab().start();
+    let (prompt, params) = echo("你好, 😀!");
+    let request = engine.submit_tokens(prompt, &params, None).expect("accepted");
+    let told = read(&request);
+    assert_eq!((told.text.as_str(), told.bytes.as_slice()), ("你好, 😀!", "你好, 😀!".as_bytes()));
 }
