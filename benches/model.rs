@@ -109,8 +109,7 @@ impl Bench {
             vocab: rows as u32,
             token_bytes: checkpoint.total_bytes() as f64 - table,
             kv_token_bytes: layers * (qkv - heads) * dtype.size_bytes() as f64,
-            prefill_flops: layers * (2.0 * layer * tokens + attention)
-                + 2.0 * (rows * cols) as f64,
+            prefill_flops: layers * (2.0 * layer * tokens + attention) + 2.0 * (rows * cols) as f64,
             memory: (0..(1 << 27)).collect(),
         }
     }
