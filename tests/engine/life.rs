@@ -86,7 +86,7 @@ impl Rank for Partner {
         assert!(!self.broken || self.steps < 2, "this rank breaks");
         let lost = || Error::EngineFailed { reason: "lost the other rank".into() };
         self.line.send(()).map_err(|_| lost())?;
-        self.other.recv().map_err(|_| lost())?;
+        self.other.recv_timeout(LONG).map_err(|_| lost())?;
         if self.rank == 0 {
             logits.resize(batch.logits_rows.len() * VOCAB, 0.0);
         }
@@ -97,6 +97,7 @@ impl Rank for Partner {
 #[test]
 fn a_panic_of_one_rank_ends_the_engine_without_a_deadlock() {
     for broken in [0, 1] {
+        let begin = std::time::Instant::now();
         let (to_first, from_second) = sync_channel(1);
         let (to_second, from_first) = sync_channel(1);
         let lines = [(to_second, from_second), (to_first, from_first)];
@@ -108,6 +109,7 @@ fn a_panic_of_one_rank_ends_the_engine_without_a_deadlock() {
         let told = read(&submit(&engine, 1, 10).expect("accepted"));
         assert!(matches!(told.last.error, Some(Error::EngineFailed { .. })), "{told:?}");
         assert_eq!(engine.shutdown(Shutdown::Drain, LONG), Ok(()));
+        assert!(begin.elapsed() < LONG, "the other rank was left to wait");
     }
 }
 
