@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """The Python side of benches/tokenizer.rs, which starts it.
 
-    tokenizer.py corpus PATH    writes a mixed text of about 3 MiB: English, Chinese, code
-    tokenizer.py encode PATH    encodes it with `tiktoken`, one thread, and prints on one line
-                                the fastest of five runs in seconds, and then the ids to PATH.ids
-                                as little-endian u32
+    tokenizer.py corpus FOLDER    writes texts of 1 MiB, english.txt, chinese.txt and code.txt, and
+                                  mixed.txt, which is all of them
+    tokenizer.py encode FILE      encodes one with `tiktoken` on one thread, writes the ids beside it
+                                  as native u32 (.ids) and prints the seconds of each of five runs
 
-The corpus is made of what every machine with Python has, so that it is real text and needs no
+The texts are made of what every machine with Python has, so that it is real text and needs no
 download: the standard library's sources are the code, its docstrings and licences the English. The
 Chinese is sentences of the vocabulary's own words, drawn with a fixed seed.
 """
@@ -56,11 +56,18 @@ def head(text: str) -> str:
     return text.encode()[:BYTES_PER_KIND].decode("utf-8", "ignore")
 
 
-def write_corpus(path: pathlib.Path) -> None:
+def write_corpus(folder: pathlib.Path) -> None:
     code = sources()
     english = "\n\n".join(map(docstrings, code))
-    kinds = [head(english), chinese(random.Random(SEED)), head("\n".join(code))]
-    path.write_text(unicodedata.normalize("NFC", "\n\n".join(kinds)), "utf-8", newline="")
+    texts = {
+        "english": head(english),
+        "chinese": head(chinese(random.Random(SEED))),
+        "code": head("\n".join(code)),
+    }
+    texts["mixed"] = "\n\n".join(texts.values())
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / f"{name}.txt").write_bytes(unicodedata.normalize("NFC", text).encode())
 
 
 def encode(path: pathlib.Path) -> None:
@@ -72,7 +79,7 @@ def encode(path: pathlib.Path) -> None:
         ids = oracle.encode_ordinary(text)
         seconds.append(time.perf_counter() - start)
     path.with_suffix(".ids").write_bytes(array.array("I", ids).tobytes())
-    print(min(seconds))
+    print(*seconds)
 
 
 if __name__ == "__main__":

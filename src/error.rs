@@ -15,6 +15,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// requests with the same reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
+#[expect(missing_docs, reason = "the variants are described, their fields' names say the rest")]
 pub enum Error {
     // --- the caller's mistake (status 1-99) ---
     /// A required pointer was NULL.
@@ -76,6 +77,7 @@ pub enum Error {
 }
 
 /// C status codes. Never renumbered, never reused; the header repeats them as `QWEN_*`.
+#[expect(missing_docs, reason = "the header describes each code")]
 pub mod status {
     /// Success.
     pub const OK: i32 = 0;

@@ -1,5 +1,8 @@
 //! The sampler against a readable f64 twin that sorts everything, and against statistics.
 
+// Helpers outside `#[test]` functions are tests, too: a panic is how they fail.
+#![allow(clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;
@@ -270,7 +273,8 @@ fn a_tiny_temperature_is_greedy_and_does_not_overflow() {
 
 #[test]
 fn impossible_values_are_refused_by_name() {
-    let cases: [(&str, fn(&mut SamplingParams)); 9] = [
+    type Case = (&'static str, fn(&mut SamplingParams));
+    let cases: [Case; 9] = [
         ("temperature", |p| p.temperature = -0.1),
         ("temperature", |p| p.temperature = f32::NAN),
         ("top_p", |p| p.top_p = 0.0),

@@ -1,5 +1,7 @@
 //! The sharding plan: every rank's slices together are the tensor, each element exactly once.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")]
+
 use proptest::prelude::*;
 use qwen::checkpoint::shard::{Slice, Split, check_world, slice};
 use qwen::error::Error;
@@ -83,7 +85,8 @@ fn each_third_is_divided_by_itself() {
 fn a_world_of_one_holds_one_contiguous_range() {
     for split in [Split::Column, Split::ColumnThirds, Split::Row, Split::Vocab] {
         let part = slice(split, 24, 5, 0, 1).unwrap();
-        assert_eq!((&part.row_ranges[..], part.cols), (&[0..24][..], 0..5), "{split:?}");
+        let ranges = (part.row_ranges.len(), part.row_ranges[0].clone(), part.cols);
+        assert_eq!(ranges, (1, 0..24, 0..5), "{split:?}");
     }
 }
 

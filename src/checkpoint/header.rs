@@ -81,6 +81,7 @@ fn entries(path: &Path, json: &[u8], data_offset: usize, data_len: usize) -> Res
     let mut entries = pairs
         .map(|(name, raw)| entry(path, name, raw, data_offset, data_len))
         .collect::<Result<Vec<Entry>>>()?;
+    reject_repeats(path, &entries)?;
     entries.sort_by_key(|entry| (entry.range.start, entry.range.end));
     let mut end = 0;
     for entry in &entries {
@@ -96,7 +97,6 @@ fn entries(path: &Path, json: &[u8], data_offset: usize, data_len: usize) -> Res
         let reason = format!("{} bytes after the last tensor", data_len - end);
         return Err(at(path, None, (data_offset + end) as u64, reason));
     }
-    reject_repeats(path, &entries)?;
     Ok(entries)
 }
 

@@ -1,7 +1,8 @@
-//! One pre-token -> ids: byte-pair encoding by the `tokenizers` crate.
+//! One pre-token -> ids: direct look-up, else byte-pair encoding.
 //!
-//! What it is: the bridge from a ranked vocabulary, which has no merge list, to the crate's BPE
-//! model, which needs one. What it is not: normalising or splitting; the crate's own pipeline for
+//! What it is: a ranked vocabulary, which has no merge list, turned into merges; and the choice of
+//! who applies them: `pairs` for short pieces, the `tokenizers` crate's BPE model, whose time is
+//! `n log n`, for long ones. What it is not: normalising or splitting; the crate's own pipeline for
 //! those keeps an alignment of every character and is several times slower than this library's.
 
 use std::path::Path;
@@ -11,16 +12,24 @@ use tokenizers::models::bpe::{BPE, Merges, Vocab};
 
 use crate::error::{Error, Result};
 use crate::text::byte_level;
+use crate::text::pairs::{MAX_PIECE_BYTES, Pairs, Parts};
 use crate::text::vocabulary::Vocabulary;
 
 /// The encoder of pre-tokens. Immutable; any thread may use it.
 pub(super) struct Bpe {
     model: BPE,
-    /// Bytes that are no token by themselves, so that text with them cannot be written.
-    inexpressible: [bool; 256],
-    any_inexpressible: bool,
+    pairs: Pairs,
+    /// Is there a byte that is no token by itself, so that text with it cannot be written?
+    lacks_bytes: bool,
     /// What stands in for a character that cannot be written: U+FFFD, or nothing.
     replacement: &'static str,
+}
+
+/// Working memory of [`Bpe::encode`], kept between calls.
+#[derive(Default)]
+pub(super) struct Scratch {
+    text: String,
+    parts: Parts,
 }
 
 impl Bpe {
@@ -28,25 +37,20 @@ impl Bpe {
     /// byte alphabet. `path` is for errors.
     pub(super) fn new(vocabulary: &Vocabulary, path: &Path) -> Result<(Bpe, Merges)> {
         let (ids, merges) = derive(vocabulary, path)?;
-        let is_missing = |byte: u8| !ids.contains_key(&byte_level::char_of(byte).to_string());
-        let inexpressible = std::array::from_fn(|byte| is_missing(byte as u8));
-        let replaceable = "\u{FFFD}".bytes().all(|byte| !inexpressible[usize::from(byte)]);
-        // No cache: it would live in the host's threads, and direct look-up meets most words.
+        let pairs = number(&ids, &merges);
+        let lacks_bytes = !(0..=255).all(|byte| pairs.has_byte(byte));
+        let replaceable = "\u{FFFD}".bytes().all(|byte| pairs.has_byte(byte));
+        // No cache: it would live in the host's threads, and long pieces seldom come twice.
         let builder = BPE::builder().cache_capacity(0).vocab_and_merges(ids, merges.clone());
         let model = builder.build().map_err(|error| Error::corrupt(path, error.to_string()))?;
-        let bpe = Bpe {
-            model,
-            inexpressible,
-            any_inexpressible: inexpressible.contains(&true),
-            replacement: if replaceable { "\u{FFFD}" } else { "" },
-        };
-        Ok((bpe, merges))
+        let replacement = if replaceable { "\u{FFFD}" } else { "" };
+        Ok((Bpe { model, pairs, lacks_bytes, replacement }, merges))
     }
 
     /// `text` without the characters that the vocabulary cannot write; `None` if there are none.
     pub(super) fn replace_inexpressible(&self, text: &str) -> Option<String> {
-        let is_bad = |byte: u8| self.inexpressible[usize::from(byte)];
-        if !self.any_inexpressible || !text.bytes().any(is_bad) {
+        let is_bad = |byte| !self.pairs.has_byte(byte);
+        if !self.lacks_bytes || !text.bytes().any(is_bad) {
             return None;
         }
         let mut written = String::with_capacity(text.len());
@@ -59,17 +63,33 @@ impl Bpe {
         Some(written)
     }
 
-    /// Appends the ids of one pre-token. `scratch` is working memory, kept between calls.
-    pub(super) fn encode(&self, piece: &str, scratch: &mut String, ids: &mut Vec<u32>) {
-        byte_level::write(piece.as_bytes(), scratch);
-        if let Some(id) = self.model.token_to_id(scratch) {
-            ids.push(id);
-            return;
+    /// Appends the ids of one pre-token, each of whose bytes must be a token.
+    pub(super) fn encode(&self, piece: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        byte_level::write(piece.as_bytes(), &mut scratch.text);
+        if let Some(id) = self.model.token_to_id(&scratch.text) {
+            return ids.push(id);
+        }
+        if piece.len() <= MAX_PIECE_BYTES {
+            return self.pairs.encode(piece.as_bytes(), &mut scratch.parts, ids);
         }
         // Fails only for a model with an unknown token that is not in it; this one has none.
-        let tokens = self.model.tokenize(scratch).unwrap_or_default();
+        let tokens = self.model.tokenize(&scratch.text).unwrap_or_default();
         ids.extend(tokens.iter().map(|token| token.id));
     }
+}
+
+/// The merges as ids.
+fn number(ids: &Vocab, merges: &Merges) -> Pairs {
+    let id = |text: &str| ids.get(text).copied();
+    let byte_ids =
+        std::array::from_fn(|byte| id(byte_level::char_of(byte as u8).encode_utf8(&mut [0; 4])));
+    let mut merged = String::new();
+    let numbered = merges.iter().filter_map(|(left, right)| {
+        merged.clear();
+        merged.extend([left.as_str(), right.as_str()]);
+        Some(((id(left)?, id(right)?), id(&merged)?))
+    });
+    Pairs::new(byte_ids, numbered)
 }
 
 /// The vocabulary in the byte alphabet, and its merges: a token that the lower ranks reduce to
@@ -134,7 +154,7 @@ mod tests {
     fn encode(tokens: &[&[u8]], piece: &str) -> Vec<u32> {
         let (bpe, _) = Bpe::new(&vocabulary(tokens), Path::new("vocabulary")).unwrap();
         let mut ids = Vec::new();
-        bpe.encode(piece, &mut String::new(), &mut ids);
+        bpe.encode(piece, &mut Scratch::default(), &mut ids);
         ids
     }
 
@@ -146,6 +166,18 @@ mod tests {
         assert_eq!(encode(&LETTERS, "ab"), [4]);
         assert_eq!(encode(&LETTERS, "abcabcab"), [6, 4]);
         assert_eq!(encode(&LETTERS, "ccc"), [7, 2]);
+    }
+
+    #[test]
+    fn short_and_long_pieces_have_the_same_merges() {
+        let long = "abcabccabbcacc".repeat(MAX_PIECE_BYTES);
+        let (bpe, _) = Bpe::new(&vocabulary(&LETTERS), Path::new("")).unwrap();
+        for length in 1..600 {
+            let (mut scratch, mut ids, mut by_scan) = (Scratch::default(), vec![], vec![]);
+            bpe.encode(&long[..length], &mut scratch, &mut ids);
+            bpe.pairs.encode(&long.as_bytes()[..length], &mut scratch.parts, &mut by_scan);
+            assert_eq!(ids, by_scan, "{length}");
+        }
     }
 
     #[test]

@@ -28,7 +28,7 @@ const fn chars() -> [char; 256] {
             byte as u8 as char
         } else {
             next_above += 1;
-            // U+00C4 0x80.. is U+0100..; from_u32 is the const way to write it.
+            // Never `None`; a constant cannot `unwrap` under the house's lints.
             match char::from_u32(0xFF + next_above as u32) {
                 Some(char) => char,
                 None => '\0',

@@ -93,9 +93,10 @@ fn take_text(fields: &mut Map<String, Value>, field: &str) -> std::result::Resul
 /// Messages -> prompt ids, ready for the assistant's reply: a system message or none, then user and
 /// assistant in turn, a user message last.
 ///
-/// Past turns (a user message and its answer) are taken from the newest backwards for as long as the
-/// system block, the turns taken and the next one together are fewer than `max_window_size` tokens;
-/// all older ones are left out. The system text and the last message are neither counted nor cut.
+/// Past turns (a user message and its answer) are taken from the newest backwards for as long as
+/// the system block, the turns taken and the next one together are fewer than `max_window_size`
+/// tokens; all older ones are left out. The system text and the last message are never cut, and the
+/// last message is not counted.
 ///
 /// # Errors
 /// `Argument` where the messages are not in that order.

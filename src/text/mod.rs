@@ -2,8 +2,8 @@
 //!
 //! Inwards, `chat` turns messages into token ids with `tokenizer`: `vocabulary` holds the tokens of
 //! a checkpoint (from `qwen.tiktoken`, or `tokenizer_json`), `split` cuts text into pieces, `bpe`
-//! turns a piece into ids, `special` knows the control tokens. Outwards, `stream` turns the bytes of
-//! generated tokens into text, and `stop` keeps stop texts out of it.
+//! and `pairs` turn a piece into ids, `special` knows the control tokens. Outwards, `stream` turns
+//! the bytes of generated tokens into text, and `stop` keeps stop texts out of it.
 
 pub mod chat;
 pub mod split;
@@ -11,6 +11,7 @@ pub mod tokenizer;
 
 mod bpe;
 mod byte_level;
+mod pairs;
 mod special;
 mod stop;
 mod stream;

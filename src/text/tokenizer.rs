@@ -11,7 +11,7 @@ use tokenizers::models::bpe::Merges;
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 use crate::error::{Error, Result};
-use crate::text::bpe::Bpe;
+use crate::text::bpe::{Bpe, Scratch};
 use crate::text::special::{END_OF_TEXT, IM_END, IM_START, SpecialTokens};
 use crate::text::split;
 use crate::text::tokenizer_json::TokenizerJson;
@@ -72,9 +72,8 @@ impl Tokenizer {
     /// the text, and about 100 bytes of memory for each byte of its longest piece.
     pub fn encode(&self, text: &str, specials: Specials) -> Vec<u32> {
         let text = to_nfc(text);
-        let text = self.bpe.replace_inexpressible(&text).map_or(text, Cow::Owned);
         let mut ids = Vec::new();
-        let mut scratch = String::new();
+        let mut scratch = Scratch::default();
         let mut rest = &*text;
         while let Some((before, id, after)) = self.next_special(rest, specials) {
             self.encode_ordinary(before, &mut scratch, &mut ids);
@@ -96,8 +95,9 @@ impl Tokenizer {
         }
     }
 
-    fn encode_ordinary(&self, text: &str, scratch: &mut String, ids: &mut Vec<u32>) {
-        for piece in split::pieces(text) {
+    fn encode_ordinary(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        let replaced = self.bpe.replace_inexpressible(text);
+        for piece in split::pieces(replaced.as_deref().unwrap_or(text)) {
             self.bpe.encode(piece, scratch, ids);
         }
     }

@@ -1,9 +1,9 @@
 //! `tokenizer.json`, the vocabulary as the `tokenizers` crate writes it, for folders without
 //! `qwen.tiktoken`.
 //!
-//! What it is: a reader that takes such a file if it says exactly what Qwen-1's tokenizer does (NFC,
-//! the split pattern, byte-level BPE with merges in rank order) and refuses any other by the field
-//! that differs. What it is not: a general tokenizer loader; a pipeline that is nearly Qwen's would
+//! What it is: a reader that takes such a file if it says exactly what Qwen-1's tokenizer does
+//! (NFC, the split pattern, byte-level BPE with merges in rank order) and refuses any other by the
+//! field that differs. What it is not: a general tokenizer loader; a pipeline that is nearly Qwen's would
 //! give nearly Qwen's ids. Gives the same [`Vocabulary`] that `qwen.tiktoken` does.
 
 use std::collections::HashMap;

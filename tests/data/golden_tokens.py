@@ -2,8 +2,9 @@
 """Writes tests/data/golden_tokens.jsonl: texts and their ids by Python `tiktoken`.
 
 The first line records the versions used. Each other line is `[text, ids]`, with surface forms of
-special tokens taken as text, or `[text, ids, other ids]` where parsing them gives other ids. The texts are drawn from a fixed seed: Chinese, English, code, emoji, digits, white space,
-random Unicode, look-alikes of special tokens. Run it with tiktoken 0.14 installed, after
+special tokens taken as text, or `[text, ids, other ids]` where parsing them gives other ids. The
+texts are drawn from a fixed seed: Chinese, English, code, emoji, digits, white space, random
+Unicode, look-alikes of special tokens. Run it with tiktoken 0.14 installed, after
 fetch_vocabulary.py.
 
 Which code points compose under NFC, and which are letters, depends on the version of Unicode. The

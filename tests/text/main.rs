@@ -1,5 +1,7 @@
 //! Tests of the text room through the public API, on the real vocabulary of Qwen-1.
 
+#![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests fail like tests")]
+
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 

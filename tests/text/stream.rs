@@ -1,6 +1,8 @@
 //! Streamed text against the whole: whatever the ids and wherever the cuts.
 
+use proptest::collection;
 use proptest::prelude::*;
+use proptest::sample;
 use qwen::text::{TextDelta, TextStream};
 
 use crate::qwen;
@@ -85,29 +87,32 @@ fn nearly_text() -> impl Strategy<Value = Vec<u8>> {
         any::<u8>().prop_map(|byte| vec![byte]),
         (0x80_u8..0xC0).prop_map(|byte| vec![byte]),
     ];
-    proptest::collection::vec(part, 0..20).prop_map(|parts| parts.concat())
+    collection::vec(part, 0..20).prop_map(|parts| parts.concat())
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
 
     #[test]
-    fn any_ids(ids in proptest::collection::vec(0_u32..151_900, 0..40)) {
+    fn any_ids(ids in collection::vec(0_u32..151_900, 0..40)) {
         let pieces: Vec<&[u8]> = ids.iter().filter_map(|&id| qwen().token_bytes(id)).collect();
         let whole = stream(&[], &pieces);
         prop_assert_eq!(whole.bytes, qwen().decode_bytes(&ids, true));
     }
 
     #[test]
-    fn any_bytes_cut_anywhere(bytes in nearly_text(), cuts in proptest::collection::vec(any::<usize>(), 0..9)) {
+    fn any_bytes_cut_anywhere(
+        bytes in nearly_text(),
+        cuts in collection::vec(any::<usize>(), 0..9),
+    ) {
         check(&[], &cut_at(&bytes, &cuts));
     }
 
     #[test]
     fn any_stops_cut_anywhere(
-        stops in proptest::collection::vec("[ab你]{0,5}", 0..4),
-        bytes in proptest::collection::vec(proptest::sample::select(b"aabb\xE4\xBD\xA0".to_vec()), 0..60),
-        cuts in proptest::collection::vec(any::<usize>(), 0..9),
+        stops in collection::vec("[ab你]{0,5}", 0..4),
+        bytes in collection::vec(sample::select(b"aabb\xE4\xBD\xA0".to_vec()), 0..60),
+        cuts in collection::vec(any::<usize>(), 0..9),
     ) {
         check(&stops, &cut_at(&bytes, &cuts));
     }

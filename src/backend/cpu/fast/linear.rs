@@ -12,6 +12,10 @@
 //!   (L1)   +----+----+----+
 //! ```
 //!
+//! Up to four rows of x (decode) are bound by reading the weights: one weight row at a time then,
+//! a single stream with software prefetch, which reads nearly twice as fast from memory as six
+//! interleaved rows do (AMD EPYC Zen 4, 2026-11-23: 36 against 20 GB/s on two cores).
+//!
 //! Traffic per panel of P weight rows: P*K weights once, all of x once, so x costs
 //! 1/P of a load per multiply-add. With bf16 weights on AVX-512 BF16 a step is one vdpbf16ps of 32
 //! products; elsewhere weights are widened to f32 in registers.
@@ -33,6 +37,22 @@ const PANEL_MAX: usize = 48;
 pub(super) fn panel_rows(row_bytes: usize) -> usize {
     let fit = PANEL_BYTES / row_bytes.max(1);
     (fit / PANEL_STEP * PANEL_STEP).clamp(PANEL_STEP, PANEL_MAX)
+}
+
+/// Rows of x up to which weights are read as a single stream.
+const STREAM_ROWS: usize = 4;
+/// How far ahead of that stream to prefetch.
+const PREFETCH_BYTES: usize = 4096;
+
+/// Asks for the cache line `PREFETCH_BYTES` after `at`; never faults, wherever that is.
+#[inline(always)]
+fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is in every x86-64, and a prefetch reads nothing.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast::<i8>().wrapping_add(PREFETCH_BYTES));
+    }
 }
 
 /// How products of one input type with one weight type are accumulated.
@@ -118,6 +138,10 @@ pub(super) struct Product<X, W> {
 /// instruction set of `D` is present.
 #[inline(always)]
 pub(super) unsafe fn columns<D: Dot>(product: &Product<D::X, D::W>, cols: Range<usize>) {
+    if product.rows <= STREAM_ROWS {
+        // SAFETY: passed on.
+        return unsafe { stream::<D>(product, cols) };
+    }
     let panel = panel_rows(product.k * size_of::<D::W>());
     let mut start = cols.start;
     while start < cols.end {
@@ -131,6 +155,23 @@ pub(super) unsafe fn columns<D: Dot>(product: &Product<D::X, D::W>, cols: Range<
             }
         }
         start = end;
+    }
+}
+
+/// All rows (at most four) against one weight row after another.
+#[inline(always)]
+unsafe fn stream<D: Dot>(product: &Product<D::X, D::W>, cols: Range<usize>) {
+    for col in cols {
+        // SAFETY: passed on.
+        unsafe {
+            match product.rows {
+                1 => tile::<D, 1, 1, true>(product, 0, col),
+                2 => tile::<D, 2, 1, true>(product, 0, col),
+                3 => tile::<D, 3, 1, true>(product, 0, col),
+                4 => tile::<D, 4, 1, true>(product, 0, col),
+                _ => {}
+            }
+        }
     }
 }
 
@@ -165,19 +206,19 @@ unsafe fn tiles<D: Dot, const MR: usize, const NR: usize>(
     // SAFETY: columns stay below `cols.end`; the rest is passed on.
     unsafe {
         while col + NR <= cols.end {
-            tile::<D, MR, NR>(product, row, col);
+            tile::<D, MR, NR, false>(product, row, col);
             col += NR;
         }
         while col < cols.end {
-            tile::<D, MR, 1>(product, row, col);
+            tile::<D, MR, 1, false>(product, row, col);
             col += 1;
         }
     }
 }
 
-/// One register tile: rows `row..row + MR` times weight rows `col..col + NR`.
+/// One register tile: rows `row..row + MR` times weight rows `col..col + NR`. `STREAM`: prefetch.
 #[inline(always)]
-unsafe fn tile<D: Dot, const MR: usize, const NR: usize>(
+unsafe fn tile<D: Dot, const MR: usize, const NR: usize, const STREAM: bool>(
     product: &Product<D::X, D::W>,
     row: usize,
     col: usize,
@@ -191,6 +232,9 @@ unsafe fn tile<D: Dot, const MR: usize, const NR: usize>(
         let whole = product.k / D::STEP * D::STEP;
         let mut k = 0;
         while k < whole {
+            if STREAM {
+                prefetch(w.add(k));
+            }
             let mut wv = [D::load_w(w.add(k)); NR];
             for n in 1..NR {
                 wv[n] = D::load_w(w.add(n * product.k + k));

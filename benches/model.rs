@@ -1,0 +1,177 @@
+//! Decode and prefill of a whole model on this machine's CPU beside its read bandwidth, all in one
+//! run: `cargo bench --bench model`. `QWEN_BENCH_MODEL` names another checkpoint folder.
+//!
+//! Decode is bound by reading the weights: its figure is the bytes a token must read (all weights
+//! but the embedding table, and the KV cache) over the time of a token, as a fraction of the read
+//! bandwidth. Prefill is bound by arithmetic: 2 FLOPs a weight (lm_head once), plus attention.
+
+use std::hint::black_box;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use qwen::backend::comm::Solo;
+use qwen::backend::cpu::fast::{Fast, Isa};
+use qwen::batch::{Batch, PAGE_TOKENS};
+use qwen::checkpoint::{Checkpoint, names};
+use qwen::model::config::ModelConfig;
+use qwen::model::{Limits, Model, Placement, Rank};
+
+const PROMPT_TOKENS: usize = 512;
+const DECODE_TOKENS: usize = 64;
+const ROUNDS: usize = 7;
+
+fn main() {
+    let folder = std::env::var("QWEN_BENCH_MODEL").unwrap_or("demo/chat-model".to_string());
+    let folder = PathBuf::from(folder);
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let config = ModelConfig::open(&folder).expect("config.json");
+    let checkpoint = Checkpoint::open(&folder).expect("checkpoint");
+    let mut model = load(&checkpoint, &config, threads);
+    let mut bench = Bench::new(&checkpoint, &config);
+    bench.check(model.as_mut());
+    println!("{} threads, {}, {}", threads, Isa::best().name(), folder.display());
+    // Machines have moods: bandwidth and model take turns, and each ratio is within one round.
+    let mut rounds: Vec<Round> =
+        (0..ROUNDS).map(|_| bench.round(model.as_mut(), threads)).collect();
+    rounds.sort_by(|a, b| a.decode_fraction().total_cmp(&b.decode_fraction()));
+    for round in &rounds {
+        round.print();
+    }
+    print!("median: ");
+    rounds[ROUNDS / 2].print();
+    let best = rounds.iter().map(|r| r.prefill_gflops).fold(0.0, f64::max);
+    println!("best prefill {best:.0} GFLOP/s");
+}
+
+fn load(checkpoint: &Checkpoint, config: &ModelConfig, threads: usize) -> Box<dyn Rank> {
+    let backend = Fast::new(Arc::new(Solo), 0, threads).expect("threads");
+    let limits = Limits {
+        max_tokens: PROMPT_TOKENS,
+        max_logits_rows: 1,
+        num_pages: (PROMPT_TOKENS + DECODE_TOKENS).div_ceil(PAGE_TOKENS),
+    };
+    let placement = Placement { rank: 0, world: 1 };
+    Box::new(
+        Model::load(backend, checkpoint, config, placement, limits, &mut |_| true).expect("model"),
+    )
+}
+
+struct Round {
+    bandwidth_gbs: f64,
+    decode_tokens: f64,
+    decode_gbs: f64,
+    prefill_tokens: f64,
+    prefill_gflops: f64,
+}
+
+impl Round {
+    fn decode_fraction(&self) -> f64 {
+        self.decode_gbs / self.bandwidth_gbs
+    }
+
+    fn print(&self) {
+        println!(
+            "read {:5.1} GB/s   decode {:6.1} tok/s, {:5.1} GB/s ({:3.0} %)   \
+             prefill of {PROMPT_TOKENS} {:7.1} tok/s, {:5.0} GFLOP/s",
+            self.bandwidth_gbs,
+            self.decode_tokens,
+            self.decode_gbs,
+            100.0 * self.decode_fraction(),
+            self.prefill_tokens,
+            self.prefill_gflops,
+        );
+    }
+}
+
+struct Bench {
+    vocab: u32,
+    /// Bytes of weights that every token reads.
+    token_bytes: f64,
+    kv_token_bytes: f64,
+    /// FLOPs of the prompt: linears, lm_head once, causal attention.
+    prefill_flops: f64,
+    memory: Vec<u64>,
+}
+
+impl Bench {
+    fn new(checkpoint: &Checkpoint, config: &ModelConfig) -> Bench {
+        let (dtype, rows, cols) = checkpoint.shape(names::EMBEDDING).expect("embedding");
+        let table = (rows * cols * dtype.size_bytes()) as f64;
+        let heads = (config.num_heads * config.head_dim) as f64;
+        let hidden = config.hidden_size as f64;
+        let qkv = heads + 2.0 * (config.num_kv_heads * config.head_dim) as f64;
+        let layer = hidden * (qkv + heads + 3.0 * config.intermediate_size as f64);
+        let tokens = PROMPT_TOKENS as f64;
+        let attention = 2.0 * heads * tokens * (tokens + 1.0);
+        let layers = config.num_layers as f64;
+        Bench {
+            vocab: rows as u32,
+            token_bytes: checkpoint.total_bytes() as f64 - table,
+            kv_token_bytes: layers * (qkv - heads) * dtype.size_bytes() as f64,
+            prefill_flops: layers * (2.0 * layer * tokens + attention) + 2.0 * (rows * cols) as f64,
+            memory: (0..(1 << 27)).collect(),
+        }
+    }
+
+    fn batch(&self, start: usize, len: usize) -> Batch {
+        let pages = (PROMPT_TOKENS + DECODE_TOKENS).div_ceil(PAGE_TOKENS);
+        let positions: Vec<u32> = (start as u32..(start + len) as u32).collect();
+        Batch {
+            token_ids: positions.iter().map(|p| (p * 7919 + 13) % (self.vocab / 2)).collect(),
+            slot_mapping: positions.clone(),
+            positions,
+            cu_seqlens: vec![0, len as u32],
+            context_lens: vec![(start + len) as u32],
+            block_table: (0..pages as u32).collect(),
+            max_pages: pages,
+            ntk_lens: vec![PROMPT_TOKENS as u32],
+            logits_rows: vec![len as u32 - 1],
+        }
+    }
+
+    /// The same logits whole and in two chunks: a benchmark of wrong results is worth nothing.
+    fn check(&self, model: &mut dyn Rank) {
+        let (mut whole, mut chunked) = (Vec::new(), Vec::new());
+        model.forward(&self.batch(0, 100), &mut whole).expect("step");
+        model.forward(&self.batch(0, 61), &mut chunked).expect("step");
+        model.forward(&self.batch(61, 39), &mut chunked).expect("step");
+        assert_eq!(whole, chunked, "chunked prefill gives other logits");
+    }
+
+    fn round(&mut self, model: &mut dyn Rank, threads: usize) -> Round {
+        let before = self.read_bandwidth(threads);
+        let mut logits = Vec::new();
+        let start = Instant::now();
+        model.forward(&self.batch(0, PROMPT_TOKENS), &mut logits).expect("step");
+        let prefill = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        for token in 0..DECODE_TOKENS {
+            model.forward(&self.batch(PROMPT_TOKENS + token, 1), &mut logits).expect("step");
+        }
+        let decode = start.elapsed().as_secs_f64() / DECODE_TOKENS as f64;
+        let after = self.read_bandwidth(threads);
+        let context = (PROMPT_TOKENS + DECODE_TOKENS / 2) as f64;
+        Round {
+            bandwidth_gbs: before.max(after),
+            decode_tokens: 1.0 / decode,
+            decode_gbs: (self.token_bytes + context * self.kv_token_bytes) / decode / 1e9,
+            prefill_tokens: PROMPT_TOKENS as f64 / prefill,
+            prefill_gflops: self.prefill_flops / prefill / 1e9,
+        }
+    }
+
+    /// Best of three passes over 1 GiB on all threads, in GB/s.
+    fn read_bandwidth(&self, threads: usize) -> f64 {
+        let pass = || {
+            let start = Instant::now();
+            std::thread::scope(|scope| {
+                for part in self.memory.chunks(self.memory.len().div_ceil(threads)) {
+                    scope.spawn(|| black_box(part.iter().fold(0_u64, |a, b| a ^ b)));
+                }
+            });
+            self.memory.len() as f64 * 8.0 / start.elapsed().as_secs_f64() / 1e9
+        };
+        (0..3).map(|_| pass()).fold(0.0, f64::max)
+    }
+}

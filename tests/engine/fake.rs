@@ -1,0 +1,408 @@
+//! A model that makes mistakes of the engine visible.
+//!
+//! The fake keeps a paged cache of its own: each token is written at its slot, and logits are a hash
+//! of all tokens of the context as read back through the block table. A wrong slot, page, position
+//! or order gives other logits or an error, so text that equals `expected` proves the batch right.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use base64::Engine as _;
+use parking_lot::{Condvar, Mutex};
+use qwen::engine::{
+    Engine, EngineOptions, EngineParts, Event, EventKind, FinishReason, GenerationParams, LogHook,
+    Request,
+};
+use qwen::error::{Error, Result};
+use qwen::model::Rank;
+use qwen::model::batch::{Batch, PAGE_TOKENS};
+use qwen::model::config::ModelConfig;
+use qwen::model::generation::{ChatFormat, GenerationConfig};
+use qwen::text::tokenizer::Tokenizer;
+
+/// 256 single bytes and 208 specials are in use; the rest is padding that must never be drawn.
+pub(crate) const VOCAB: usize = 480;
+pub(crate) const END_OF_TEXT: u32 = 256;
+pub(crate) const IM_END: u32 = 258;
+/// A token whose presence in a context makes the logits NaN.
+pub(crate) const POISON: u32 = 7;
+/// A prompt that begins with it is repeated by the reply, from its second token on.
+pub(crate) const ECHO: u32 = 9;
+pub(crate) const LONG: Duration = Duration::from_secs(10);
+
+/// What the test does to the model.
+#[derive(Default)]
+pub(crate) struct Control {
+    steps: AtomicU64,
+    /// Steps that may begin; `None`: any number.
+    permits: Mutex<Option<u64>>,
+    changed: Condvar,
+    fault: Mutex<Option<(u64, Fault)>>,
+    delay_us: AtomicU64,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Fault {
+    Error,
+    Panic,
+}
+
+impl Control {
+    /// Steps begun so far.
+    pub(crate) fn steps(&self) -> u64 {
+        self.steps.load(Ordering::SeqCst)
+    }
+
+    /// From now on each step waits for a permit.
+    pub(crate) fn hold(&self) {
+        *self.permits.lock() = Some(0);
+    }
+
+    pub(crate) fn allow(&self, steps: u64) {
+        if let Some(permits) = self.permits.lock().as_mut() {
+            *permits += steps;
+        }
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn release(&self) {
+        *self.permits.lock() = None;
+        self.changed.notify_all();
+    }
+
+    /// Waits until step number `step` has begun (and waits for its permit, if held).
+    pub(crate) fn wait_for_step(&self, step: u64) {
+        wait_until(|| self.steps() >= step);
+    }
+
+    pub(crate) fn slow_down(&self, step: Duration) {
+        self.delay_us.store(step.as_micros() as u64, Ordering::SeqCst);
+    }
+
+    /// The fault happens in step number `step` (counted from 1).
+    pub(crate) fn break_at(&self, step: u64, fault: Fault) {
+        *self.fault.lock() = Some((step, fault));
+    }
+
+    fn begin_step(&self) -> Result<()> {
+        let step = self.steps.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut permits = self.permits.lock();
+        // A test that fails while it holds the model must end, not hang in the engine's drop.
+        while *permits == Some(0) {
+            if self.changed.wait_for(&mut permits, LONG).timed_out() {
+                return Err(Error::EngineFailed { reason: "held for too long".into() });
+            }
+        }
+        if let Some(left) = permits.as_mut() {
+            *left -= 1;
+        }
+        drop(permits);
+        std::thread::sleep(Duration::from_micros(self.delay_us.load(Ordering::SeqCst)));
+        match *self.fault.lock() {
+            Some((at, Fault::Error)) if at == step => {
+                Err(Error::EngineFailed { reason: "injected".into() })
+            }
+            Some((at, Fault::Panic)) if at == step => panic!("injected"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Polls, for what has no event to wait for.
+pub(crate) fn wait_until(condition: impl Fn() -> bool) {
+    let start = std::time::Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < LONG, "nothing happened");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// One rank of the fake model.
+pub(crate) struct Fake {
+    pub(crate) rank: usize,
+    /// `[slots]` (token, position, ntk_len).
+    cache: Vec<Option<(u32, u32, u32)>>,
+    control: Arc<Control>,
+}
+
+impl Fake {
+    pub(crate) fn new(rank: usize, num_pages: usize, control: &Arc<Control>) -> Fake {
+        Fake { rank, cache: vec![None; num_pages * PAGE_TOKENS], control: Arc::clone(control) }
+    }
+
+    /// Reads the context of `sequence` up to position `last`, as an attention would.
+    fn context(&self, batch: &Batch, sequence: usize, last: u32) -> Result<Vec<u32>> {
+        let ntk_len = batch.ntk_lens[sequence];
+        let token = |position: u32| {
+            let page = batch.pages(sequence)[position as usize / PAGE_TOKENS] as usize;
+            match self.cache[page * PAGE_TOKENS + position as usize % PAGE_TOKENS] {
+                Some((token, at, ntk)) if at == position && ntk == ntk_len => Ok(token),
+                other => {
+                    let reason = format!("position {position} reads {other:?}");
+                    Err(Error::EngineFailed { reason })
+                }
+            }
+        };
+        (0..=last).map(token).collect()
+    }
+}
+
+impl Rank for Fake {
+    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
+        if self.rank == 0 {
+            self.control.begin_step()?;
+        }
+        logits.clear();
+        let mut rows = batch.logits_rows.iter().peekable();
+        for sequence in 0..batch.num_sequences() {
+            for row in batch.rows(sequence) {
+                let cell = (batch.token_ids[row], batch.positions[row], batch.ntk_lens[sequence]);
+                self.cache[batch.slot_mapping[row] as usize] = Some(cell);
+            }
+            let last = batch.rows(sequence).end - 1;
+            assert_eq!(batch.positions[last] + 1, batch.context_lens[sequence]);
+            while let Some(&row) = rows.next_if(|&&row| row as usize <= last) {
+                let context = self.context(batch, sequence, batch.positions[row as usize])?;
+                if self.rank == 0 {
+                    push_logits(&context, batch.ntk_lens[sequence] as usize, logits);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn push_hash(hash: u64, token: u32) -> u64 {
+    let mixed = (hash ^ u64::from(token + 1)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    mixed ^ (mixed >> 29)
+}
+
+fn push_logits(context: &[u32], prompt_len: usize, logits: &mut Vec<f32>) {
+    let start = logits.len();
+    let hash = context.iter().fold(prompt_len as u64, |hash, &id| push_hash(hash, id));
+    logits.extend((0..VOCAB as u32).map(|id| logit(hash, id)));
+    if context[0] == ECHO {
+        let echo = context[(1 + context.len() - prompt_len) % prompt_len];
+        logits[start + echo as usize] = 900.0;
+    }
+    if context.contains(&POISON) {
+        logits[start..].fill(f32::NAN);
+    }
+}
+
+/// Letters are likely, an end is now and then, padding would always win.
+fn logit(hash: u64, id: u32) -> f32 {
+    let noise = (push_hash(push_hash(hash, id), 3) >> 40) as f32 / (1u64 << 24) as f32 * 4.0;
+    match id {
+        97..=104 => noise + 6.0,
+        IM_END => noise + 5.6,
+        id if id >= 464 => 1000.0,
+        _ => noise,
+    }
+}
+
+/// What greedy decoding must give: ids and why it ends.
+pub(crate) fn expected(prompt: &[u32], params: &GenerationParams) -> (Vec<u32>, FinishReason) {
+    let mut hash = prompt.iter().fold(prompt.len() as u64, |hash, &id| push_hash(hash, id));
+    let mut reply = Vec::new();
+    loop {
+        let best = |a: u32, b: u32| if logit(hash, b) > logit(hash, a) { b } else { a };
+        let token = (0..464).reduce(best).expect("ids");
+        let stops = [END_OF_TEXT, 257, IM_END];
+        if (stops.contains(&token) && !params.ignore_eos) || params.stop_token_ids.contains(&token)
+        {
+            return (reply, FinishReason::Stop);
+        }
+        reply.push(token);
+        hash = push_hash(hash, token);
+        if reply.len() >= params.max_tokens {
+            return (reply, FinishReason::Length);
+        }
+    }
+}
+
+/// 256 single bytes, through the tokenizer's own loader.
+pub(crate) fn tokenizer() -> Arc<Tokenizer> {
+    static SHARED: OnceLock<Arc<Tokenizer>> = OnceLock::new();
+    Arc::clone(SHARED.get_or_init(|| {
+        let folder = scratch_folder();
+        let encode = |byte: u8| base64::engine::general_purpose::STANDARD.encode([byte]);
+        let lines = (0..=255u8).map(|byte| format!("{} {byte}\n", encode(byte)));
+        std::fs::write(folder.join("qwen.tiktoken"), lines.collect::<String>()).expect("written");
+        let tokenizer = Tokenizer::open(&folder).expect("a byte vocabulary");
+        std::fs::remove_dir_all(&folder).expect("removed");
+        Arc::new(tokenizer)
+    }))
+}
+
+fn scratch_folder() -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("qwen-engine-test-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a scratch folder");
+    folder
+}
+
+fn config() -> ModelConfig {
+    ModelConfig {
+        num_layers: 1,
+        hidden_size: 8,
+        num_heads: 1,
+        num_kv_heads: 1,
+        head_dim: 8,
+        intermediate_size: 8,
+        vocab_size: VOCAB,
+        norm_epsilon: 1e-6,
+        rope_base: 10000.0,
+        train_context_tokens: 2048,
+        use_dynamic_ntk: true,
+        use_logn_attention: true,
+    }
+}
+
+pub(crate) fn generation(chat_format: ChatFormat) -> GenerationConfig {
+    GenerationConfig {
+        chat_format,
+        eos_token_ids: vec![END_OF_TEXT],
+        max_window_size: 6144,
+        max_new_tokens: 40,
+        do_sample: false,
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 0.8,
+        repetition_penalty: 1.0,
+        stop_words_ids: Vec::new(),
+    }
+}
+
+/// An engine to be built.
+pub(crate) struct Lab {
+    pub(crate) num_pages: usize,
+    pub(crate) num_ranks: usize,
+    pub(crate) options: EngineOptions,
+    pub(crate) chat_format: ChatFormat,
+    pub(crate) stop_words_ids: Vec<Vec<u32>>,
+    pub(crate) log: Option<LogHook>,
+}
+
+/// A roomy engine of one rank.
+pub(crate) fn lab() -> Lab {
+    Lab {
+        num_pages: 4096,
+        num_ranks: 1,
+        options: EngineOptions::default(),
+        chat_format: ChatFormat::ChatMl,
+        stop_words_ids: Vec::new(),
+        log: None,
+    }
+}
+
+impl Lab {
+    pub(crate) fn start(self) -> (Engine, Arc<Control>) {
+        let control = Arc::new(Control::default());
+        let ranks = (0..self.num_ranks)
+            .map(|rank| Box::new(Fake::new(rank, self.num_pages, &control)) as Box<dyn Rank>)
+            .collect();
+        (self.start_with(ranks), control)
+    }
+
+    pub(crate) fn start_with(self, ranks: Vec<Box<dyn Rank>>) -> Engine {
+        Engine::start(self.parts(ranks)).expect("the engine starts")
+    }
+
+    pub(crate) fn parts(self, ranks: Vec<Box<dyn Rank>>) -> EngineParts {
+        EngineParts {
+            tokenizer: tokenizer(),
+            config: config(),
+            generation: GenerationConfig {
+                stop_words_ids: self.stop_words_ids,
+                ..generation(self.chat_format)
+            },
+            ranks,
+            num_pages: self.num_pages,
+            options: self.options,
+            log: self.log,
+            info: serde_json::json!({ "model": "fake" }),
+        }
+    }
+}
+
+/// Greedy, `max_tokens`.
+pub(crate) fn greedy(max_tokens: usize) -> GenerationParams {
+    let mut params = GenerationParams::from_config(&generation(ChatFormat::ChatMl), 1);
+    params.max_tokens = max_tokens;
+    params
+}
+
+/// A prompt of `len` ordinary ids that differs for each `seed`.
+pub(crate) fn prompt(seed: u64, len: usize) -> Vec<u32> {
+    (0..len as u32).map(|i| 16 + (push_hash(seed, i) >> 33) as u32 % 200).collect()
+}
+
+/// All that a request told.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Told {
+    pub(crate) text: String,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) ids: Vec<u32>,
+    pub(crate) last: Event,
+    pub(crate) started: bool,
+    pub(crate) deltas: usize,
+}
+
+/// Reads a request to its end and checks the order of its events.
+pub(crate) fn read(request: &Request) -> Told {
+    let mut events = Vec::new();
+    loop {
+        match request.next(Some(LONG)) {
+            Ok(event) => events.push(event),
+            Err(Error::End) => return tell(events),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Events of one request, in order -> what they said.
+pub(crate) fn tell(mut events: Vec<Event>) -> Told {
+    let last = events.pop().expect("a last event");
+    assert!(matches!(last.kind, EventKind::Finished | EventKind::Failed), "ends with {last:?}");
+    assert_eq!(last.finish.is_some(), last.kind == EventKind::Finished);
+    assert_eq!(last.error.is_some(), last.kind == EventKind::Failed);
+    let started = events.first().is_some_and(|event| event.kind == EventKind::Started);
+    let deltas = &events[usize::from(started)..];
+    assert!(deltas.iter().all(|event| event.kind == EventKind::Delta), "{deltas:?}");
+    Told {
+        text: deltas.iter().map(|event| event.text.as_str()).collect(),
+        bytes: deltas.iter().flat_map(|event| event.bytes.clone()).collect(),
+        ids: deltas.iter().flat_map(|event| event.token_ids.clone()).collect(),
+        started,
+        deltas: deltas.len(),
+        last,
+    }
+}
+
+/// Asserts that `told` is what greedy decoding of `prompt` must give.
+pub(crate) fn assert_expected(told: &Told, prompt: &[u32], params: &GenerationParams) {
+    let (ids, finish) = expected(prompt, params);
+    assert_eq!(told.last.error, None);
+    assert_eq!((&told.ids, told.last.finish), (&ids, Some(finish)), "prompt of {}", prompt.len());
+    let bytes: Vec<u8> = ids.iter().filter(|&&id| id < 256).map(|&id| id as u8).collect();
+    assert_eq!(told.bytes, bytes);
+    let usage = told.last.usage;
+    assert_eq!(usage.prompt_tokens as usize, prompt.len());
+    assert_eq!(usage.completion_tokens as usize, ids.len());
+}
+
+pub(crate) fn metric(engine: &Engine, name: &str) -> u64 {
+    engine.metrics()[name].as_u64().unwrap_or_else(|| panic!("no metric {name}"))
+}
+
+/// A small random number generator for test inputs; reproducible by its seed.
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    pub(crate) fn roll(&mut self, sides: usize) -> usize {
+        self.0 = push_hash(self.0, 11);
+        (self.0 >> 33) as usize % sides
+    }
+}

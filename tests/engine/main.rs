@@ -1,0 +1,14 @@
+//! The engine's promises, on a fake model that makes its mistakes visible.
+
+// Helpers outside `#[test]` functions are tests, too: a panic is how they fail.
+#![allow(clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
+mod batching;
+mod cancel;
+mod fake;
+mod fork;
+mod life;
+mod queue;
+mod scheduler;
+mod session;
+mod stops;

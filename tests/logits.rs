@@ -1,0 +1,169 @@
+//! Logits of tiny random checkpoints that cover every switch, against a float64 forward pass in
+//! numpy (`tests/data/oracle.py`), at lengths on both sides of every threshold of dynamic NTK and
+//! log-n; whole, in chunks, token by token, and on 1, 2 and 4 ranks.
+//!
+//! Tolerances, all relative to the size (rms) of the logits:
+//! - f32 weights: every sum of K <= 512 products has a relative error of about sqrt(K) u, and 20
+//!   operations follow each other (8 a layer, 2 layers, the ends): 20 sqrt(512) 2^-24 = 2.7e-5.
+//! - bf16: a backend that rounds at the same points as the oracle agrees as f32 does, but for the
+//!   rare element whose f32 sum falls to the other side of a rounding boundary. So most rows (the
+//!   median) must be within 2.7e-5, and every row within four times the noise of rounding
+//!   everything, which is measured: oracle with rounding against oracle without.
+//! - f16: linears keep f32 inputs where the oracle rounds them, so the distance from the oracle
+//!   without rounding must be within the measured noise.
+#![allow(clippy::expect_used, clippy::panic)]
+
+mod common;
+#[path = "common/ranks.rs"]
+mod ranks;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use qwen::backend::cpu::fast::Isa;
+use ranks::{Kind, Ranks, tiny};
+use safetensors::SafeTensors;
+
+const NAMES: [&str; 6] =
+    ["plain-f32", "ntk-logn-f32", "plain-bf16", "ntk-bf16", "ntk-logn-bf16", "logn-f16"];
+
+/// One golden: tokens, how many of them are the prompt, and the last rows' logits.
+struct Golden {
+    tokens: Vec<u32>,
+    prompt: usize,
+    logits: Vec<f32>,
+}
+
+/// The goldens of one checkpoint by (kind, case name).
+fn goldens(folder: &Path) -> BTreeMap<(String, String), Golden> {
+    let bytes = std::fs::read(folder.join("golden.safetensors")).expect("golden.safetensors");
+    let file = SafeTensors::deserialize(&bytes).expect("goldens");
+    let words = |name: &str| -> Vec<[u8; 4]> {
+        let tensor = file.tensor(name).expect("golden tensor");
+        tensor.data().chunks_exact(4).map(|b| b.try_into().expect("four bytes")).collect()
+    };
+    let mut goldens = BTreeMap::new();
+    for name in file.names() {
+        let Some(case) = name.strip_suffix(".tokens") else { continue };
+        let (kind, lengths) = case.split_once('.').expect("kind.lengths");
+        let (prompt, _) = lengths.split_once('+').expect("prompt+rest");
+        let golden = Golden {
+            tokens: words(name).into_iter().map(u32::from_le_bytes).collect(),
+            prompt: prompt.parse().expect("a number"),
+            logits: words(&format!("{case}.logits")).into_iter().map(f32::from_le_bytes).collect(),
+        };
+        goldens.insert((kind.to_string(), lengths.to_string()), golden);
+    }
+    assert!(goldens.len() >= 8, "goldens are missing in {}", folder.display());
+    goldens
+}
+
+fn rms(values: impl Iterator<Item = f32>) -> f64 {
+    let (count, sum) = values.fold((0, 0.0), |(n, sum), x| (n + 1, sum + f64::from(x).powi(2)));
+    (sum / f64::from(count)).sqrt()
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len(), "shapes");
+    rms(a.iter().zip(b).map(|(a, b)| a - b))
+}
+
+/// Rounding noise of the checkpoint's dtype relative to its logits, from the two oracles.
+fn noise(goldens: &BTreeMap<(String, String), Golden>) -> f64 {
+    let mut ratios = Vec::new();
+    for ((kind, case), exact) in goldens {
+        let twin = goldens.get(&("emulated".to_string(), case.clone()));
+        if let (true, Some(emulated)) = (kind == "exact", twin) {
+            let size = rms(exact.logits.iter().copied());
+            ratios.push(distance(&exact.logits, &emulated.logits) / size);
+        }
+    }
+    assert!(!ratios.is_empty(), "no pair of goldens to measure the noise by");
+    ratios.iter().sum::<f64>() / ratios.len() as f64
+}
+
+/// Which oracle a dtype is held to, and how near its median row and its worst row must be.
+fn allowance(name: &str, goldens: &BTreeMap<(String, String), Golden>) -> (&'static str, f64, f64) {
+    const F32: f64 = 2.7e-5;
+    match name.rsplit('-').next() {
+        Some("bf16") => ("emulated", F32, 4.0 * noise(goldens)),
+        Some("f16") => ("exact", noise(goldens), 4.0 * noise(goldens)),
+        _ => ("exact", F32, 4.0 * F32),
+    }
+}
+
+fn check(name: &str, kind: Kind, world: usize, chunk: usize) {
+    let folder = tiny(name);
+    let goldens = goldens(&folder);
+    let (held_to, typical, most) = allowance(name, &goldens);
+    let mut ranks = Ranks::open(&folder, kind, world);
+    let vocab = ranks.vocab_size;
+    let mut errors = Vec::new();
+    for ((_, case), golden) in goldens.iter().filter(|((kind, _), _)| kind == held_to) {
+        let rows = golden.logits.len() / vocab;
+        let got = ranks.generate(&golden.tokens, golden.prompt, chunk, rows);
+        let size = rms(golden.logits.iter().copied());
+        assert_eq!(got.len(), golden.logits.len(), "{name} {case}: rows");
+        for (row, (got, want)) in got.chunks(vocab).zip(golden.logits.chunks(vocab)).enumerate() {
+            let error = distance(got, want) / size;
+            let what = format!("{name} {kind:?} world {world} chunk {chunk} case {case} row {row}");
+            assert!(error <= most, "{what}: {error} of the logits' size, at most {most}");
+            errors.push(error);
+        }
+    }
+    errors.sort_by(f64::total_cmp);
+    let median = errors[errors.len() / 2];
+    let what = format!("{name} {kind:?} world {world} chunk {chunk}");
+    assert!(median <= typical, "{what}: the median row is off by {median}, at most {typical}");
+}
+
+#[test]
+fn logits_agree_with_float64() {
+    for name in NAMES {
+        for kind in Kind::all() {
+            check(name, kind, 1, usize::MAX);
+        }
+    }
+}
+
+#[test]
+fn chunks_agree_with_float64() {
+    for name in NAMES {
+        for kind in [Kind::Reference, Kind::Fast(Isa::best())] {
+            for chunk in [1, 5, 16] {
+                check(name, kind, 1, chunk);
+            }
+        }
+    }
+}
+
+/// Not merely close: a prompt cut in chunks gives the same bits.
+#[test]
+fn chunked_equals_unchunked() {
+    for name in NAMES {
+        for kind in Kind::all() {
+            let mut ranks = Ranks::open(&tiny(name), kind, 1);
+            let tokens: Vec<u32> = (0..70).map(|i| i * 31 % ranks.vocab_size as u32).collect();
+            let whole = ranks.generate(&tokens, 70, 70, 70);
+            for chunk in [1, 7, 16, 33] {
+                assert_eq!(
+                    ranks.generate(&tokens, 70, chunk, 70),
+                    whole,
+                    "{name} {kind:?} {chunk}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn tensor_parallel_worlds_agree_with_float64() {
+    // Four heads each; the vocabulary does not divide by four.
+    for name in ["plain-f32", "ntk-logn-f32", "ntk-logn-bf16", "logn-f16"] {
+        for kind in [Kind::Reference, Kind::Fast(Isa::best())] {
+            for world in [2, 4] {
+                check(name, kind, world, 16);
+            }
+        }
+    }
+}
