@@ -28,8 +28,7 @@
 /* `call` succeeds; it may use `err`. */
 #define CHECK_OK(call) CHECK_FAILS(QWEN_OK, call)
 
-/* Not `static inline`: a C file that uses only CHECK must still compile without warnings. */
-static void check_error(const char *file, int line, int32_t wanted, int32_t got,
+static inline void check_error(const char *file, int line, int32_t wanted, int32_t got,
                         const qwen_error *error) {
     if (got == wanted && qwen_error_code(error) == got) return;
     fprintf(stderr, "%s:%d: wanted %s, got %s (%s): %s %s\n", file, line, qwen_status_name(wanted),

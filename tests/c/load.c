@@ -1,5 +1,5 @@
 /* load.c: checkpoints that cannot be loaded say why: a code, a path, and a place where there is
- * one. Usage: load TINY HOSTILE, two folders of tests/data */
+ * one. Usage: load TINY HOSTILE: a checkpoint, and a folder of broken ones */
 #include "model.h"
 
 #include <dirent.h>

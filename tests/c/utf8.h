@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-static int is_utf8(const char *text, uint64_t length) {
+static inline int is_utf8(const char *text, uint64_t length) {
     const unsigned char *at = (const unsigned char *)text, *end = at + length;
     while (at < end) {
         const unsigned lead = *at++;
