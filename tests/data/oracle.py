@@ -5,6 +5,9 @@
     oracle.py chat FOLDER "question"      one greedy ChatML reply, token ids and text
     oracle.py logits FOLDER 1,2,3 [--prompt-tokens P] [--emulate]   logits, one JSON list a row
 
+demo_greedy.json is what `oracle.py chat --emulate --max-tokens 64 demo/chat-model "Write a short
+story about a young person who works hard."` printed (numpy 2.4, a minute and a half).
+
 Written to be read next to the definition of the model, with no cache and no batching: a longer
 sequence is simply computed again. Every position's logits come from one causal pass; the only
 thing that depends on where the prompt ended is the dynamic NTK factor, which is chosen by the
