@@ -11,7 +11,8 @@
  * - A NULL handle is QWEN_E_NULL, or the neutral answer of a function that returns no status.
  *   Functions named *_free do nothing with NULL.
  * - Text comes in as pointer and length in bytes (QWEN_CSTR: up to the first NUL), is UTF-8, and may
- *   hold NULs. It is copied: it must live until the call returns. NULL is the empty text.
+ *   hold NULs; paths are bytes without NUL. It need not live longer than the call. NULL with length
+ *   0 is the empty text.
  * - Handles may be freed in any order; what depends on them keeps what it needs. A handle must not
  *   be freed while another thread is entering a call on it.
  * - "Any thread" means: any thread, several at once. No state is kept per thread.
@@ -26,414 +27,258 @@
 
 #include <stdint.h>
 
-/** The version of this header; qwen_version() is the library's. */
+/// The version of this header; qwen_version() is the library's.
 #define QWEN_VERSION "0.1.0"
 #define QWEN_VERSION_MAJOR 0
 #define QWEN_VERSION_MINOR 1
 #define QWEN_VERSION_PATCH 0
 
-
-/**
- * The ABI this header describes; `qwen_abi_version()` is the library's. Grows only when an
- * exported function is taken away or changes its meaning, and the soname grows with it.
- */
+/// The ABI this header describes; `qwen_abi_version()` is the library's. Grows only when an
+/// exported function is taken away or changes its meaning, and the soname grows with it.
 #define QWEN_ABI_VERSION 1
 
-/**
- * As the length of a string argument: the string ends at its first NUL.
- */
+/// As the length of a string argument: the string ends at its first NUL.
 #define QWEN_CSTR UINT64_MAX
 
-/**
- * Success.
- */
+/// Success.
 #define QWEN_OK 0
 
-/**
- * A required pointer was NULL. Codes 1 to 99: the caller's mistake.
- */
+/// A required pointer was NULL. Codes 1 to 99: the caller's mistake.
 #define QWEN_E_NULL 1
 
-/**
- * An argument has a value that can never work.
- */
+/// An argument has a value that can never work.
 #define QWEN_E_ARG 2
 
-/**
- * Text is not UTF-8; the detail has the offset of the first bad byte.
- */
+/// Text is not UTF-8; the detail has the offset of the first bad byte.
 #define QWEN_E_UTF8 3
 
-/**
- * An option is unknown, of the wrong type or out of range; the detail has its key.
- */
+/// An option is unknown, of the wrong type or out of range; the detail has its key.
 #define QWEN_E_OPTION 4
 
-/**
- * The call does not fit the object's present state.
- */
+/// The call does not fit the object's present state.
 #define QWEN_E_STATE 5
 
-/**
- * Another thread is using an object that serves one thread at a time.
- */
+/// Another thread is using an object that serves one thread at a time.
 #define QWEN_E_BUSY 6
 
-/**
- * A callback called back into the object that is calling it.
- */
+/// A callback called back into the object that is calling it.
 #define QWEN_E_REENTRANT 7
 
-/**
- * The engine was shut down.
- */
+/// The engine was shut down.
 #define QWEN_E_CLOSED 8
 
-/**
- * The program was compiled for another ABI than the library's.
- */
+/// The program was compiled for another ABI than the library's.
 #define QWEN_E_ABI_MISMATCH 9
 
-/**
- * The process is a fork of the one that opened the engine.
- */
+/// The process is a fork of the one that opened the engine.
 #define QWEN_E_FORKED 10
 
-/**
- * A callback returned a value other than QWEN_CONTINUE, QWEN_STOP and QWEN_CANCEL.
- */
+/// A callback returned a value other than QWEN_CONTINUE, QWEN_STOP and QWEN_CANCEL.
 #define QWEN_E_CALLBACK 11
 
-/**
- * The host has too little memory; the detail has the bytes. Codes 100 to 199: a limit was met.
- */
+/// The host has too little memory; the detail has the bytes. Codes 100 to 199: a limit was met.
 #define QWEN_E_OOM_HOST 100
 
-/**
- * A device has too little memory.
- */
+/// A device has too little memory.
 #define QWEN_E_OOM_DEVICE 101
 
-/**
- * The request can never fit the context or the KV cache; the detail has the numbers.
- */
+/// The request can never fit the context or the KV cache; the detail has the numbers.
 #define QWEN_E_CONTEXT_FULL 102
 
-/**
- * Too many requests are waiting; try again later.
- */
+/// Too many requests are waiting; try again later.
 #define QWEN_E_QUEUE_FULL 103
 
-/**
- * Nothing happened in the time allowed; nothing was lost.
- */
+/// Nothing happened in the time allowed; nothing was lost.
 #define QWEN_E_TIMEOUT 104
 
-/**
- * The request's own deadline passed.
- */
+/// The request's own deadline passed.
 #define QWEN_E_DEADLINE 105
 
-/**
- * The request, or the loading, was cancelled.
- */
+/// The request, or the loading, was cancelled.
 #define QWEN_E_CANCELLED 106
 
-/**
- * There is nothing more to come.
- */
+/// There is nothing more to come.
 #define QWEN_E_END 107
 
-/**
- * A file or folder does not exist. Codes 200 to 299: the model's files.
- */
+/// A file or folder does not exist. Codes 200 to 299: the model's files.
 #define QWEN_E_NOT_FOUND 200
 
-/**
- * The operating system refused to open, read or map a file.
- */
+/// The operating system refused to open, read or map a file.
 #define QWEN_E_IO 201
 
-/**
- * A file contradicts its format; the detail has the path, and the tensor and offset if known.
- */
+/// A file contradicts its format; the detail has the path, and the tensor and offset if known.
 #define QWEN_E_CORRUPT 202
 
-/**
- * A sound file asks for something this library does not do.
- */
+/// A sound file asks for something this library does not do.
 #define QWEN_E_UNSUPPORTED 203
 
-/**
- * Saved state belongs to another model.
- */
+/// Saved state belongs to another model.
 #define QWEN_E_STATE_MISMATCH 204
 
-/**
- * The engine stopped working; open a new one. Codes 300 to 399: the engine or a device.
- */
+/// The engine stopped working; open a new one. Codes 300 to 399: the engine or a device.
 #define QWEN_E_ENGINE_FAILED 300
 
-/**
- * The device asked for does not exist here.
- */
+/// The device asked for does not exist here.
 #define QWEN_E_NO_DEVICE 301
 
-/**
- * A device reported an error.
- */
+/// A device reported an error.
 #define QWEN_E_DEVICE 302
 
-/**
- * A bug in this library, caught at its edge. Codes from 900: our mistake.
- */
+/// A bug in this library, caught at its edge. Codes from 900: our mistake.
 #define QWEN_E_PANIC 900
 
-/**
- * A callback's result: go on.
- */
+/// A callback's result: go on.
 #define QWEN_CONTINUE 0
 
-/**
- * A callback's result: end the reply here and keep it.
- */
+/// A callback's result, and a way to cancel: end the reply here and keep it.
 #define QWEN_STOP 1
 
-/**
- * A callback's result: end the reply here and forget it.
- */
+/// A callback's result, and a way to cancel: end the reply here and forget it.
 #define QWEN_CANCEL 2
 
-/**
- * Log level: the engine cannot go on.
- */
+/// Log level: the engine cannot go on.
 #define QWEN_LOG_ERROR 1
 
-/**
- * Log level: something is not as it should be.
- */
+/// Log level: something is not as it should be.
 #define QWEN_LOG_WARN 2
 
-/**
- * Log level: what the engine does, in a few lines.
- */
+/// Log level: what the engine does, in a few lines.
 #define QWEN_LOG_INFO 3
 
-/**
- * Log level: what the engine does, in detail.
- */
+/// Log level: what the engine does, in detail.
 #define QWEN_LOG_DEBUG 4
 
-/**
- * For qwen_engine_shutdown: refuse new requests, finish those accepted.
- */
+/// For qwen_engine_shutdown: refuse new requests, finish those accepted.
 #define QWEN_SHUTDOWN_DRAIN 1
 
-/**
- * For qwen_engine_shutdown: refuse new requests, cancel those accepted.
- */
+/// For qwen_engine_shutdown: refuse new requests, cancel those accepted.
 #define QWEN_SHUTDOWN_CANCEL 2
 
-/**
- * Kind of an event: the prompt is being computed.
- */
+/// Kind of an event: the prompt is being computed.
 #define QWEN_EVENT_STARTED 1
 
-/**
- * Kind of an event: new text.
- */
+/// Kind of an event: new text.
 #define QWEN_EVENT_DELTA 2
 
-/**
- * Kind of an event: the reply is complete; the request's last event. It may bring text, too.
- */
+/// Kind of an event: the reply is complete; the request's last event. It may bring text, too.
 #define QWEN_EVENT_FINISHED 3
 
-/**
- * Kind of an event: the request ended with an error; its last event.
- */
+/// Kind of an event: the request ended with an error; its last event.
 #define QWEN_EVENT_FAILED 4
 
-/**
- * Reason of an end: the model, or a stop text or id, ended the reply.
- */
+/// Reason of an end: the model, or a stop text or id, ended the reply.
 #define QWEN_FINISH_STOP 1
 
-/**
- * Reason of an end: max_tokens is reached, or the context is full.
- */
+/// Reason of an end: max_tokens is reached, or the context is full.
 #define QWEN_FINISH_LENGTH 2
 
-/**
- * Reason of an end: the caller ended the reply and keeps it.
- */
+/// Reason of an end: the caller ended the reply and keeps it.
 #define QWEN_FINISH_CANCELLED 3
 
-/**
- * For qwen_request_cancel: end the reply here and keep it (QWEN_EVENT_FINISHED).
- */
-#define QWEN_REQUEST_STOP 1
-
-/**
- * For qwen_request_cancel: give the reply up (QWEN_EVENT_FAILED with QWEN_E_CANCELLED).
- */
-#define QWEN_REQUEST_CANCEL 2
-
-/**
- * For qwen_tokenizer_encode: special tokens' names in the text (such as `<|im_end|>`) become their
- * control ids. Never use it on text from strangers.
- */
+/// For qwen_tokenizer_encode: special tokens' names in the text (such as `<|im_end|>`) become their
+/// control ids. Never use it on text from strangers.
 #define QWEN_ENCODE_PARSE_SPECIALS 1
 
-/**
- * For qwen_tokenizer_decode: keep special tokens, by their names. They are left out otherwise.
- */
+/// For qwen_tokenizer_decode: keep special tokens, by their names. They are left out otherwise.
 #define QWEN_DECODE_KEEP_SPECIALS 1
 
-/**
- * For qwen_tokenizer_decode: bytes that are no UTF-8 become U+FFFD. They stay as they are
- * otherwise, for a token can end in the middle of a character.
- */
+/// For qwen_tokenizer_decode: bytes that are no UTF-8 become U+FFFD. They stay as they are
+/// otherwise, for a token can end in the middle of a character.
 #define QWEN_DECODE_LOSSY_TEXT 2
 
-/**
- * Bytes (text or JSON where the function that made them says so). Owned by the caller, immutable:
- * any thread may read it. Free it with qwen_buf_free.
- */
+/// Bytes (text or JSON where the function that made them says so). Owned by the caller, immutable:
+/// any thread may read it. Free it with qwen_buf_free.
 typedef struct qwen_buf qwen_buf;
 
-/**
- * A loaded model. Any thread may use it, and several at once. Sessions and requests made from it
- * may outlive the handle. Free it with qwen_engine_free.
- */
+/// The text of a sequence of ids, for callers that stream ids themselves. It keeps back a character
+/// whose last byte is still to come. Any thread may use it; calls take turns. Free it with
+/// qwen_detok_free.
+typedef struct qwen_detok qwen_detok;
+
+/// A loaded model. Any thread may use it, and several at once. Sessions and requests made from it
+/// may outlive the handle. Free it with qwen_engine_free.
 typedef struct qwen_engine qwen_engine;
 
-/**
- * Why a call failed. Made by the library where a call was given a place for it, owned by the
- * caller, immutable: any thread may read it. Free it with qwen_error_free.
- */
+/// Why a call failed. Made by the library where a call was given a place for it, owned by the
+/// caller, immutable: any thread may read it. Free it with qwen_error_free.
 typedef struct qwen_error qwen_error;
 
-/**
- * News of a request: its beginning, new text, its end. Immutable: any thread may read it. The
- * function that gives an event says who frees it.
- */
+/// News of a request: its beginning, new text, its end. Immutable: any thread may read it. The
+/// function that gives an event says who frees it.
 typedef struct qwen_event qwen_event;
 
-/**
- * Several events at once. Owned by the caller, immutable: any thread may read it. Free it with
- * qwen_events_free.
- */
+/// Several events at once. Owned by the caller, immutable: any thread may read it. Free it with
+/// qwen_events_free.
 typedef struct qwen_events qwen_events;
 
-/**
- * Options of one kind: "engine", "generation" or "session". Any thread may use it at any time.
- * What is made from options copies them: later changes touch nothing that exists. Free it with
- * qwen_options_free.
- */
+/// Options of one kind: "engine", "generation" or "session". Any thread may use it at any time.
+/// What is made from options copies them: later changes touch nothing that exists. Free it with
+/// qwen_options_free.
 typedef struct qwen_options qwen_options;
 
-/**
- * A completion queue: the events of many requests, each with its request's tag. Any thread may
- * use it, and several at once. Free it with qwen_queue_free.
- */
+/// A completion queue: the events of many requests, each with its request's tag. Any thread may
+/// use it, and several at once. Free it with qwen_queue_free.
 typedef struct qwen_queue qwen_queue;
 
-/**
- * A request for one reply. Any thread may submit, cancel and free it; one at a time may read it.
- * Free it with qwen_request_free.
- */
+/// A request for one reply. Any thread may submit, cancel and free it; one at a time may read it.
+/// Free it with qwen_request_free.
 typedef struct qwen_request qwen_request;
 
-/**
- * A conversation. One thread at a time: a call during another thread's call gets QWEN_E_BUSY.
- * Free it with qwen_session_free.
- */
+/// A conversation. One thread at a time: a call during another thread's call gets QWEN_E_BUSY.
+/// Free it with qwen_session_free.
 typedef struct qwen_session qwen_session;
 
-/**
- * A checkpoint's vocabulary. Immutable: any thread may use it, and several at once. Free it with
- * qwen_tokenizer_free.
- */
+/// A checkpoint's vocabulary. Immutable: any thread may use it, and several at once. Free it with
+/// qwen_tokenizer_free.
 typedef struct qwen_tokenizer qwen_tokenizer;
 
-/**
- * Token ids. Owned by the caller, immutable: any thread may read it. Free it with
- * qwen_tokens_free.
- */
+/// Token ids. Owned by the caller, immutable: any thread may read it. Free it with
+/// qwen_tokens_free.
 typedef struct qwen_tokens qwen_tokens;
 
-/**
- * Receives one whole log line: its level, the part of the library it comes from (NUL-terminated),
- * and the message (`message_len` bytes of UTF-8, a NUL behind them). Called on any thread, also on
- * several at once; it must not call the engine that logs. Both texts live until it returns.
- */
+/// Receives one whole log line: its level, the part of the library it comes from (NUL-terminated),
+/// and the message (`message_len` bytes of UTF-8, a NUL behind them). Called on any thread, also on
+/// several at once; it must not call the engine that logs. Both texts live until it returns.
 typedef void (*qwen_log_fn)(int32_t level,
                             const char *target,
                             const char *message,
                             uint64_t message_len,
                             void *user);
 
-/**
- * Releases a callback's `user`.
- */
+/// Releases a callback's `user`.
 typedef void (*qwen_destroy_fn)(void *user);
 
-/**
- * How far loading is. Later versions may add fields at the end and grow struct_size.
- */
-typedef struct qwen_load_progress {
-  /**
-   * Bytes of this struct that the library filled.
-   */
+/// How far loading is. Later versions may add fields at the end and grow struct_size.
+typedef struct {
+  /// Bytes of this struct that the library filled.
   uint32_t struct_size;
-  /**
-   * 0.
-   */
+  /// 0.
   uint32_t reserved;
-  /**
-   * Bytes of weights that are ready.
-   */
+  /// Bytes of weights that are ready.
   uint64_t done_bytes;
-  /**
-   * Bytes of weights in all.
-   */
+  /// Bytes of weights in all.
   uint64_t total_bytes;
 } qwen_load_progress;
 
-/**
- * Is told how far loading is, on the thread that opens the engine. `progress` lives until it
- * returns. Result: QWEN_CONTINUE, or QWEN_CANCEL to give up.
- */
-typedef int32_t (*qwen_progress_fn)(const struct qwen_load_progress *progress, void *user);
+/// Is told how far loading is, on the thread that opens the engine. `progress` lives until it
+/// returns. Result: QWEN_CONTINUE, or QWEN_CANCEL to give up.
+typedef int32_t (*qwen_progress_fn)(const qwen_load_progress *progress, void *user);
 
-/**
- * Is told of the events of one request, in order, on the thread that made the call. `event` lives
- * until it returns. Result: QWEN_CONTINUE, QWEN_STOP or QWEN_CANCEL; anything else cancels with
- * QWEN_E_CALLBACK. It must not throw or longjmp, and must not use the object that calls it, except
- * to cancel or free it (QWEN_E_REENTRANT otherwise).
- */
-typedef int32_t (*qwen_event_fn)(const struct qwen_event *event, void *user);
+/// Is told of the events of one request, in order, on the thread that made the call. `event` lives
+/// until it returns. Result: QWEN_CONTINUE, QWEN_STOP or QWEN_CANCEL; anything else cancels with
+/// QWEN_E_CALLBACK. It must not throw or longjmp, and must not use the object that calls it, except
+/// to cancel or free it (QWEN_E_REENTRANT otherwise).
+typedef int32_t (*qwen_event_fn)(const qwen_event *event, void *user);
 
-/**
- * Tokens counted. Later versions may add fields at the end and grow struct_size.
- */
-typedef struct qwen_usage {
-  /**
-   * Set to sizeof(qwen_usage) by the caller; bytes filled, afterwards.
-   */
+/// Tokens counted. Later versions may add fields at the end and grow struct_size.
+typedef struct {
+  /// Set to sizeof(qwen_usage) by the caller; bytes filled, afterwards.
   uint32_t struct_size;
-  /**
-   * 0.
-   */
+  /// 0.
   uint32_t reserved;
-  /**
-   * Tokens of the prompt.
-   */
+  /// Tokens of the prompt.
   uint64_t prompt_tokens;
-  /**
-   * Tokens of the reply.
-   */
+  /// Tokens of the reply.
   uint64_t completion_tokens;
 } qwen_usage;
 
@@ -441,610 +286,479 @@ typedef struct qwen_usage {
 extern "C" {
 #endif // __cplusplus
 
-/**
- * The name of a status code, such as "QWEN_E_UTF8"; "QWEN_E_UNKNOWN" for a code this library does
- * not know. Never NULL; NUL-terminated; valid for ever. Any thread.
- */
+/// The name of a status code, such as "QWEN_E_UTF8"; "QWEN_E_UNKNOWN" for a code this library does
+/// not know. Never NULL; NUL-terminated; valid for ever. Any thread.
 const char *qwen_status_name(int32_t status);
 
-/**
- * The status code of the error; QWEN_OK for NULL.
- */
-int32_t qwen_error_code(const struct qwen_error *error);
+/// The status code of the error; QWEN_OK for NULL.
+int32_t qwen_error_code(const qwen_error *error);
 
-/**
- * One sentence for people, in UTF-8, NUL-terminated; "" for NULL. Lives as long as the error.
- */
-const char *qwen_error_message(const struct qwen_error *error);
+/// One sentence for people, in UTF-8, NUL-terminated; "" for NULL. Lives as long as the error.
+const char *qwen_error_message(const qwen_error *error);
 
-/**
- * The error's data for programs, a JSON object (the key, path, tensor, offset, bytes...), in
- * UTF-8, NUL-terminated; "{}" for NULL. Lives as long as the error.
- */
-const char *qwen_error_detail_json(const struct qwen_error *error);
+/// The error's data for programs, a JSON object (the key, path, tensor, offset, bytes...), in
+/// UTF-8, NUL-terminated; "{}" for NULL. Lives as long as the error.
+const char *qwen_error_detail_json(const qwen_error *error);
 
-/**
- * Frees an error. NULL is nothing.
- */
-void qwen_error_free(struct qwen_error *error);
+/// Frees an error. NULL is nothing.
+void qwen_error_free(qwen_error *error);
 
-/**
- * The bytes. One NUL, not counted, stands behind the last, so that text without NULs inside is
- * also a C string. "" for NULL. Lives as long as the buffer.
- */
-const char *qwen_buf_data(const struct qwen_buf *buf);
+/// The bytes. One NUL, not counted, stands behind the last, so that text without NULs inside is
+/// also a C string. "" for NULL. Lives as long as the buffer.
+const char *qwen_buf_data(const qwen_buf *buf);
 
-/**
- * The number of bytes; 0 for NULL.
- */
-uint64_t qwen_buf_len(const struct qwen_buf *buf);
+/// The number of bytes; 0 for NULL.
+uint64_t qwen_buf_len(const qwen_buf *buf);
 
-/**
- * Frees a buffer. NULL is nothing.
- */
-void qwen_buf_free(struct qwen_buf *buf);
+/// Frees a buffer. NULL is nothing.
+void qwen_buf_free(qwen_buf *buf);
 
-/**
- * The first id; NULL for NULL. Lives as long as the list.
- */
-const uint32_t *qwen_tokens_data(const struct qwen_tokens *tokens);
+/// The first id; NULL for NULL. Lives as long as the list.
+const uint32_t *qwen_tokens_data(const qwen_tokens *tokens);
 
-/**
- * The number of ids; 0 for NULL.
- */
-uint64_t qwen_tokens_len(const struct qwen_tokens *tokens);
+/// The number of ids; 0 for NULL.
+uint64_t qwen_tokens_len(const qwen_tokens *tokens);
 
-/**
- * Frees a list. NULL is nothing.
- */
-void qwen_tokens_free(struct qwen_tokens *tokens);
+/// Frees a list. NULL is nothing.
+void qwen_tokens_free(qwen_tokens *tokens);
 
-/**
- * The ABI of the library that is loaded. Any thread.
- */
+/// The ABI of the library that is loaded. Any thread.
 uint32_t qwen_abi_version(void);
 
-/**
- * Is the loaded library good for a program compiled with this header? Call it once at start:
- * `qwen_check_abi(QWEN_ABI_VERSION, &err)`. Any thread.
- *
- * Errors: QWEN_E_ABI_MISMATCH, with both numbers in the detail.
- */
-int32_t qwen_check_abi(uint32_t abi_version, struct qwen_error **err);
+/// Is the loaded library good for a program compiled with this header? Call it once at start:
+/// `qwen_check_abi(QWEN_ABI_VERSION, &err)`. Any thread.
+///
+/// Errors: QWEN_E_ABI_MISMATCH, with both numbers in the detail.
+int32_t qwen_check_abi(uint32_t abi_version, qwen_error **err);
 
-/**
- * The version of the library that is loaded, such as "1.2.3". NUL-terminated; valid for ever. Any
- * thread.
- */
+/// The version of the library that is loaded, such as "1.2.3". NUL-terminated; valid for ever. Any
+/// thread.
 const char *qwen_version(void);
 
-/**
- * How the library was built, as a JSON object: version, abi_version, arch, os, profile. The
- * caller frees `json`. Any thread.
- */
-int32_t qwen_build_info_json(struct qwen_buf **json, struct qwen_error **err);
+/// How the library was built, as a JSON object: version, abi_version, arch, os, profile. The
+/// caller frees `json`. Any thread.
+int32_t qwen_build_info_json(qwen_buf **json, qwen_error **err);
 
-/**
- * Makes an empty set of options; `kind` is "engine", "generation" or "session". The caller frees
- * `options`. Any thread.
- *
- * Errors: QWEN_E_ARG for another kind.
- */
+/// Makes an empty set of options; `kind` is "engine", "generation" or "session". The caller frees
+/// `options`. Any thread.
+///
+/// Errors: QWEN_E_ARG for another kind.
 int32_t qwen_options_new(const char *kind,
                          uint64_t kind_len,
-                         struct qwen_options **options,
-                         struct qwen_error **err);
+                         qwen_options **options,
+                         qwen_error **err);
 
-/**
- * Sets a whole-number option, or a true-or-false one with 1 or 0. Any thread.
- *
- * Errors: QWEN_E_OPTION for an unknown key, a wrong type or a value out of range (the detail has
- * key and reason); QWEN_E_UTF8.
- */
-int32_t qwen_options_set_i64(struct qwen_options *options,
+/// Sets a whole-number option, or a true-or-false one with 1 or 0. Any thread.
+///
+/// Errors: QWEN_E_OPTION for an unknown key, a wrong type or a value out of range (the detail has
+/// key and reason); QWEN_E_UTF8.
+int32_t qwen_options_set_i64(qwen_options *options,
                              const char *key,
                              uint64_t key_len,
                              int64_t value,
-                             struct qwen_error **err);
+                             qwen_error **err);
 
-/**
- * Sets a number option. Errors and threads as for qwen_options_set_i64.
- */
-int32_t qwen_options_set_f64(struct qwen_options *options,
+/// Sets a number option. Errors and threads as for qwen_options_set_i64.
+int32_t qwen_options_set_f64(qwen_options *options,
                              const char *key,
                              uint64_t key_len,
                              double value,
-                             struct qwen_error **err);
+                             qwen_error **err);
 
-/**
- * Sets a text option, or a list option to a list of this one text. Errors and threads as for
- * qwen_options_set_i64.
- */
-int32_t qwen_options_set_str(struct qwen_options *options,
+/// Sets a text option, or a list option to a list of this one text. Errors and threads as for
+/// qwen_options_set_i64.
+int32_t qwen_options_set_str(qwen_options *options,
                              const char *key,
                              uint64_t key_len,
                              const char *value,
                              uint64_t value_len,
-                             struct qwen_error **err);
+                             qwen_error **err);
 
-/**
- * Sets every key of a JSON object, or none if one is refused; null takes a key back to its
- * default. Generation keys have the names of OpenAI's chat API where it has them. Any thread.
- *
- * Errors: QWEN_E_ARG for text that is not a JSON object; otherwise as for qwen_options_set_i64.
- */
-int32_t qwen_options_merge_json(struct qwen_options *options,
+/// Sets every key of a JSON object, or none if one is refused; null takes a key back to its
+/// default. Generation keys have the names of OpenAI's chat API where it has them. Any thread.
+///
+/// Errors: QWEN_E_ARG for text that is not a JSON object; otherwise as for qwen_options_set_i64.
+int32_t qwen_options_merge_json(qwen_options *options,
                                 const char *json,
                                 uint64_t json_len,
-                                struct qwen_error **err);
+                                qwen_error **err);
 
-/**
- * The options set so far, as a JSON object. The caller frees `json`. Any thread.
- */
-int32_t qwen_options_get_json(const struct qwen_options *options,
-                              struct qwen_buf **json,
-                              struct qwen_error **err);
+/// The options set so far, as a JSON object. The caller frees `json`. Any thread.
+int32_t qwen_options_get_json(const qwen_options *options, qwen_buf **json, qwen_error **err);
 
-/**
- * Describes every key of a kind, as JSON: `{"kind", "options": [{"key", "type", "minimum",
- * "maximum", "choices", "default", "about"}...]}`. The default "checkpoint" stands for what the
- * checkpoint's generation_config.json says. The caller frees `json`. Any thread.
- *
- * Errors: QWEN_E_ARG for an unknown kind.
- */
+/// Describes every key of a kind, as JSON: `{"kind", "options": [{"key", "type", "minimum",
+/// "maximum", "choices", "default", "about"}...]}`. The default "checkpoint" stands for what the
+/// checkpoint's generation_config.json says. The caller frees `json`. Any thread.
+///
+/// Errors: QWEN_E_ARG for an unknown kind.
 int32_t qwen_options_describe_json(const char *kind,
                                    uint64_t kind_len,
-                                   struct qwen_buf **json,
-                                   struct qwen_error **err);
+                                   qwen_buf **json,
+                                   qwen_error **err);
 
-/**
- * Frees options. What was made from them stays. NULL is nothing.
- */
-void qwen_options_free(struct qwen_options *options);
+/// Frees options. What was made from them stays. NULL is nothing.
+void qwen_options_free(qwen_options *options);
 
-/**
- * Sends the log lines of engines opened with these engine options to `on_line`, up to `level`
- * (QWEN_LOG_*). Without it an engine logs nowhere. `destroy` (or NULL) is called once with `user`,
- * on any thread, when neither options nor engines need it any more; not if this call fails. Any
- * thread.
- *
- * Errors: QWEN_E_ARG for an unknown level or options of another kind.
- */
-int32_t qwen_options_set_log(struct qwen_options *options,
+/// Sends the log lines of engines opened with these engine options to `on_line`, up to `level`
+/// (QWEN_LOG_*). Without it an engine logs nowhere. `destroy` (or NULL) is called once with `user`,
+/// on any thread, when neither options nor engines need it any more; not if this call fails. Any
+/// thread.
+///
+/// Errors: QWEN_E_ARG for an unknown level or options of another kind.
+int32_t qwen_options_set_log(qwen_options *options,
                              int32_t level,
                              qwen_log_fn on_line,
                              void *user,
                              qwen_destroy_fn destroy,
-                             struct qwen_error **err);
+                             qwen_error **err);
 
-/**
- * Loads the checkpoint in the folder `folder` (config.json, safetensors, qwen.tiktoken).
- * `options`: engine options, or NULL. `on_progress` with `user`: may be NULL. The caller frees
- * `engine`. Any thread; returns when the model can be used. Callbacks must not throw or longjmp.
- *
- * Errors: QWEN_E_NOT_FOUND, QWEN_E_IO, QWEN_E_CORRUPT, QWEN_E_UNSUPPORTED (path, field, tensor and
- * offset in the detail), QWEN_E_OOM_HOST (bytes in the detail), QWEN_E_NO_DEVICE, QWEN_E_OPTION,
- * QWEN_E_CANCELLED and QWEN_E_CALLBACK by `on_progress`.
- */
+/// Loads the checkpoint in the folder `folder` (config.json, safetensors, qwen.tiktoken).
+/// `options`: engine options, or NULL. `on_progress` with `user`: may be NULL. The caller frees
+/// `engine`. Any thread; returns when the model can be used. Callbacks must not throw or longjmp.
+///
+/// Errors: QWEN_E_NOT_FOUND, QWEN_E_IO, QWEN_E_CORRUPT, QWEN_E_UNSUPPORTED (path, field, tensor and
+/// offset in the detail), QWEN_E_OOM_HOST (bytes in the detail), QWEN_E_NO_DEVICE, QWEN_E_OPTION,
+/// QWEN_E_CANCELLED and QWEN_E_CALLBACK by `on_progress`.
 int32_t qwen_engine_open(const char *folder,
                          uint64_t folder_len,
-                         const struct qwen_options *options,
+                         const qwen_options *options,
                          qwen_progress_fn on_progress,
                          void *user,
-                         struct qwen_engine **engine,
-                         struct qwen_error **err);
+                         qwen_engine **engine,
+                         qwen_error **err);
 
-/**
- * What qwen_engine_open would need, as a JSON object: weight_bytes, kv_cache_bytes,
- * kv_cache_tokens, workspace_bytes, available_bytes, fits. Loads no weights. The caller frees
- * `json`. Any thread. Errors as for qwen_engine_open.
- */
+/// What qwen_engine_open would need, as a JSON object: weight_bytes, kv_cache_bytes,
+/// kv_cache_tokens, workspace_bytes, available_bytes, fits. Loads no weights. The caller frees
+/// `json`. Any thread. Errors as for qwen_engine_open.
 int32_t qwen_engine_estimate_json(const char *folder,
                                   uint64_t folder_len,
-                                  const struct qwen_options *options,
-                                  struct qwen_buf **json,
-                                  struct qwen_error **err);
+                                  const qwen_options *options,
+                                  qwen_buf **json,
+                                  qwen_error **err);
 
-/**
- * The model, the backend, sizes, and the options in force, as a JSON object. The caller frees
- * `json`. Any thread.
- */
-int32_t qwen_engine_info_json(const struct qwen_engine *engine,
-                              struct qwen_buf **json,
-                              struct qwen_error **err);
+/// The model, the backend, sizes, and the options in force, as a JSON object. The caller frees
+/// `json`. Any thread.
+int32_t qwen_engine_info_json(const qwen_engine *engine, qwen_buf **json, qwen_error **err);
 
-/**
- * Counters and gauges (requests, tokens, KV pages, steps), as a JSON object. The caller frees
- * `json`. Any thread; never waits for the model.
- */
-int32_t qwen_engine_metrics_json(const struct qwen_engine *engine,
-                                 struct qwen_buf **json,
-                                 struct qwen_error **err);
+/// Counters and gauges (requests, tokens, KV pages, steps), as a JSON object. The caller frees
+/// `json`. Any thread; never waits for the model.
+int32_t qwen_engine_metrics_json(const qwen_engine *engine, qwen_buf **json, qwen_error **err);
 
-/**
- * The values that generation options have where they are not set, as a JSON object that
- * qwen_options_merge_json takes. They come from the checkpoint. The caller frees `json`. Any
- * thread.
- */
-int32_t qwen_engine_generation_json(const struct qwen_engine *engine,
-                                    struct qwen_buf **json,
-                                    struct qwen_error **err);
+/// The values that generation options have where they are not set, as a JSON object that
+/// qwen_options_merge_json takes. They come from the checkpoint. The caller frees `json`. Any
+/// thread.
+int32_t qwen_engine_generation_json(const qwen_engine *engine, qwen_buf **json, qwen_error **err);
 
-/**
- * QWEN_OK while the engine can serve; the reason otherwise (QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED,
- * QWEN_E_FORKED). Any thread; never waits for the model.
- */
-int32_t qwen_engine_health(const struct qwen_engine *engine, struct qwen_error **err);
+/// QWEN_OK while the engine can serve; the reason otherwise (QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED,
+/// QWEN_E_FORKED). Any thread; never waits for the model.
+int32_t qwen_engine_health(const qwen_engine *engine, qwen_error **err);
 
-/**
- * Ends the engine's work; `how` is QWEN_SHUTDOWN_DRAIN or QWEN_SHUTDOWN_CANCEL. Waits at most
- * `timeout_ms` milliseconds, for ever if that is negative. Later calls answer QWEN_E_CLOSED; the
- * handle is still to be freed. Any thread, any number of times.
- *
- * Errors: QWEN_E_TIMEOUT when requests still run (the shutdown goes on); QWEN_E_ARG.
- */
-int32_t qwen_engine_shutdown(struct qwen_engine *engine,
+/// Ends the engine's work; `how` is QWEN_SHUTDOWN_DRAIN or QWEN_SHUTDOWN_CANCEL. Waits at most
+/// `timeout_ms` milliseconds, for ever if that is negative. Later calls answer QWEN_E_CLOSED; the
+/// handle is still to be freed. Any thread, any number of times.
+///
+/// Errors: QWEN_E_TIMEOUT when requests still run (the shutdown goes on); QWEN_E_ARG.
+int32_t qwen_engine_shutdown(qwen_engine *engine,
                              int32_t how,
                              int64_t timeout_ms,
-                             struct qwen_error **err);
+                             qwen_error **err);
 
-/**
- * Frees an engine handle. Requests still running are cancelled unless a session or another handle
- * shares the engine. NULL is nothing.
- */
-void qwen_engine_free(struct qwen_engine *engine);
+/// Frees an engine handle. Requests still running are cancelled unless a session or another handle
+/// shares the engine. NULL is nothing.
+void qwen_engine_free(qwen_engine *engine);
 
-/**
- * Begins a conversation. `options`: session options (such as "system"), or NULL. The caller frees
- * `session`. Any thread.
- *
- * Errors: QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED, QWEN_E_FORKED; QWEN_E_ARG for options of another
- * kind.
- */
-int32_t qwen_session_new(const struct qwen_engine *engine,
-                         const struct qwen_options *options,
-                         struct qwen_session **session,
-                         struct qwen_error **err);
+/// Begins a conversation. `options`: session options (such as "system"), or NULL. The caller frees
+/// `session`. Any thread.
+///
+/// Errors: QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED, QWEN_E_FORKED; QWEN_E_ARG for options of another
+/// kind.
+int32_t qwen_session_new(const qwen_engine *engine,
+                         const qwen_options *options,
+                         qwen_session **session,
+                         qwen_error **err);
 
-/**
- * Says `text` and waits for the reply, which `on_event` (or NULL) is told with `user` as it is
- * made, on this thread. `options`: generation options, or NULL. The turn is remembered when the
- * reply is complete or the callback answers QWEN_STOP, and forgotten when it answers QWEN_CANCEL
- * or the call fails. qwen_session_reply has the whole reply.
- *
- * Errors: QWEN_E_CANCELLED and QWEN_E_CALLBACK by `on_event`; QWEN_E_UTF8, QWEN_E_ARG,
- * QWEN_E_OPTION, QWEN_E_CONTEXT_FULL, QWEN_E_QUEUE_FULL, QWEN_E_BUSY, QWEN_E_REENTRANT,
- * QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED, QWEN_E_FORKED.
- */
-int32_t qwen_session_chat(struct qwen_session *session,
+/// Says `text` and waits for the reply, which `on_event` (or NULL) is told with `user` as it is
+/// made, on this thread. `options`: generation options, or NULL. The turn is remembered when the
+/// reply is complete or the callback answers QWEN_STOP, and forgotten when it answers QWEN_CANCEL
+/// or the call fails. qwen_session_reply has the whole reply.
+///
+/// Errors: QWEN_E_CANCELLED and QWEN_E_CALLBACK by `on_event`; QWEN_E_UTF8, QWEN_E_ARG,
+/// QWEN_E_OPTION, QWEN_E_CONTEXT_FULL, QWEN_E_QUEUE_FULL, QWEN_E_BUSY, QWEN_E_REENTRANT,
+/// QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED, QWEN_E_FORKED.
+int32_t qwen_session_chat(qwen_session *session,
                           const char *text,
                           uint64_t text_len,
-                          const struct qwen_options *options,
+                          const qwen_options *options,
                           qwen_event_fn on_event,
                           void *user,
-                          struct qwen_error **err);
+                          qwen_error **err);
 
-/**
- * Forgets the last reply and makes it anew, otherwise as qwen_session_chat. If that fails, the
- * conversation is as it was.
- *
- * Errors: QWEN_E_STATE where there is no reply yet; otherwise as for qwen_session_chat.
- */
-int32_t qwen_session_regenerate(struct qwen_session *session,
-                                const struct qwen_options *options,
+/// Forgets the last reply and makes it anew, otherwise as qwen_session_chat. If that fails, the
+/// conversation is as it was.
+///
+/// Errors: QWEN_E_STATE where there is no reply yet; otherwise as for qwen_session_chat.
+int32_t qwen_session_regenerate(qwen_session *session,
+                                const qwen_options *options,
                                 qwen_event_fn on_event,
                                 void *user,
-                                struct qwen_error **err);
+                                qwen_error **err);
 
-/**
- * The last reply, in UTF-8. The caller frees `reply`.
- *
- * Errors: QWEN_E_STATE where there is none; QWEN_E_BUSY, QWEN_E_REENTRANT.
- */
-int32_t qwen_session_reply(const struct qwen_session *session,
-                           struct qwen_buf **reply,
-                           struct qwen_error **err);
+/// Ends the reply that is being made, if one is, within one step of the engine; `how` is QWEN_STOP
+/// (it is kept) or QWEN_CANCEL (it is forgotten). Any thread, also during a call and from its
+/// callback; does not wait.
+///
+/// Errors: QWEN_E_ARG; QWEN_E_FORKED.
+int32_t qwen_session_cancel(qwen_session *session, int32_t how, qwen_error **err);
 
-/**
- * All messages, the system message first, as JSON that qwen_session_append_json takes:
- * `[{"role", "content"}...]`. The caller frees `json`.
- *
- * Errors: QWEN_E_BUSY, QWEN_E_REENTRANT.
- */
-int32_t qwen_session_messages_json(const struct qwen_session *session,
-                                   struct qwen_buf **json,
-                                   struct qwen_error **err);
+/// The last reply, in UTF-8. The caller frees `reply`.
+///
+/// Errors: QWEN_E_STATE where there is none; QWEN_E_BUSY, QWEN_E_REENTRANT.
+int32_t qwen_session_reply(const qwen_session *session, qwen_buf **reply, qwen_error **err);
 
-/**
- * Appends turns as they are, without the model: user and assistant messages in alternation. A
- * system message at their beginning replaces the session's. All are appended or none.
- *
- * Errors: QWEN_E_ARG for JSON of another form or roles out of order; QWEN_E_BUSY,
- * QWEN_E_REENTRANT.
- */
-int32_t qwen_session_append_json(struct qwen_session *session,
+/// All messages, the system message first, as JSON that qwen_session_append_json takes:
+/// `[{"role", "content"}...]`. The caller frees `json`.
+///
+/// Errors: QWEN_E_BUSY, QWEN_E_REENTRANT.
+int32_t qwen_session_messages_json(const qwen_session *session, qwen_buf **json, qwen_error **err);
+
+/// Appends turns as they are, without the model: user and assistant messages in alternation. A
+/// system message at their beginning replaces the session's. All are appended or none.
+///
+/// Errors: QWEN_E_ARG for JSON of another form or roles out of order; QWEN_E_BUSY,
+/// QWEN_E_REENTRANT.
+int32_t qwen_session_append_json(qwen_session *session,
                                  const char *messages,
                                  uint64_t messages_len,
-                                 struct qwen_error **err);
+                                 qwen_error **err);
 
-/**
- * Keeps the first `num_turns` turns (a turn is a user message and its reply); 0 forgets all. The
- * system message stays.
- *
- * Errors: QWEN_E_BUSY, QWEN_E_REENTRANT.
- */
-int32_t qwen_session_truncate(struct qwen_session *session,
-                              uint64_t num_turns,
-                              struct qwen_error **err);
+/// Keeps the first `num_turns` turns (a turn is a user message and its reply); 0 forgets all. The
+/// system message stays.
+///
+/// Errors: QWEN_E_BUSY, QWEN_E_REENTRANT.
+int32_t qwen_session_truncate(qwen_session *session, uint64_t num_turns, qwen_error **err);
 
-/**
- * Replaces the system message; NULL means the chat format's own.
- *
- * Errors: QWEN_E_UTF8, QWEN_E_BUSY, QWEN_E_REENTRANT.
- */
-int32_t qwen_session_set_system(struct qwen_session *session,
+/// Replaces the system message; NULL means the chat format's own.
+///
+/// Errors: QWEN_E_UTF8, QWEN_E_BUSY, QWEN_E_REENTRANT.
+int32_t qwen_session_set_system(qwen_session *session,
                                 const char *text,
                                 uint64_t text_len,
-                                struct qwen_error **err);
+                                qwen_error **err);
 
-/**
- * Frees a session, also from its own callback. Any thread. NULL is nothing.
- */
-void qwen_session_free(struct qwen_session *session);
+/// Frees a session, also from its own callback. Any thread. NULL is nothing.
+void qwen_session_free(qwen_session *session);
 
-/**
- * The tag given when the request was submitted; 0 for NULL.
- */
-uint64_t qwen_event_tag(const struct qwen_event *event);
+/// The tag given when the request was submitted; 0 for NULL.
+uint64_t qwen_event_tag(const qwen_event *event);
 
-/**
- * One of QWEN_EVENT_*; 0 for NULL. Later versions may add kinds: pass over those you do not know.
- */
-int32_t qwen_event_kind(const struct qwen_event *event);
+/// One of QWEN_EVENT_*; 0 for NULL. Later versions may add kinds: pass over those you do not know.
+int32_t qwen_event_kind(const qwen_event *event);
 
-/**
- * The new text: whole UTF-8 characters always, a NUL behind them; "" where there is none. `len`
- * (or NULL) receives its bytes. Lives as long as the event.
- */
-const char *qwen_event_text(const struct qwen_event *event, uint64_t *len);
+/// The new text: whole UTF-8 characters always, a NUL behind them; "" where there is none. `len`
+/// (or NULL) receives its bytes. Lives as long as the event.
+const char *qwen_event_text(const qwen_event *event, uint64_t *len);
 
-/**
- * The bytes the model wrote for this text. They differ from it where the model wrote no UTF-8,
- * which is U+FFFD in the text. `len` (or NULL) receives their number. Lives as long as the event.
- */
-const uint8_t *qwen_event_bytes(const struct qwen_event *event, uint64_t *len);
+/// The bytes the model wrote for this text. They differ from it where the model wrote no UTF-8,
+/// which is U+FFFD in the text. `len` (or NULL) receives their number. Lives as long as the event.
+const uint8_t *qwen_event_bytes(const qwen_event *event, uint64_t *len);
 
-/**
- * The ids of the tokens generated since the last event. `num_ids` (or NULL) receives their
- * number. Lives as long as the event.
- */
-const uint32_t *qwen_event_tokens(const struct qwen_event *event, uint64_t *num_ids);
+/// The ids of the tokens generated since the last event. `num_ids` (or NULL) receives their
+/// number. Lives as long as the event.
+const uint32_t *qwen_event_tokens(const qwen_event *event, uint64_t *num_ids);
 
-/**
- * Why the reply ended: one of QWEN_FINISH_*, on a QWEN_EVENT_FINISHED; 0 otherwise.
- */
-int32_t qwen_event_finish_reason(const struct qwen_event *event);
+/// Why the reply ended: one of QWEN_FINISH_*, on a QWEN_EVENT_FINISHED; 0 otherwise.
+int32_t qwen_event_finish_reason(const qwen_event *event);
 
-/**
- * Why the request failed, on a QWEN_EVENT_FAILED; NULL otherwise. Lives as long as the event: do
- * not free it.
- */
-const struct qwen_error *qwen_event_error(const struct qwen_event *event);
+/// Why the request failed, on a QWEN_EVENT_FAILED; NULL otherwise. Lives as long as the event: do
+/// not free it.
+const qwen_error *qwen_event_error(const qwen_event *event);
 
-/**
- * Fills `usage` with the tokens counted, which are final on a QWEN_EVENT_FINISHED or _FAILED. Set
- * `usage->struct_size` first.
- *
- * Errors: QWEN_E_ARG for a struct_size that no version had.
- */
-int32_t qwen_event_usage(const struct qwen_event *event,
-                         struct qwen_usage *usage,
-                         struct qwen_error **err);
+/// Fills `usage` with the tokens counted, which are final on a QWEN_EVENT_FINISHED or _FAILED. Set
+/// `usage->struct_size` first.
+///
+/// Errors: QWEN_E_ARG for a struct_size that no version had.
+int32_t qwen_event_usage(const qwen_event *event, qwen_usage *usage, qwen_error **err);
 
-/**
- * Frees an event. Not for events that a callback or a list lends. NULL is nothing.
- */
-void qwen_event_free(struct qwen_event *event);
+/// Frees an event. Not for events that a callback or a list lends. NULL is nothing.
+void qwen_event_free(qwen_event *event);
 
-/**
- * Makes a request for the reply to a conversation, `[{"role", "content"}...]` ending with a user
- * message. `options`: generation options, or NULL. Nothing runs before qwen_request_submit. The
- * caller frees `request`. Any thread.
- *
- * Errors: QWEN_E_ARG for JSON of another form; QWEN_E_UTF8; QWEN_E_OPTION.
- */
-int32_t qwen_request_new_chat(const struct qwen_engine *engine,
+/// Makes a request for the reply to a conversation, `[{"role", "content"}...]` ending with a user
+/// message. `options`: generation options, or NULL. Nothing runs before qwen_request_submit. The
+/// caller frees `request`. Any thread.
+///
+/// Errors: QWEN_E_ARG for JSON of another form; QWEN_E_UTF8; QWEN_E_OPTION.
+int32_t qwen_request_new_chat(const qwen_engine *engine,
                               const char *messages,
                               uint64_t messages_len,
-                              const struct qwen_options *options,
-                              struct qwen_request **request,
-                              struct qwen_error **err);
+                              const qwen_options *options,
+                              qwen_request **request,
+                              qwen_error **err);
 
-/**
- * Makes a request for the continuation of token ids, which the model gets as they are; otherwise
- * as qwen_request_new_chat.
- */
-int32_t qwen_request_new_tokens(const struct qwen_engine *engine,
+/// Makes a request for the continuation of token ids, which the model gets as they are; otherwise
+/// as qwen_request_new_chat.
+int32_t qwen_request_new_tokens(const qwen_engine *engine,
                                 const uint32_t *ids,
                                 uint64_t num_ids,
-                                const struct qwen_options *options,
-                                struct qwen_request **request,
-                                struct qwen_error **err);
+                                const qwen_options *options,
+                                qwen_request **request,
+                                qwen_error **err);
 
-/**
- * Hands a request to the engine. With `queue`, its events go there and carry `tag`; with NULL, they
- * wait for qwen_request_next or qwen_request_run. After a failure it may be submitted again. Any
- * thread; does not wait for the model.
- *
- * Errors: QWEN_E_CONTEXT_FULL, QWEN_E_QUEUE_FULL (numbers in the detail), QWEN_E_ARG,
- * QWEN_E_OPTION, QWEN_E_STATE for a second time, QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED,
- * QWEN_E_FORKED.
- */
-int32_t qwen_request_submit(struct qwen_request *request,
-                            struct qwen_queue *queue,
+/// Hands a request to the engine. With `queue`, its events go there and carry `tag`; with NULL, they
+/// wait for qwen_request_next or qwen_request_run. After a failure it may be submitted again. Any
+/// thread; does not wait for the model.
+///
+/// Errors: QWEN_E_CONTEXT_FULL, QWEN_E_QUEUE_FULL (numbers in the detail), QWEN_E_ARG,
+/// QWEN_E_OPTION, QWEN_E_STATE for a second time, QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED,
+/// QWEN_E_FORKED.
+int32_t qwen_request_submit(qwen_request *request,
+                            qwen_queue *queue,
                             uint64_t tag,
-                            struct qwen_error **err);
+                            qwen_error **err);
 
-/**
- * Waits for the next event, at most `timeout_ms` milliseconds, for ever if that is negative. Text
- * that nobody read in time comes as one event. The caller frees `event`. One thread at a time.
- *
- * Errors: QWEN_E_TIMEOUT; QWEN_E_END after the last event; QWEN_E_BUSY, QWEN_E_REENTRANT;
- * QWEN_E_STATE for a request that is not submitted or has a queue; QWEN_E_FORKED. A failed request
- * is no error here but a QWEN_EVENT_FAILED.
- */
-int32_t qwen_request_next(struct qwen_request *request,
+/// Waits for the next event, at most `timeout_ms` milliseconds, for ever if that is negative. Text
+/// that nobody read in time comes as one event. The caller frees `event`. One thread at a time.
+///
+/// Errors: QWEN_E_TIMEOUT; QWEN_E_END after the last event; QWEN_E_BUSY, QWEN_E_REENTRANT;
+/// QWEN_E_STATE for a request that is not submitted or has a queue; QWEN_E_FORKED. A failed request
+/// is no error here but a QWEN_EVENT_FAILED.
+int32_t qwen_request_next(qwen_request *request,
                           int64_t timeout_ms,
-                          struct qwen_event **event,
-                          struct qwen_error **err);
+                          qwen_event **event,
+                          qwen_error **err);
 
-/**
- * Tells `on_event` of every event until the last, on this thread, and returns how the request
- * ended. One thread at a time.
- *
- * Errors: the request's own (QWEN_E_CANCELLED, QWEN_E_ENGINE_FAILED...); QWEN_E_CALLBACK; otherwise
- * as for qwen_request_next.
- */
-int32_t qwen_request_run(struct qwen_request *request,
+/// Tells `on_event` of every event until the last, on this thread, and returns how the request
+/// ended. One thread at a time.
+///
+/// Errors: the request's own (QWEN_E_CANCELLED, QWEN_E_ENGINE_FAILED...); QWEN_E_CALLBACK; otherwise
+/// as for qwen_request_next.
+int32_t qwen_request_run(qwen_request *request,
                          qwen_event_fn on_event,
                          void *user,
-                         struct qwen_error **err);
+                         qwen_error **err);
 
-/**
- * Ends a request within one step of the engine; `how` is QWEN_REQUEST_STOP or QWEN_REQUEST_CANCEL.
- * Nothing happens to one that has ended. Any thread, also from its own callback; does not wait.
- *
- * Errors: QWEN_E_STATE for a request that is not submitted; QWEN_E_ARG.
- */
-int32_t qwen_request_cancel(struct qwen_request *request, int32_t how, struct qwen_error **err);
+/// Ends a request within one step of the engine; `how` is QWEN_STOP (its last event is a
+/// QWEN_EVENT_FINISHED) or QWEN_CANCEL (a QWEN_EVENT_FAILED with QWEN_E_CANCELLED). Nothing happens to one that has ended. Any thread, also from its own callback; does not wait.
+///
+/// Errors: QWEN_E_STATE for a request that is not submitted; QWEN_E_ARG.
+int32_t qwen_request_cancel(qwen_request *request,
+                            int32_t how,
+                            qwen_error **err);
 
-/**
- * Frees a request; one that runs is cancelled. Any thread, also from its own callback. NULL is
- * nothing.
- */
-void qwen_request_free(struct qwen_request *request);
+/// Frees a request; one that runs is cancelled. Any thread, also from its own callback. NULL is
+/// nothing.
+void qwen_request_free(qwen_request *request);
 
-/**
- * Makes an empty queue. The caller frees `queue`. Any thread.
- */
-int32_t qwen_queue_new(struct qwen_queue **queue, struct qwen_error **err);
+/// Makes an empty queue. The caller frees `queue`. Any thread.
+int32_t qwen_queue_new(qwen_queue **queue, qwen_error **err);
 
-/**
- * Waits for the first event, at most `timeout_ms` milliseconds, for ever if that is negative, and
- * takes up to `max_events` that are there. Events of one request are in order. The caller frees
- * `events`. Any thread, several at once; each event goes to one of them.
- *
- * Errors: QWEN_E_TIMEOUT; QWEN_E_END when no live request uses the queue; QWEN_E_ARG for
- * `max_events` 0.
- */
-int32_t qwen_queue_next(struct qwen_queue *queue,
+/// Waits for the first event, at most `timeout_ms` milliseconds, for ever if that is negative, and
+/// takes up to `max_events` that are there. Events of one request are in order. The caller frees
+/// `events`. Any thread, several at once; each event goes to one of them.
+///
+/// Errors: QWEN_E_TIMEOUT; QWEN_E_END when no live request uses the queue; QWEN_E_ARG for
+/// `max_events` 0.
+int32_t qwen_queue_next(qwen_queue *queue,
                         uint64_t max_events,
                         int64_t timeout_ms,
-                        struct qwen_events **events,
-                        struct qwen_error **err);
+                        qwen_events **events,
+                        qwen_error **err);
 
-/**
- * The number of events; 0 for NULL.
- */
-uint64_t qwen_events_len(const struct qwen_events *events);
+/// The number of events; 0 for NULL.
+uint64_t qwen_events_len(const qwen_events *events);
 
-/**
- * Event `index`, counted from 0; NULL beyond the last. Lives as long as the list: do not free it.
- */
-const struct qwen_event *qwen_events_at(const struct qwen_events *events, uint64_t index);
+/// Event `index`, counted from 0; NULL beyond the last. Lives as long as the list: do not free it.
+const qwen_event *qwen_events_at(const qwen_events *events, uint64_t index);
 
-/**
- * Frees a list and its events. NULL is nothing.
- */
-void qwen_events_free(struct qwen_events *events);
+/// Frees a list and its events. NULL is nothing.
+void qwen_events_free(qwen_events *events);
 
-/**
- * Frees a queue. Requests that use it go on, and their events are kept for nobody. NULL is
- * nothing.
- */
-void qwen_queue_free(struct qwen_queue *queue);
+/// Frees a queue. Requests that use it go on, and their events are kept for nobody. NULL is
+/// nothing.
+void qwen_queue_free(qwen_queue *queue);
 
-/**
- * Reads the vocabulary (qwen.tiktoken or tokenizer.json) in the folder `folder`; no weights are
- * needed. The caller frees `tokenizer`. Any thread.
- *
- * Errors: QWEN_E_NOT_FOUND, QWEN_E_IO, QWEN_E_CORRUPT, with path and place in the detail.
- */
+/// Reads the vocabulary (qwen.tiktoken or tokenizer.json) in the folder `folder`; no weights are
+/// needed. The caller frees `tokenizer`. Any thread.
+///
+/// Errors: QWEN_E_NOT_FOUND, QWEN_E_IO, QWEN_E_CORRUPT, with path and place in the detail.
 int32_t qwen_tokenizer_open(const char *folder,
                             uint64_t folder_len,
-                            struct qwen_tokenizer **tokenizer,
-                            struct qwen_error **err);
+                            qwen_tokenizer **tokenizer,
+                            qwen_error **err);
 
-/**
- * The tokenizer of an engine; it may outlive the engine. The caller frees `tokenizer`. Any thread.
- */
-int32_t qwen_tokenizer_of_engine(const struct qwen_engine *engine,
-                                 struct qwen_tokenizer **tokenizer,
-                                 struct qwen_error **err);
+/// The tokenizer of an engine; it may outlive the engine. The caller frees `tokenizer`. Any thread.
+int32_t qwen_tokenizer_of_engine(const qwen_engine *engine,
+                                 qwen_tokenizer **tokenizer,
+                                 qwen_error **err);
 
-/**
- * Turns text into token ids. `flags`: 0 or QWEN_ENCODE_PARSE_SPECIALS. The caller frees `tokens`.
- * Any thread.
- *
- * Errors: QWEN_E_UTF8; QWEN_E_ARG for unknown flags.
- */
-int32_t qwen_tokenizer_encode(const struct qwen_tokenizer *tokenizer,
+/// Turns text into token ids. `flags`: 0 or QWEN_ENCODE_PARSE_SPECIALS. The caller frees `tokens`.
+/// Any thread.
+///
+/// Errors: QWEN_E_UTF8; QWEN_E_ARG for unknown flags.
+int32_t qwen_tokenizer_encode(const qwen_tokenizer *tokenizer,
                               const char *text,
                               uint64_t text_len,
                               uint32_t flags,
-                              struct qwen_tokens **tokens,
-                              struct qwen_error **err);
+                              qwen_tokens **tokens,
+                              qwen_error **err);
 
-/**
- * Turns token ids into bytes; ids outside the vocabulary give none. `flags`: QWEN_DECODE_* added
- * up. The caller frees `bytes`. Any thread.
- *
- * Errors: QWEN_E_ARG for unknown flags.
- */
-int32_t qwen_tokenizer_decode(const struct qwen_tokenizer *tokenizer,
+/// Turns token ids into bytes; ids outside the vocabulary give none. `flags`: QWEN_DECODE_* added
+/// up. The caller frees `bytes`. Any thread.
+///
+/// Errors: QWEN_E_ARG for unknown flags.
+int32_t qwen_tokenizer_decode(const qwen_tokenizer *tokenizer,
                               const uint32_t *ids,
                               uint64_t num_ids,
                               uint32_t flags,
-                              struct qwen_buf **bytes,
-                              struct qwen_error **err);
+                              qwen_buf **bytes,
+                              qwen_error **err);
 
-/**
- * The bytes of one token (a special token's name). The caller frees `bytes`. Any thread.
- *
- * Errors: QWEN_E_ARG for an id outside the vocabulary.
- */
-int32_t qwen_tokenizer_token_bytes(const struct qwen_tokenizer *tokenizer,
+/// The bytes of one token (a special token's name). The caller frees `bytes`. Any thread.
+///
+/// Errors: QWEN_E_ARG for an id outside the vocabulary.
+int32_t qwen_tokenizer_token_bytes(const qwen_tokenizer *tokenizer,
                                    uint32_t id,
-                                   struct qwen_buf **bytes,
-                                   struct qwen_error **err);
+                                   qwen_buf **bytes,
+                                   qwen_error **err);
 
-/**
- * Turns a conversation, `[{"role": "system" | "user" | "assistant", "content": "..."}...]`, into
- * the prompt that qwen_request_new_chat would give the model. No content can become a control
- * token. Turns older than `max_window_size` tokens are left out; 0 keeps all. The caller frees
- * `tokens`. Any thread.
- *
- * Errors: QWEN_E_ARG for JSON of another form; QWEN_E_UTF8.
- */
-int32_t qwen_tokenizer_render_chat_json(const struct qwen_tokenizer *tokenizer,
+/// Turns a conversation, `[{"role": "system" | "user" | "assistant", "content": "..."}...]`, into
+/// the prompt that qwen_request_new_chat would give the model. No content can become a control
+/// token. Turns older than `max_window_size` tokens are left out; 0 keeps all. The caller frees
+/// `tokens`. Any thread.
+///
+/// Errors: QWEN_E_ARG for JSON of another form; QWEN_E_UTF8.
+int32_t qwen_tokenizer_render_chat_json(const qwen_tokenizer *tokenizer,
                                         const char *messages,
                                         uint64_t messages_len,
                                         uint64_t max_window_size,
-                                        struct qwen_tokens **tokens,
-                                        struct qwen_error **err);
+                                        qwen_tokens **tokens,
+                                        qwen_error **err);
 
-/**
- * The tokenizer as a JSON object: num_tokens, and the ids end_of_text, im_start, im_end. The
- * caller frees `json`. Any thread.
- */
-int32_t qwen_tokenizer_info_json(const struct qwen_tokenizer *tokenizer,
-                                 struct qwen_buf **json,
-                                 struct qwen_error **err);
+/// The tokenizer as a JSON object: num_tokens, and the ids end_of_text, im_start, im_end. The
+/// caller frees `json`. Any thread.
+int32_t qwen_tokenizer_info_json(const qwen_tokenizer *tokenizer,
+                                 qwen_buf **json,
+                                 qwen_error **err);
 
-/**
- * Frees a tokenizer. NULL is nothing.
- */
-void qwen_tokenizer_free(struct qwen_tokenizer *tokenizer);
+/// Frees a tokenizer. NULL is nothing.
+void qwen_tokenizer_free(qwen_tokenizer *tokenizer);
+
+/// Begins a text. The caller frees `detok`. Any thread.
+int32_t qwen_detok_new(const qwen_tokenizer *tokenizer, qwen_detok **detok, qwen_error **err);
+
+/// Takes the next ids and gives the text that is now complete: whole UTF-8 characters, perhaps
+/// none; bytes that are no UTF-8 as U+FFFD. Special tokens give no text. The caller frees `text`.
+int32_t qwen_detok_push(qwen_detok *detok,
+                        const uint32_t *ids,
+                        uint64_t num_ids,
+                        qwen_buf **text,
+                        qwen_error **err);
+
+/// Ends the text and gives what was kept back: U+FFFD for a character that never became complete.
+/// The next push begins another text. The caller frees `text`.
+int32_t qwen_detok_finish(qwen_detok *detok, qwen_buf **text, qwen_error **err);
+
+/// Frees a detokeniser. NULL is nothing.
+void qwen_detok_free(qwen_detok *detok);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -75,9 +75,9 @@ pub const QWEN_E_PANIC: i32 = 900;
 
 /// A callback's result: go on.
 pub const QWEN_CONTINUE: i32 = 0;
-/// A callback's result: end the reply here and keep it.
+/// A callback's result, and a way to cancel: end the reply here and keep it.
 pub const QWEN_STOP: i32 = 1;
-/// A callback's result: end the reply here and forget it.
+/// A callback's result, and a way to cancel: end the reply here and forget it.
 pub const QWEN_CANCEL: i32 = 2;
 
 /// `(code, name)` of every status. The names are C strings.

@@ -191,7 +191,8 @@ pub unsafe extern "C" fn qwen_engine_metrics_json(
 }
 
 /// The values that generation options have where they are not set, as a JSON object that
-/// qwen_options_merge_json takes. They come from the checkpoint. The caller frees `json`. Any
+/// qwen_options_merge_json takes. They come from the checkpoint; there is no seed among them, for an
+/// unset seed is random. The caller frees `json`. Any
 /// thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qwen_engine_generation_json(
@@ -200,8 +201,12 @@ pub unsafe extern "C" fn qwen_engine_generation_json(
     err: Option<&mut MaybeUninit<*mut qwen_error>>,
 ) -> i32 {
     guard("qwen_engine_generation_json", err, || {
-        let defaults =
-            |engine: &Engine| fields::generation_values(&engine.generation_defaults()).into();
+        let defaults = |engine: &Engine| {
+            let mut values = fields::generation_values(&engine.generation_defaults());
+            // Drawn anew for every reply: it is nobody's value.
+            values.remove("seed");
+            Value::Object(values)
+        };
         // SAFETY: the caller gives a live engine or NULL.
         unsafe { engine_json(engine, json, defaults) }
     })

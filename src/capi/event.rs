@@ -101,6 +101,18 @@ impl Listener {
     }
 }
 
+/// Whether ending a reply in the way `how` keeps it.
+pub(super) fn keeps(how: i32) -> Result<bool> {
+    match how {
+        QWEN_STOP => Ok(true),
+        QWEN_CANCEL => Ok(false),
+        other => {
+            let reason = format!("{other} is neither QWEN_STOP nor QWEN_CANCEL");
+            Err(Error::Argument { argument: "how", reason })
+        }
+    }
+}
+
 /// The tag given when the request was submitted; 0 for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qwen_event_tag(event: *const qwen_event) -> u64 {

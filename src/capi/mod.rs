@@ -10,7 +10,7 @@
 //! buffers   qwen_buf, qwen_tokens             version   version, ABI check, build info
 //! keys      the table of option keys          fields    from option values to fields and back
 //! options   qwen_options                      log       the log hook
-//! tokenizer, engine, session, request, queue, event     one handle type each
+//! tokenizer, detok, engine, session, request, queue, event     one handle type each
 //! ```
 //!
 //! Handles are boxes around shared (`Arc`) insides. A call clones the inside before it works, so a
@@ -25,6 +25,7 @@
 mod arguments;
 pub mod buffers;
 pub mod codes;
+pub mod detok;
 pub mod engine;
 pub mod errors;
 pub mod event;

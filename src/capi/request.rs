@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::arguments::{Handle, Out, array, free, handle, optional, text, timeout};
 use super::engine::qwen_engine;
 use super::errors::qwen_error;
-use super::event::{Listener, qwen_event, qwen_event_fn};
+use super::event::{Listener, keeps, qwen_event, qwen_event_fn};
 use super::guard::guard;
 use super::options::{generation_params, qwen_options};
 use super::queue::qwen_queue;
@@ -21,11 +21,6 @@ use crate::engine::session::Flow;
 use crate::engine::{CompletionQueue, Engine, EventKind, GenerationParams, Request};
 use crate::error::{Error, Result};
 use crate::text::chat::{Message, parse_messages};
-
-/// For qwen_request_cancel: end the reply here and keep it (QWEN_EVENT_FINISHED).
-pub const QWEN_REQUEST_STOP: i32 = 1;
-/// For qwen_request_cancel: give the reply up (QWEN_EVENT_FAILED with QWEN_E_CANCELLED).
-pub const QWEN_REQUEST_CANCEL: i32 = 2;
 
 /// A request for one reply. Any thread may submit, cancel and free it; one at a time may read it.
 /// Free it with qwen_request_free.
@@ -251,8 +246,8 @@ fn run(request: &Request, listener: &mut Listener) -> Result<()> {
     }
 }
 
-/// Ends a request within one step of the engine; `how` is QWEN_REQUEST_STOP or QWEN_REQUEST_CANCEL.
-/// Nothing happens to one that has ended. Any thread, also from its own callback; does not wait.
+/// Ends a request within one step of the engine; `how` is QWEN_STOP (its last event is a
+/// QWEN_EVENT_FINISHED) or QWEN_CANCEL (a QWEN_EVENT_FAILED with QWEN_E_CANCELLED). Nothing happens to one that has ended. Any thread, also from its own callback; does not wait.
 ///
 /// Errors: QWEN_E_STATE for a request that is not submitted; QWEN_E_ARG.
 #[unsafe(no_mangle)]
@@ -264,12 +259,9 @@ pub unsafe extern "C" fn qwen_request_cancel(
     guard("qwen_request_cancel", err, || {
         // SAFETY: the caller gives a live request or NULL.
         let ticket = unsafe { handle("request", request) }?;
-        if how != QWEN_REQUEST_STOP && how != QWEN_REQUEST_CANCEL {
-            let reason = format!("{how} is neither of QWEN_REQUEST_*");
-            return Err(Error::Argument { argument: "how", reason });
-        }
+        let keep = keeps(how)?;
         match &*ticket.state.lock() {
-            State::Submitted { request, .. } => request.cancel(how == QWEN_REQUEST_STOP),
+            State::Submitted { request, .. } => request.cancel(keep),
             State::Made { .. } => {
                 let reason = "the request is not submitted yet".to_string();
                 return Err(Error::State { reason });

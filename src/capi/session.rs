@@ -10,7 +10,7 @@ use super::arguments::{Handle, Out, free, handle, optional, text};
 use super::buffers::qwen_buf;
 use super::engine::qwen_engine;
 use super::errors::qwen_error;
-use super::event::{Listener, qwen_event_fn};
+use super::event::{Listener, keeps, qwen_event_fn};
 use super::guard::guard;
 use super::options::{generation_params, qwen_options, session_system};
 use crate::engine::Engine;
@@ -117,6 +117,24 @@ pub unsafe extern "C" fn qwen_session_regenerate(
     })
 }
 
+/// Ends the reply that is being made, if one is, within one step of the engine; `how` is QWEN_STOP
+/// (it is kept) or QWEN_CANCEL (it is forgotten). Any thread, also during a call and from its
+/// callback; does not wait.
+///
+/// Errors: QWEN_E_ARG; QWEN_E_FORKED.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_session_cancel(
+    session: *mut qwen_session,
+    how: i32,
+    err: Option<&mut MaybeUninit<*mut qwen_error>>,
+) -> i32 {
+    guard("qwen_session_cancel", err, || {
+        // SAFETY: the caller gives a live session or NULL.
+        let inside = unsafe { handle("session", session) }?;
+        inside.session.cancel(keeps(how)?)
+    })
+}
+
 /// The last reply, in UTF-8. The caller frees `reply`.
 ///
 /// Errors: QWEN_E_STATE where there is none; QWEN_E_BUSY, QWEN_E_REENTRANT.
@@ -159,12 +177,7 @@ pub unsafe extern "C" fn qwen_session_messages_json(
 }
 
 fn message_json(message: &Message) -> Value {
-    let role = match message.role {
-        Role::System => "system",
-        Role::User => "user",
-        Role::Assistant => "assistant",
-    };
-    json!({ "role": role, "content": message.content })
+    json!({ "role": message.role.name(), "content": message.content })
 }
 
 /// Appends turns as they are, without the model: user and assistant messages in alternation. A

@@ -39,6 +39,8 @@ pub struct Session {
     engine: Engine,
     /// The thread inside a call.
     user: Mutex<Option<ThreadId>>,
+    /// The reply that is being made.
+    running: Mutex<Option<Request>>,
     history: Mutex<History>,
 }
 
@@ -62,6 +64,8 @@ struct Visit<'a> {
 
 impl Drop for Visit<'_> {
     fn drop(&mut self) {
+        // The last handle of a request that was left early: its drop cancels it.
+        *self.session.running.lock() = None;
         *self.session.user.lock() = None;
     }
 }
@@ -71,7 +75,8 @@ impl Session {
     pub fn new(engine: &Engine, system: Option<String>) -> Session {
         let system = system.unwrap_or_else(|| DEFAULT_SYSTEM.to_string());
         let history = Mutex::new(History { system, turns: Vec::new() });
-        Session { engine: engine.clone(), user: Mutex::new(None), history }
+        let (user, running) = (Mutex::new(None), Mutex::new(None));
+        Session { engine: engine.clone(), user, running, history }
     }
 
     /// Says `text` and streams the reply to `on_event` on this thread; the turn is stored when it
@@ -151,6 +156,17 @@ impl Session {
         Ok(())
     }
 
+    /// Ends the reply that is being made, if one is, within one engine step: `keep` stores the turn
+    /// as `Flow::Stop` does, otherwise it is dropped as by `Flow::Cancel`. The one call for which
+    /// the session need not be free: any thread, and its own callback.
+    pub fn cancel(&self, keep: bool) -> Result<()> {
+        self.engine.check_process()?;
+        if let Some(request) = &*self.running.lock() {
+            request.cancel(keep);
+        }
+        Ok(())
+    }
+
     /// Takes the session for this thread.
     fn enter(&self) -> Result<Visit<'_>> {
         self.engine.check_process()?;
@@ -172,6 +188,7 @@ impl Session {
         on_event: &mut dyn FnMut(&Event) -> Flow,
     ) -> Result<Reply> {
         let request = self.engine.submit_chat(messages, params, None)?;
+        *self.running.lock() = Some(request.clone());
         let mut text = String::new();
         loop {
             let event = request.next(None)?;

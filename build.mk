@@ -1,0 +1,94 @@
+# The library: linked, installed, its header, its examples, its tests. Included by the Makefile.
+#
+# Cargo makes libqwen.a; the C compiler links the shared library from it. Cargo cannot: rustc gives
+# every shared library a version script of its own without a version name, and a linker takes no
+# second script beside that. Here the script is src/capi/libqwen.map, and what it does not name is
+# not exported, and dropped unless something exported needs it.
+
+CC ?= cc
+CXX ?= c++
+CFLAGS ?= -O2 -g
+CXXFLAGS ?= -O2 -g
+PREFIX ?= /usr/local
+LIBDIR := $(PREFIX)/lib
+INCLUDEDIR := $(PREFIX)/include
+
+# The one place of each number is the code.
+QWEN_ABI := $(shell sed -n 's/^pub const QWEN_ABI_VERSION: u32 = \(.*\);/\1/p' src/capi/codes.rs)
+QWEN_VERSION := $(shell sed -n '/^\[package\]/,/^\[dep/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+SONAME := libqwen.so.$(QWEN_ABI)
+
+# What Rust's standard library needs of the system (`rustc --print native-static-libs`); the ABI
+# test sees that nothing stays undefined.
+NATIVE_LIBS := -lgcc_s -lutil -lrt -lpthread -lm -ldl -lc
+# nodelete: Rust's thread-locals outlive dlclose, so the code must, too.
+LINK_LIBRARY = $(CC) -shared -Wl,-soname,$(SONAME) -Wl,--version-script=src/capi/libqwen.map \
+	-Wl,-z,nodelete,-z,defs,-z,relro,-z,now -Wl,--gc-sections -Wl,--as-needed -Wl,--build-id
+WHOLE = -Wl,--whole-archive $(1) -Wl,--no-whole-archive
+
+# The library of the fault-injection tests: other options, own folder, never installed.
+HOOKS_PROFILE ?= checked
+HOOKS_TARGET := $(HOOKS_PROFILE)
+
+.PHONY: lib hooks-lib header examples install abi-test cargo-release
+
+lib: build/lib/libqwen.so ## libqwen.so and its header, in build/lib and include
+hooks-lib: build/hooks/libqwen.so
+
+cargo-release:
+	cargo build --locked --release --lib
+
+# Cargo knows better than make whether the archive is old.
+target/release/libqwen.a: cargo-release ;
+
+build/lib/$(SONAME): target/release/libqwen.a src/capi/libqwen.map build.mk
+	@mkdir -p build/lib
+	$(LINK_LIBRARY) -o $@.new $(call WHOLE,$<) $(NATIVE_LIBS)
+	objcopy --only-keep-debug $@.new $@.debug
+	strip --strip-unneeded $@.new
+	cd build/lib && objcopy --add-gnu-debuglink=$(SONAME).debug $(SONAME).new
+	mv $@.new $@
+
+build/lib/libqwen.so: build/lib/$(SONAME)
+	ln -sf $(SONAME) $@
+
+build/hooks/libqwen.so: cargo-release src/capi/libqwen.map build.mk
+	cargo build --locked --profile $(HOOKS_PROFILE) --lib --features test-hooks
+	@mkdir -p build/hooks
+	$(LINK_LIBRARY) -o build/hooks/$(SONAME) $(call WHOLE,target/$(HOOKS_TARGET)/libqwen.a) $(NATIVE_LIBS)
+	ln -sf $(SONAME) $@
+
+header: ## write include/qwen.h and the symbol list anew from the code
+	QWEN_BLESS=1 cargo test --locked --profile checked --test abi -- header_is header_and
+
+# The parts that qwen.hpp includes.
+HPP_PARTS := include/qwen/support.hpp include/qwen/values.hpp
+
+# Programs find the library beside themselves, wherever the folder is moved to.
+RUNPATH = -Wl,-rpath,'$$ORIGIN/../lib'
+examples: build/bin/hello build/bin/chat ## examples/chat.c and chat.cpp, in build/bin
+
+build/bin/hello: examples/chat.c include/qwen.h build/lib/libqwen.so
+	@mkdir -p build/bin
+	$(CC) -std=c99 -Wall -Wextra $(CFLAGS) -Iinclude $< -o $@ -Lbuild/lib -lqwen $(RUNPATH)
+
+build/bin/chat: examples/chat.cpp include/qwen.hpp $(HPP_PARTS) include/qwen.h build/lib/libqwen.so
+	@mkdir -p build/bin
+	$(CXX) -std=c++17 -Wall -Wextra $(CXXFLAGS) -Iinclude $< -o $@ -Lbuild/lib -lqwen -pthread $(RUNPATH)
+
+# The templates' paths are relative to where they lie, so an installed tree can be moved.
+TEMPLATE = sed -e 's|@VERSION@|$(QWEN_VERSION)|g' -e 's|@SONAME@|$(SONAME)|g'
+
+install: lib ## put library, headers, pkg-config and CMake files under PREFIX (and DESTDIR)
+	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(LIBDIR)/cmake/qwen $(DESTDIR)$(INCLUDEDIR)/qwen
+	install -m 755 build/lib/$(SONAME) $(DESTDIR)$(LIBDIR)/$(SONAME)
+	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libqwen.so
+	install -m 644 include/qwen.h include/qwen.hpp $(DESTDIR)$(INCLUDEDIR)
+	install -m 644 $(HPP_PARTS) $(DESTDIR)$(INCLUDEDIR)/qwen
+	$(TEMPLATE) include/qwen.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/qwen.pc
+	$(TEMPLATE) include/qwenConfig.cmake.in > $(DESTDIR)$(LIBDIR)/cmake/qwen/qwenConfig.cmake
+	$(TEMPLATE) include/qwenConfigVersion.cmake.in > $(DESTDIR)$(LIBDIR)/cmake/qwen/qwenConfigVersion.cmake
+
+abi-test: lib hooks-lib examples ## header, symbols, C and C++ programs, sanitizers, installed tree
+	cargo test --locked --profile checked --test abi
+	tests/c/run.sh
