@@ -1,5 +1,6 @@
 //! The CPU backend's matrix products beside the machine's read bandwidth: `cargo bench --bench
 //! kernels`. Shapes are the demo model's and Qwen-1.8B's. Correctness is `tests/ops.rs`'s work.
+#![allow(clippy::expect_used, clippy::print_stdout)]
 
 use std::hint::black_box;
 use std::sync::Arc;

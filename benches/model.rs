@@ -4,6 +4,7 @@
 //! Decode is bound by reading the weights: its figure is the bytes a token must read (all weights
 //! but the embedding table, and the KV cache) over the time of a token, as a fraction of the read
 //! bandwidth. Prefill is bound by arithmetic: 2 FLOPs a weight (lm_head once), plus attention.
+#![allow(clippy::expect_used, clippy::print_stdout)]
 
 use std::hint::black_box;
 use std::path::PathBuf;

@@ -13,6 +13,7 @@ Chinese is sentences of the vocabulary's own words, drawn with a fixed seed.
 
 import array
 import ast
+import base64
 import pathlib
 import random
 import sys
@@ -41,7 +42,7 @@ def docstrings(source: str) -> str:
 def chinese(rng: random.Random) -> str:
     """Sentences of words that the vocabulary holds, so that their lengths are those of real text."""
     lines = map(bytes.split, qwen_oracle.VOCABULARY.read_bytes().splitlines())
-    tokens = (qwen_oracle.base64.b64decode(token) for token, _ in lines)
+    tokens = (base64.b64decode(token) for token, _ in lines)
     texts = (token.decode("utf-8", "ignore") for token in tokens)
     words = [text for text in texts if text and all("\u4e00" <= char <= "\u9fff" for char in text)]
     written, length = [], 0

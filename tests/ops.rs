@@ -1,6 +1,8 @@
 //! Every op of the fast CPU backend, on every instruction set of this machine, against float64 or
 //! the plain loops of the reference, with random shapes and data.
 
+#![allow(clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use std::sync::Arc;

@@ -49,7 +49,7 @@ pub extern "C" fn qwen_version() -> *const c_char {
     VERSION.as_ptr()
 }
 
-/// How the library was built, as a JSON object: version, abi_version, arch, os, profile. The
+/// How the library was built, as a JSON object: version, abi_version, target, profile. The
 /// caller frees `json`. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn qwen_build_info_json(
@@ -61,9 +61,8 @@ pub extern "C" fn qwen_build_info_json(
         let info = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "abi_version": QWEN_ABI_VERSION,
-            "arch": std::env::consts::ARCH,
-            "os": std::env::consts::OS,
-            "profile": if cfg!(debug_assertions) { "debug" } else { "release" },
+            "target": env!("QWEN_BUILD_TARGET"),
+            "profile": env!("QWEN_BUILD_PROFILE"),
         });
         json.give(qwen_buf::new(info.to_string()));
         Ok(())

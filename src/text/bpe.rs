@@ -92,9 +92,9 @@ fn number(ids: &Vocab, merges: &Merges) -> Pairs {
     Pairs::new(byte_ids, numbered)
 }
 
-/// The vocabulary in the byte alphabet, and its merges: a token that the lower ranks reduce to
-/// exactly two parts is the merge of those, at its own rank. In a vocabulary that was trained as
-/// BPE that is every token of two bytes or more; any other is met by direct look-up only.
+/// The vocabulary in the byte alphabet, and its merges: a token that the others reduce to two parts
+/// is the merge of those, at its own rank. In a vocabulary that was trained as BPE that is every
+/// token of two bytes or more; any other is met by direct look-up only.
 fn derive(vocabulary: &Vocabulary, path: &Path) -> Result<(Vocab, Merges)> {
     let mut ids = Vocab::with_capacity(vocabulary.len());
     let mut tokens = Vec::with_capacity(vocabulary.len());
@@ -107,8 +107,8 @@ fn derive(vocabulary: &Vocabulary, path: &Path) -> Result<(Vocab, Merges)> {
         tokens.push(text);
     }
     let mut merges = Merges::new();
-    for (token, id) in tokens.iter().zip(0..) {
-        if let Some((left, right)) = two_parts(token, id, &ids) {
+    for token in &tokens {
+        if let Some((left, right)) = two_parts(token, &ids) {
             merges.push((left.to_string(), right.to_string()));
         }
     }
@@ -116,14 +116,14 @@ fn derive(vocabulary: &Vocabulary, path: &Path) -> Result<(Vocab, Merges)> {
 }
 
 /// The two parts that `token` comes from: its bytes merged, lowest rank and then leftmost first,
-/// with ranks below its own `id`; `None` if that ends in another number of parts.
-fn two_parts<'a>(token: &'a str, id: u32, ids: &Vocab) -> Option<(&'a str, &'a str)> {
+/// until two parts are left; `None` if no merge leads there.
+fn two_parts<'a>(token: &'a str, ids: &Vocab) -> Option<(&'a str, &'a str)> {
     // Part i is token[starts[i]..starts[i + 1]]; ranks[i] is that of parts i and i + 1 merged.
     let mut starts: Vec<usize> = token.char_indices().map(|(start, _)| start).collect();
     starts.push(token.len());
     let rank = |starts: &[usize], part: usize| {
         let merged = &token[starts[part]..*starts.get(part + 2)?];
-        ids.get(merged).copied().filter(|&rank| rank < id)
+        ids.get(merged).copied()
     };
     let mut ranks: Vec<Option<u32>> =
         (0..starts.len() - 1).map(|part| rank(&starts, part)).collect();
@@ -192,6 +192,12 @@ mod tests {
         let tokens: [&[u8]; 4] = [b"a", b"b", b"c", b"abc"];
         assert_eq!(encode(&tokens, "abc"), [3]);
         assert_eq!(encode(&tokens, "abcc"), [0, 1, 2, 2]);
+    }
+
+    #[test]
+    fn a_part_may_have_a_higher_rank_than_the_whole() {
+        let tokens: [&[u8]; 5] = [b"a", b"b", b"c", b"abc", b"bc"];
+        assert_eq!(encode(&tokens, "abcc"), [3, 2]);
     }
 
     #[test]

@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn contractions() {
-        assert_eq!(split("I'VE he'ſ we'lla"), ["I", "'VE", " he", "'ſ", " we", "'ll", "a"]);
+        assert_eq!(split("I'VE he'ſa we'lla"), ["I", "'VE", " he", "'ſ", "a", " we", "'ll", "a"]);
         assert_eq!(split("'x 'rx"), ["'x", " '", "rx"]);
     }
 

@@ -69,7 +69,7 @@ impl Tokenizer {
     /// The text is brought to NFC first, control tokens' surface forms included. Where the
     /// vocabulary lacks a byte (Qwen's own lacks none), a character with that byte is encoded as
     /// U+FFFD, or dropped if that cannot be written either. Takes time `n log n` at worst, whatever
-    /// the text, and about 100 bytes of memory for each byte of its longest piece.
+    /// the text, and a few hundred bytes of memory for each byte of its longest piece.
     pub fn encode(&self, text: &str, specials: Specials) -> Vec<u32> {
         let text = to_nfc(text);
         let mut ids = Vec::new();

@@ -1,6 +1,6 @@
 //! What several integration tests share: replayable random numbers.
 
-#![allow(dead_code, reason = "each test uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test uses its part")]
 
 use std::fmt;
 

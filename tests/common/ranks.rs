@@ -1,5 +1,8 @@
 //! Models of committed tiny checkpoints, all ranks in one process, driven step by step.
 
+#![allow(unreachable_pub, reason = "each test that includes it uses its part")]
+#![allow(clippy::expect_used)]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

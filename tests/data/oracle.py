@@ -5,6 +5,10 @@
     oracle.py chat FOLDER "question"      one greedy ChatML reply, token ids and text
     oracle.py logits FOLDER 1,2,3 [--prompt-tokens P] [--emulate]   logits, one JSON list a row
 
+demo_greedy.json is what `oracle.py chat --emulate demo/chat-model "What are the planets of the
+solar system, in order?"` printed. Each of its tokens leads the next best by at least 0.22, four
+times the rounding noise of bf16 in this model's logits (0.055 rms): no right forward pass differs.
+
 Written to be read next to the definition of the model, with no cache and no batching: a longer
 sequence is simply computed again. Every position's logits come from one causal pass; the only
 thing that depends on where the prompt ended is the dynamic NTK factor, which is chosen by the

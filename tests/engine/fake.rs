@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use parking_lot::{Condvar, Mutex};
+use qwen::batch::{Batch, PAGE_TOKENS};
 use qwen::engine::{
     Engine, EngineOptions, EngineParts, Event, EventKind, FinishReason, GenerationParams, LogHook,
     Request,
 };
 use qwen::error::{Error, Result};
 use qwen::model::Rank;
-use qwen::model::batch::{Batch, PAGE_TOKENS};
 use qwen::model::config::ModelConfig;
 use qwen::model::generation::{ChatFormat, GenerationConfig};
 use qwen::text::tokenizer::Tokenizer;

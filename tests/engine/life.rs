@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use qwen::batch::Batch;
 use qwen::engine::session::Session;
 use qwen::engine::{
     CompletionQueue, Engine, EngineOptions, EngineParts, GenerationParams, LogLevel, Request,
@@ -12,7 +13,6 @@ use qwen::engine::{
 };
 use qwen::error::{Error, Result};
 use qwen::model::Rank;
-use qwen::model::batch::Batch;
 
 use crate::fake::*;
 

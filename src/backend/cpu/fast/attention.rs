@@ -11,6 +11,8 @@
 //! order, in f32: a query's result depends only on its own context, to the bit, whichever queries
 //! share its tile (a masked page adds exact zeros).
 
+#![allow(clippy::needless_range_loop, reason = "register tiles are indexed in two dimensions")]
+
 use super::element::Element;
 use super::simd::{Kernel, LANES, Simd, exp};
 use crate::backend::KvSpec;

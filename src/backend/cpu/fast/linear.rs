@@ -20,6 +20,8 @@
 //! 1/P of a load per multiply-add. With bf16 weights on AVX-512 BF16 a step is one vdpbf16ps of 32
 //! products; elsewhere weights are widened to f32 in registers.
 
+#![allow(clippy::needless_range_loop, reason = "register tiles are indexed in two dimensions")]
+
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -339,7 +341,8 @@ pub(super) mod bf16 {
         unsafe fn step(acc: __m512, x: __m512i, w: __m512i) -> __m512 {
             // SAFETY: the caller has AVX-512 BF16; the types are the same 512 bits.
             unsafe {
-                let (x, w) = (std::mem::transmute(x), std::mem::transmute(w));
+                let x = std::mem::transmute::<__m512i, __m512bh>(x);
+                let w = std::mem::transmute::<__m512i, __m512bh>(w);
                 _mm512_dpbf16_ps(acc, x, w)
             }
         }

@@ -13,6 +13,7 @@ mod rows;
 mod simd;
 mod staging;
 
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use attention::{AttendTile, MAX_HEAD_DIM, PagedKv, QUERY_TILE};
 use element::{Bf16, Element, F16, F32};
 use pool::Pool;
-use rows::{AddNorm, RotateHead};
+use rows::{AddNorm, Angles, RotateHead};
 pub use simd::Isa;
 use staging::{Rows, Staging};
 
@@ -195,9 +196,9 @@ impl Backend for Fast {
     ) {
         let step = RopeWrite { batch, rope, heads, layer };
         match &mut kv.0 {
-            KvStore::Bf16(kv) => self.rope_write(step, qkv, kv, Bf16),
-            KvStore::F16(kv) => self.rope_write(step, qkv, kv, F16),
-            KvStore::F32(kv) => self.rope_write(step, qkv, kv, F32),
+            KvStore::Bf16(kv) => self.rope_write(step, qkv, kv),
+            KvStore::F16(kv) => self.rope_write(step, qkv, kv),
+            KvStore::F32(kv) => self.rope_write(step, qkv, kv),
         }
     }
 
@@ -255,7 +256,7 @@ struct RopeWrite<'a> {
 
 impl RopeWrite<'_> {
     /// Angles and scale of head `head` of row `token`; values (the last heads) have neither.
-    fn turn(&self, token: usize, head: usize) -> (Option<(&[f32], &[f32])>, f32) {
+    fn turn(&self, token: usize, head: usize) -> (Option<Angles<'_>>, f32) {
         let half = self.heads.head_dim / 2;
         let range = token * half..(token + 1) * half;
         let angles = (&self.rope.cos[range.clone()], &self.rope.sin[range]);
@@ -272,7 +273,6 @@ impl Fast {
         step: RopeWrite<'_>,
         qkv: &mut HostBuffer,
         kv: &mut PagedKv<E>,
-        element: E,
     ) {
         let dim = step.heads.head_dim;
         let (first_key, num_kv) = (step.heads.num_heads, step.heads.num_kv_heads);
@@ -286,6 +286,7 @@ impl Fast {
                     let row = qkv.row(token);
                     for (index, head) in row.chunks_exact_mut(dim).enumerate() {
                         let (angles, scale) = step.turn(token, index);
+                        let element = PhantomData::<E>;
                         simd::run(self.isa, RotateHead { head, angles, scale, element });
                     }
                     let slot = step.batch.slot_mapping[token] as usize;

@@ -1,6 +1,8 @@
 //! Row-wise work around the matrix products: add + norm, staging of inputs, SwiGLU's product,
 //! rotary embedding.
 
+use std::marker::PhantomData;
+
 use super::element::{Bf16, Element};
 use super::simd::{Kernel, LANES, Simd, exp};
 
@@ -95,7 +97,7 @@ impl Kernel for StageBf16<'_> {
 pub(super) struct StageF32<'a, E> {
     pub(super) from: &'a [f32],
     pub(super) to: &'a mut [f32],
-    pub(super) element: E,
+    pub(super) element: PhantomData<E>,
 }
 
 impl<E: Element> Kernel for StageF32<'_, E> {
@@ -133,12 +135,15 @@ impl Kernel for SiluMul<'_> {
     }
 }
 
+/// Cosines and sines of half a head.
+pub(super) type Angles<'a> = (&'a [f32], &'a [f32]);
+
 /// One head: rotated by its angles (none: left as it is), scaled, rounded to `E`.
 pub(super) struct RotateHead<'a, E> {
     pub(super) head: &'a mut [f32],
-    pub(super) angles: Option<(&'a [f32], &'a [f32])>,
+    pub(super) angles: Option<Angles<'a>>,
     pub(super) scale: f32,
-    pub(super) element: E,
+    pub(super) element: PhantomData<E>,
 }
 
 impl<E: Element> Kernel for RotateHead<'_, E> {

@@ -1,6 +1,7 @@
 //! Inputs of matrix products, prepared once for all threads (rounded to the weights' precision and
 //! padded to whole vector steps), and the products themselves, divided over the threads.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::element::{Bf16, Element, F16, F32};
@@ -129,9 +130,11 @@ impl Staging {
                     let to = floats.row(row);
                     to[from.len()..].fill(0.0);
                     match weight {
-                        Dtype::Bf16 => simd::run(isa, StageF32 { from, to, element: Bf16 }),
+                        Dtype::Bf16 => {
+                            simd::run(isa, StageF32 { from, to, element: PhantomData::<Bf16> });
+                        }
                         Dtype::F16 | Dtype::F32 => {
-                            simd::run(isa, StageF32 { from, to, element: F32 });
+                            simd::run(isa, StageF32 { from, to, element: PhantomData::<F32> });
                         }
                     }
                 }
