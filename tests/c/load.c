@@ -50,7 +50,8 @@ static void nothing_crashes(const char *hostile) {
         char folder[512];
         qwen_engine *engine = NULL;
         qwen_error *error = NULL;
-        if (entry->d_name[0] == '.') continue;
+        if (entry->d_name[0] == '.')
+            continue;
         join(folder, sizeof folder, hostile, entry->d_name);
         const int32_t status =
             qwen_engine_open(folder, QWEN_CSTR, NULL, NULL, NULL, &engine, &error);

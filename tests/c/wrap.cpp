@@ -60,7 +60,7 @@ void exceptions_pass_over_c(const qwen::Engine &engine, const char *model) {
         CHECK(std::string(error.what()) == "mine" && calls == 1);
     }
     CHECK(session.messages().find("user") == std::string::npos); // the turn was dropped
-    CHECK(!session.chat("hello", options).empty());               // and the session goes on
+    CHECK(!session.chat("hello", options).empty());              // and the session goes on
     try {
         qwen::Engine::open(model, {}, [](const qwen_load_progress &) { throw 7; });
         CHECK(false);
@@ -87,7 +87,8 @@ void ranges(const qwen::Engine &engine) {
         ids.insert(ids.end(), more.begin(), more.end());
         bytes += event.bytes();
         last = event.kind();
-        if (last == QWEN_EVENT_FINISHED) CHECK(event.usage().completion_tokens == 20);
+        if (last == QWEN_EVENT_FINISHED)
+            CHECK(event.usage().completion_tokens == 20);
     }
     CHECK(last == QWEN_EVENT_FINISHED && ids.size() == 20);
     CHECK(engine.tokenizer().decode(ids) == bytes);
@@ -99,7 +100,8 @@ void ranges(const qwen::Engine &engine) {
     uint64_t ended = 0;
     while (ended != 3) {
         for (const auto event : queue.next()) {
-            if (event.kind() == QWEN_EVENT_FINISHED) ended += event.tag();
+            if (event.kind() == QWEN_EVENT_FINISHED)
+                ended += event.tag();
             CHECK(event.kind() != QWEN_EVENT_FAILED && event.error().code() == QWEN_OK);
         }
     }
