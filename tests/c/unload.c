@@ -55,8 +55,17 @@ static void *load_use_unload(void *user) {
     return NULL;
 }
 
+/* Closing does not unmap: what the library left behind in threads stays callable. */
+static void stays_mapped(const char *path) {
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    CHECK(library != NULL && dlclose(library) == 0);
+    library = dlopen(path, RTLD_NOW | RTLD_NOLOAD);
+    CHECK(library != NULL && dlclose(library) == 0);
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 3);
+    stays_mapped(argv[1]);
     for (int round = 0; round < 5; ++round) {
         pthread_t thread;
         CHECK(pthread_create(&thread, NULL, load_use_unload, argv) == 0);
