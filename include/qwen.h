@@ -335,7 +335,7 @@ int32_t qwen_check_abi(uint32_t abi_version, qwen_error **err);
 /// thread.
 const char *qwen_version(void);
 
-/// How the library was built, as a JSON object: version, abi_version, arch, os, profile. The
+/// How the library was built, as a JSON object: version, abi_version, target, profile. The
 /// caller frees `json`. Any thread.
 int32_t qwen_build_info_json(qwen_buf **json, qwen_error **err);
 
@@ -445,9 +445,12 @@ int32_t qwen_engine_info_json(const qwen_engine *engine, qwen_buf **json, qwen_e
 int32_t qwen_engine_metrics_json(const qwen_engine *engine, qwen_buf **json, qwen_error **err);
 
 /// The values that generation options have where they are not set, as a JSON object that
-/// qwen_options_merge_json takes. They come from the checkpoint. The caller frees `json`. Any
+/// qwen_options_merge_json takes. They come from the checkpoint; there is no seed among them, for an
+/// unset seed is random. The caller frees `json`. Any
 /// thread.
-int32_t qwen_engine_generation_json(const qwen_engine *engine, qwen_buf **json, qwen_error **err);
+int32_t qwen_engine_generation_json(const qwen_engine *engine,
+                                    qwen_buf **json,
+                                    qwen_error **err);
 
 /// QWEN_OK while the engine can serve; the reason otherwise (QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED,
 /// QWEN_E_FORKED). Any thread; never waits for the model.

@@ -58,18 +58,24 @@ class Options {
     static Options engine() { return try_make("engine").value(); }
     static Options generation() { return try_make("generation").value(); }
     static Options session() { return try_make("session").value(); }
-    template <typename Value> Options &set(std::string_view key, const Value &value) {
+    template <typename Value> Options &set(std::string_view key, const Value &value) & {
         try_set(key, value).value();
         return *this;
     }
-    Options &merge(std::string_view json) {
+    Options &merge(std::string_view json) & {
         try_merge(json).value();
         return *this;
     }
-    Options &log(int32_t level, LogLine line) {
+    Options &log(int32_t level, LogLine line) & {
         try_log(level, std::move(line)).value();
         return *this;
     }
+    // The same on a temporary: auto options = Options::generation().set("seed", 1);
+    template <typename Value> Options set(std::string_view key, const Value &value) && {
+        return std::move(set(key, value));
+    }
+    Options merge(std::string_view json) && { return std::move(merge(json)); }
+    Options log(int32_t level, LogLine line) && { return std::move(log(level, std::move(line))); }
     std::string json() const { return try_json().value(); }
 #endif
     explicit Options(qwen_options *raw) : handle_(raw) {}

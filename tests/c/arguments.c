@@ -18,7 +18,8 @@ static void frees_and_accessors_take_null(void) {
     uint64_t length = 7;
     qwen_error_free(NULL), qwen_buf_free(NULL), qwen_tokens_free(NULL), qwen_options_free(NULL);
     qwen_engine_free(NULL), qwen_session_free(NULL), qwen_event_free(NULL), qwen_events_free(NULL);
-    qwen_request_free(NULL), qwen_queue_free(NULL), qwen_tokenizer_free(NULL), qwen_detok_free(NULL);
+    qwen_request_free(NULL), qwen_queue_free(NULL), qwen_tokenizer_free(NULL),
+        qwen_detok_free(NULL);
     CHECK(qwen_error_code(NULL) == QWEN_OK);
     CHECK(strcmp(qwen_error_message(NULL), "") == 0);
     CHECK(strcmp(qwen_error_detail_json(NULL), "{}") == 0);
@@ -144,8 +145,8 @@ static void options_name_the_key(void) {
     qwen_error_free(error);
     CHECK_FAILS(QWEN_E_OPTION, qwen_options_set_str(generation, "seed", 4, "x", 1, &err));
     CHECK_FAILS(QWEN_E_ARG, qwen_options_merge_json(generation, "[1]", QWEN_CSTR, &err));
-    CHECK_FAILS(QWEN_E_OPTION, qwen_options_merge_json(
-                                   generation, "{\"seed\": 5, \"top_p\": 7}", QWEN_CSTR, &err));
+    CHECK_FAILS(QWEN_E_OPTION, qwen_options_merge_json(generation, "{\"seed\": 5, \"top_p\": 7}",
+                                                       QWEN_CSTR, &err));
     CHECK_OK(qwen_options_get_json(generation, &json, &err));
     CHECK(strcmp(qwen_buf_data(json), "{}") == 0); /* nothing of the refused merge stays */
     qwen_buf_free(json);
@@ -165,9 +166,7 @@ static void on_line(int32_t level, const char *target, const char *line, uint64_
     (void)level, (void)target, (void)line, (void)length, (void)user;
 }
 
-static void count(void *user) {
-    ++*(int *)user;
-}
+static void count(void *user) { ++*(int *)user; }
 
 static void log_hook_is_destroyed_once(void) {
     int destroyed = 0;
@@ -177,8 +176,8 @@ static void log_hook_is_destroyed_once(void) {
     CHECK_FAILS(QWEN_E_NULL,
                 qwen_options_set_log(options, QWEN_LOG_INFO, NULL, &destroyed, count, &err));
     CHECK_FAILS(QWEN_E_ARG, qwen_options_set_log(options, 0, on_line, &destroyed, count, &err));
-    CHECK_FAILS(QWEN_E_ARG, qwen_options_set_log(generation, QWEN_LOG_INFO, on_line, &destroyed,
-                                                 count, &err));
+    CHECK_FAILS(QWEN_E_ARG,
+                qwen_options_set_log(generation, QWEN_LOG_INFO, on_line, &destroyed, count, &err));
     CHECK(destroyed == 0); /* a call that fails leaves `user` to the caller */
     CHECK_OK(qwen_options_set_log(options, QWEN_LOG_INFO, on_line, &destroyed, count, &err));
     CHECK_OK(qwen_options_set_log(options, QWEN_LOG_DEBUG, on_line, &destroyed, count, &err));

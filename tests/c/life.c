@@ -49,7 +49,8 @@ static void reopen(const char *folder) {
     for (int round = 0; round < 30; ++round) {
         qwen_engine *engine = open_engine(folder, SMALL);
         qwen_request *request = start(engine, 200);
-        if (round % 2) CHECK_OK(qwen_engine_shutdown(engine, QWEN_SHUTDOWN_CANCEL, -1, &err));
+        if (round % 2)
+            CHECK_OK(qwen_engine_shutdown(engine, QWEN_SHUTDOWN_CANCEL, -1, &err));
         qwen_engine_free(engine);
         qwen_request_free(request);
     }
@@ -63,9 +64,12 @@ static void free_in_every_order(const char *folder) {
         qwen_session *session = new_session(engine);
         qwen_request *request = start(engine, 500);
         for (const char *next = orders[order]; *next; ++next) {
-            if (*next == 'e') qwen_engine_free(engine);
-            if (*next == 's') qwen_session_free(session);
-            if (*next == 'r') qwen_request_free(request);
+            if (*next == 'e')
+                qwen_engine_free(engine);
+            if (*next == 's')
+                qwen_session_free(session);
+            if (*next == 'r')
+                qwen_request_free(request);
         }
     }
 }
@@ -98,7 +102,8 @@ static void fork_in_the_middle(const char *folder) {
         int status = -1;
         const pid_t pid = fork();
         CHECK(pid >= 0);
-        if (pid == 0) _exit(child(folder, engine, session, request));
+        if (pid == 0)
+            _exit(child(folder, engine, session, request));
         CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
         CHECK_OK(qwen_request_cancel(request, QWEN_STOP, &err));
         CHECK_OK(qwen_request_run(request, NULL, NULL, &err));
@@ -111,11 +116,15 @@ static void fork_in_the_middle(const char *folder) {
 int main(int argc, char **argv) {
     CHECK(argc == 3);
     const char *folder = argv[1], *how = argv[2];
-    if (strcmp(how, "reopen") == 0) return reopen(folder), 0;
-    if (strcmp(how, "orders") == 0) return free_in_every_order(folder), 0;
-    if (strcmp(how, "fork") == 0) return fork_in_the_middle(folder), 0;
+    if (strcmp(how, "reopen") == 0)
+        return reopen(folder), 0;
+    if (strcmp(how, "orders") == 0)
+        return free_in_every_order(folder), 0;
+    if (strcmp(how, "fork") == 0)
+        return fork_in_the_middle(folder), 0;
     qwen_engine *engine = open_engine(folder, SMALL);
-    if (strcmp(how, "thread") == 0) exit_while_threads_chat(engine);
+    if (strcmp(how, "thread") == 0)
+        exit_while_threads_chat(engine);
     if (strcmp(how, "quit") == 0)
         (void)qwen_session_chat(new_session(engine), "x", 1, NULL, quit, NULL, NULL);
     CHECK(strcmp(how, "exit") == 0);

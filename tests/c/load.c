@@ -1,5 +1,5 @@
 /* load.c: checkpoints that cannot be loaded say why: a code, a path, and a place where there is
- * one. Usage: load TINY HOSTILE, two folders of tests/data */
+ * one. Usage: load TINY HOSTILE: a checkpoint, and a folder of broken ones */
 #include "model.h"
 
 #include <dirent.h>
@@ -50,7 +50,8 @@ static void nothing_crashes(const char *hostile) {
         char folder[512];
         qwen_engine *engine = NULL;
         qwen_error *error = NULL;
-        if (entry->d_name[0] == '.') continue;
+        if (entry->d_name[0] == '.')
+            continue;
         join(folder, sizeof folder, hostile, entry->d_name);
         const int32_t status =
             qwen_engine_open(folder, QWEN_CSTR, NULL, NULL, NULL, &engine, &error);

@@ -7,7 +7,7 @@
 
 #include "check.h"
 
-static qwen_engine *open_engine(const char *folder, const char *options_json) {
+static inline qwen_engine *open_engine(const char *folder, const char *options_json) {
     qwen_options *options = NULL;
     qwen_engine *engine = NULL;
     CHECK_OK(qwen_options_new("engine", QWEN_CSTR, &options, &err));
@@ -19,7 +19,7 @@ static qwen_engine *open_engine(const char *folder, const char *options_json) {
 }
 
 /* Options for replies of exactly `max_tokens` tokens, drawn with `seed`. */
-static qwen_options *long_reply(int64_t max_tokens, int64_t seed) {
+static inline qwen_options *long_reply(int64_t max_tokens, int64_t seed) {
     qwen_options *options = NULL;
     CHECK_OK(qwen_options_new("generation", QWEN_CSTR, &options, &err));
     CHECK_OK(qwen_options_set_i64(options, "max_tokens", QWEN_CSTR, max_tokens, &err));
@@ -28,7 +28,7 @@ static qwen_options *long_reply(int64_t max_tokens, int64_t seed) {
     return options;
 }
 
-static qwen_session *new_session(const qwen_engine *engine) {
+static inline qwen_session *new_session(const qwen_engine *engine) {
     qwen_session *session = NULL;
     CHECK_OK(qwen_session_new(engine, NULL, &session, &err));
     return session;

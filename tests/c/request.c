@@ -54,8 +54,10 @@ static int32_t collect(const qwen_event *event, void *user) {
     const uint32_t *tokens = qwen_event_tokens(event, &ids);
     qwen_event *inner = NULL;
     CHECK(all->num_bytes + bytes <= sizeof all->bytes && all->num_ids + ids <= 512);
-    if (bytes) memcpy(all->bytes + all->num_bytes, raw, bytes);
-    if (ids) memcpy(all->ids + all->num_ids, tokens, ids * sizeof *tokens);
+    if (bytes)
+        memcpy(all->bytes + all->num_bytes, raw, bytes);
+    if (ids)
+        memcpy(all->ids + all->num_ids, tokens, ids * sizeof *tokens);
     all->num_bytes += bytes, all->num_ids += ids;
     all->inner_status = qwen_request_next(all->request, 0, &inner, NULL);
     return QWEN_CONTINUE;
@@ -82,8 +84,10 @@ static void run_loses_nothing(const qwen_engine *engine) {
     CHECK_OK(qwen_detok_new(tokenizer, &detok, &err));
     qwen_tokenizer_free(tokenizer);
     for (uint64_t id = 0; id <= all.num_ids; ++id) {
-        if (id < all.num_ids) CHECK_OK(qwen_detok_push(detok, &all.ids[id], 1, &piece, &err));
-        else CHECK_OK(qwen_detok_finish(detok, &piece, &err));
+        if (id < all.num_ids)
+            CHECK_OK(qwen_detok_push(detok, &all.ids[id], 1, &piece, &err));
+        else
+            CHECK_OK(qwen_detok_finish(detok, &piece, &err));
         CHECK(is_utf8(qwen_buf_data(piece), qwen_buf_len(piece)));
         CHECK(at + qwen_buf_len(piece) <= qwen_buf_len(lossy));
         CHECK(memcmp(qwen_buf_data(lossy) + at, qwen_buf_data(piece), qwen_buf_len(piece)) == 0);
@@ -111,8 +115,10 @@ static void a_queue_serves_many(const qwen_engine *engine) {
         requests[tag] = new_request(engine, options);
         CHECK_OK(qwen_request_submit(requests[tag], queue, tag, &err));
         CHECK_FAILS(QWEN_E_STATE, qwen_request_next(requests[tag], 0, &event, &err));
-        if (tag % 3 == 1) CHECK_OK(qwen_request_cancel(requests[tag], QWEN_STOP, &err));
-        if (tag % 3 == 2) CHECK_OK(qwen_request_cancel(requests[tag], QWEN_CANCEL, &err));
+        if (tag % 3 == 1)
+            CHECK_OK(qwen_request_cancel(requests[tag], QWEN_STOP, &err));
+        if (tag % 3 == 2)
+            CHECK_OK(qwen_request_cancel(requests[tag], QWEN_CANCEL, &err));
     }
     while ((status = qwen_queue_next(queue, 5, 60000, &events, NULL)) == QWEN_OK) {
         CHECK(qwen_events_len(events) >= 1 && qwen_events_len(events) <= 5);
@@ -120,11 +126,12 @@ static void a_queue_serves_many(const qwen_engine *engine) {
         for (uint64_t at = 0; at < qwen_events_len(events); ++at) {
             const qwen_event *news = qwen_events_at(events, at);
             const int32_t kind = qwen_event_kind(news);
-            if (kind != QWEN_EVENT_FINISHED && kind != QWEN_EVENT_FAILED) continue;
+            if (kind != QWEN_EVENT_FINISHED && kind != QWEN_EVENT_FAILED)
+                continue;
             CHECK(ends[qwen_event_tag(news)] == 0);
-            ends[qwen_event_tag(news)] =
-                kind == QWEN_EVENT_FINISHED ? 1000 + qwen_event_finish_reason(news)
-                                            : qwen_error_code(qwen_event_error(news));
+            ends[qwen_event_tag(news)] = kind == QWEN_EVENT_FINISHED
+                                             ? 1000 + qwen_event_finish_reason(news)
+                                             : qwen_error_code(qwen_event_error(news));
         }
         qwen_events_free(events);
     }
@@ -160,7 +167,8 @@ static void limits_are_typed(const char *folder) {
     CHECK(refused > 0);
     CHECK_OK(qwen_engine_shutdown(engine, QWEN_SHUTDOWN_CANCEL, -1, &err));
     CHECK_FAILS(QWEN_E_CLOSED, qwen_engine_health(engine, &err));
-    for (int at = 0; at < 16; ++at) qwen_request_free(many[at]);
+    for (int at = 0; at < 16; ++at)
+        qwen_request_free(many[at]);
     CHECK_FAILS(QWEN_E_ARG, qwen_engine_shutdown(engine, 9, 0, &err));
     qwen_engine_free(engine), qwen_options_free(options);
 }

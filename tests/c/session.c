@@ -31,10 +31,14 @@ static int32_t watch(const qwen_event *event, void *user) {
         CHECK_OK(qwen_event_usage(event, &all->usage, &err));
         all->finished += 1;
     }
-    if (++all->events != all->answer_at) return QWEN_CONTINUE;
-    if (all->cancels) CHECK_OK(qwen_session_cancel(all->session, QWEN_CANCEL, &err));
-    if (all->session && !all->frees) all->inner_status = qwen_session_truncate(all->session, 0, NULL);
-    if (all->frees) qwen_session_free(all->session);
+    if (++all->events != all->answer_at)
+        return QWEN_CONTINUE;
+    if (all->cancels)
+        CHECK_OK(qwen_session_cancel(all->session, QWEN_CANCEL, &err));
+    if (all->session && !all->frees)
+        all->inner_status = qwen_session_truncate(all->session, 0, NULL);
+    if (all->frees)
+        qwen_session_free(all->session);
     return all->answer;
 }
 
@@ -42,7 +46,8 @@ static int num_messages(const qwen_session *session) {
     qwen_buf *json = NULL;
     int count = 0;
     CHECK_OK(qwen_session_messages_json(session, &json, &err));
-    for (const char *at = qwen_buf_data(json); (at = strstr(at, "\"role\":")) != NULL; ++at) ++count;
+    for (const char *at = qwen_buf_data(json); (at = strstr(at, "\"role\":")) != NULL; ++at)
+        ++count;
     qwen_buf_free(json);
     return count;
 }
@@ -117,8 +122,7 @@ static void a_callback_may_cancel_and_free_but_not_use(const qwen_engine *engine
 static void *intrude(void *user) {
     seen *all = user;
     CHECK_FAILS(QWEN_E_BUSY, qwen_session_truncate(all->session, 0, &err));
-    CHECK_FAILS(QWEN_E_BUSY,
-                qwen_session_chat(all->session, "x", 1, NULL, NULL, NULL, &err));
+    CHECK_FAILS(QWEN_E_BUSY, qwen_session_chat(all->session, "x", 1, NULL, NULL, NULL, &err));
     CHECK_OK(qwen_session_cancel(all->session, QWEN_STOP, &err)); /* this one may */
     return NULL;
 }
@@ -152,8 +156,9 @@ static void history_goes_in_and_out(const qwen_engine *engine) {
     qwen_session *session = new_session(engine);
     qwen_buf *json = NULL;
     CHECK_FAILS(QWEN_E_ARG, qwen_session_append_json(session, "{}", 2, &err));
-    CHECK_FAILS(QWEN_E_ARG, qwen_session_append_json(
-                                session, "[{\"role\":\"user\",\"content\":\"x\"}]", QWEN_CSTR, &err));
+    CHECK_FAILS(QWEN_E_ARG,
+                qwen_session_append_json(session, "[{\"role\":\"user\",\"content\":\"x\"}]",
+                                         QWEN_CSTR, &err));
     CHECK_FAILS(QWEN_E_UTF8, qwen_session_append_json(session, "\xff", 1, &err));
     CHECK(num_messages(session) == 1);
     CHECK_OK(qwen_session_append_json(session, turns, QWEN_CSTR, &err));

@@ -70,10 +70,18 @@ static void *work(void *user) {
     const job *self = user;
     for (int round = 0; round < self->rounds; ++round) {
         switch ((self->index + round) % 4) {
-        case 0: chat(self, round); break;
-        case 1: cancel(self); break;
-        case 2: abandon(self); break;
-        default: look(self); break;
+        case 0:
+            chat(self, round);
+            break;
+        case 1:
+            cancel(self);
+            break;
+        case 2:
+            abandon(self);
+            break;
+        default:
+            look(self);
+            break;
         }
     }
     return NULL;
@@ -91,7 +99,8 @@ int main(int argc, char **argv) {
         jobs[index] = made;
         CHECK(pthread_create(&threads[index], NULL, work, &jobs[index]) == 0);
     }
-    for (int index = 0; index < THREADS; ++index) CHECK(pthread_join(threads[index], NULL) == 0);
+    for (int index = 0; index < THREADS; ++index)
+        CHECK(pthread_join(threads[index], NULL) == 0);
     qwen_tokenizer_free(tokenizer), qwen_engine_free(engine);
     return 0;
 }

@@ -5,6 +5,8 @@
 #include <dlfcn.h>
 #include <pthread.h>
 
+typedef int32_t (*options_fn)(const char *, uint64_t, qwen_options **, qwen_error **);
+typedef int32_t (*merge_fn)(qwen_options *, const char *, uint64_t, qwen_error **);
 typedef int32_t (*open_fn)(const char *, uint64_t, const qwen_options *, qwen_progress_fn, void *,
                            qwen_engine **, qwen_error **);
 typedef int32_t (*new_fn)(const qwen_engine *, const uint32_t *, uint64_t, const qwen_options *,
@@ -16,6 +18,17 @@ static void find(void *library, const char *name, void *place) {
     void *symbol = dlsym(library, name);
     CHECK(symbol != NULL);
     memcpy(place, &symbol, sizeof symbol);
+}
+
+static qwen_options *options_of(void *library, const char *kind, const char *json) {
+    options_fn make = NULL;
+    merge_fn merge = NULL;
+    qwen_options *options = NULL;
+    find(library, "qwen_options_new", &make);
+    find(library, "qwen_options_merge_json", &merge);
+    CHECK(make(kind, QWEN_CSTR, &options, NULL) == QWEN_OK);
+    CHECK(merge(options, json, QWEN_CSTR, NULL) == QWEN_OK);
+    return options;
 }
 
 /* On its own thread, whose thread-locals end after the library is closed. */
@@ -32,8 +45,11 @@ static void *load_use_unload(void *user) {
     find(library, "qwen_engine_open", &open);
     find(library, "qwen_request_new_tokens", &make);
     find(library, "qwen_request_submit", &submit);
-    CHECK(open(argv[2], QWEN_CSTR, NULL, NULL, NULL, &engine, NULL) == QWEN_OK);
-    CHECK(make(engine, ids, 3, NULL, &request, NULL) == QWEN_OK);
+    const qwen_options *large = options_of(library, "engine", "{\"max_context_tokens\": 4096}");
+    const qwen_options *endless =
+        options_of(library, "generation", "{\"max_tokens\": 4000, \"ignore_eos\": true}");
+    CHECK(open(argv[2], QWEN_CSTR, large, NULL, NULL, &engine, NULL) == QWEN_OK);
+    CHECK(make(engine, ids, 3, endless, &request, NULL) == QWEN_OK);
     CHECK(submit(request, NULL, 0, NULL) == QWEN_OK);
     CHECK(dlclose(library) == 0); /* the engine's thread is still running */
     return NULL;

@@ -1,0 +1,143 @@
+// wrap.cpp: qwen.hpp. Usage: wrap MODEL. Also compiled without exceptions, then only half of it.
+#include <qwen.hpp>
+
+#include <cstdio>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#define CHECK(condition)                                                                           \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);           \
+            std::exit(1);                                                                          \
+        }                                                                                          \
+    } while (0)
+
+namespace {
+
+constexpr const char *HELLO = R"([{"role": "user", "content": "hello"}])";
+constexpr const char *SHORT = R"({"max_tokens": 20, "ignore_eos": true, "seed": 1})";
+
+static_assert(std::is_move_constructible_v<qwen::Engine> &&
+              !std::is_copy_constructible_v<qwen::Engine>);
+
+void results_without_exceptions(const char *model) {
+    auto refused = qwen::Engine::try_open("no such folder");
+    CHECK(!refused && refused.error().code() == QWEN_E_NOT_FOUND);
+    CHECK(refused.error().detail().find("no such folder") != std::string::npos);
+    auto options = qwen::Options::try_make("generation");
+    CHECK(options && options->try_merge(SHORT));
+    CHECK(options->try_set("tempo", 1).error().code() == QWEN_E_OPTION);
+    auto longer = qwen::Options::try_make("engine");
+    CHECK(longer && longer->try_set("max_context_tokens", 512));
+    auto engine = qwen::Engine::try_open(model, *longer);
+    CHECK(engine && engine->try_health());
+    auto session = qwen::Session::try_make(*engine);
+    CHECK(session);
+    std::string streamed;
+    auto reply = session->try_chat(std::string("he\0llo", 6), *options,
+                                   [&](qwen::EventView event) { streamed += event.text(); });
+    CHECK(reply && *reply == streamed);
+    auto stopped =
+        session->try_chat("hello", *options, [](qwen::EventView) { return QWEN_CANCEL; });
+    CHECK(!stopped && stopped.error().code() == QWEN_E_CANCELLED);
+}
+
+#ifdef QWEN_EXCEPTIONS
+
+void exceptions_pass_over_c(const qwen::Engine &engine, const char *model) {
+    const auto options = qwen::Options::generation().merge(SHORT);
+    qwen::Session session(engine);
+    int calls = 0;
+    try {
+        session.chat("hello", options, [&](qwen::EventView) {
+            ++calls;
+            throw std::runtime_error("mine");
+        });
+        CHECK(false);
+    } catch (const std::runtime_error &error) {
+        CHECK(std::string(error.what()) == "mine" && calls == 1);
+    }
+    CHECK(session.messages().find("user") == std::string::npos); // the turn was dropped
+    CHECK(!session.chat("hello", options).empty());              // and the session goes on
+    try {
+        qwen::Engine::open(model, {}, [](const qwen_load_progress &) { throw 7; });
+        CHECK(false);
+    } catch (int thrown) {
+        CHECK(thrown == 7);
+    }
+    try {
+        qwen::Options::engine().set("seed", 1);
+        CHECK(false);
+    } catch (const qwen::Error &error) {
+        CHECK(error.code() == QWEN_E_OPTION && error.detail().find("seed") != std::string::npos);
+    }
+}
+
+void ranges(const qwen::Engine &engine) {
+    const auto options = qwen::Options::generation().merge(SHORT);
+    auto request = qwen::Request::chat(engine, HELLO, options);
+    std::vector<uint32_t> ids;
+    std::string bytes;
+    int32_t last = 0;
+    request.submit();
+    for (const auto &event : request) {
+        const auto more = event.tokens();
+        ids.insert(ids.end(), more.begin(), more.end());
+        bytes += event.bytes();
+        last = event.kind();
+        if (last == QWEN_EVENT_FINISHED)
+            CHECK(event.usage().completion_tokens == 20);
+    }
+    CHECK(last == QWEN_EVENT_FINISHED && ids.size() == 20);
+    CHECK(engine.tokenizer().decode(ids) == bytes);
+    qwen::Queue queue;
+    auto first = qwen::Request::tokens(engine, {1, 2, 3}, options);
+    auto second = qwen::Request::chat(engine, HELLO, options);
+    first.submit(queue, 1);
+    second.submit(queue, 2);
+    uint64_t ended = 0;
+    while (ended != 3) {
+        for (const auto event : queue.next()) {
+            if (event.kind() == QWEN_EVENT_FINISHED)
+                ended += event.tag();
+            CHECK(event.kind() != QWEN_EVENT_FAILED && event.error().code() == QWEN_OK);
+        }
+    }
+    CHECK(queue.try_next().error().code() == QWEN_E_END);
+}
+
+void with_exceptions(const char *model) {
+    int lines = 0;
+    qwen::check_abi();
+    {
+        auto options = qwen::Options::engine();
+        options.set("num_threads", 1).set("max_context_tokens", 512);
+        options.log(QWEN_LOG_DEBUG, [&](auto, auto, auto) {
+            ++lines;
+            throw 1; // is dropped
+        });
+        auto engine = qwen::Engine::open(model, options);
+        exceptions_pass_over_c(engine, model);
+        ranges(engine);
+        auto moved = std::move(engine);
+        CHECK(moved.metrics().front() == '{' && moved.info().front() == '{');
+        moved.shutdown(QWEN_SHUTDOWN_DRAIN);
+        CHECK(moved.try_health().error().code() == QWEN_E_CLOSED);
+    }
+    CHECK(lines > 0);
+}
+
+#endif
+
+} // namespace
+
+int main(int argc, char **argv) {
+    CHECK(argc == 2);
+    results_without_exceptions(argv[1]);
+#ifdef QWEN_EXCEPTIONS
+    with_exceptions(argv[1]);
+#endif
+    return 0;
+}
