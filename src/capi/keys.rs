@@ -94,8 +94,9 @@ pub(super) const KEYS: &[Key] = &[
     engine("tensor_parallel", Shape::Integer(1, 64), "ranks that share the model"),
     engine(
         "weights",
-        Shape::Choice(&["map", "copy"]),
-        "leave the weights in the page cache, or copy them into this process",
+        Shape::Choice(&["auto", "map", "copy"]),
+        "map the weight files (shared; they must not be cut meanwhile), copy them into this \
+         process (faster), or copy when memory is plentiful",
     ),
     engine(
         "max_context_tokens",

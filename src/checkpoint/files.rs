@@ -4,11 +4,10 @@
 //! the JSON readers and, as shared owners, into every `HostTensor`.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::Source;
 use crate::error::{Error, Result};
 use crate::tensor::ByteOwner;
 
@@ -78,49 +77,59 @@ pub(super) fn reserve(len: usize, purpose: &'static str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The tensor bytes of a shard and where they start in the owner.
-pub(super) struct Data {
-    pub(super) owner: ByteOwner,
-    pub(super) start: usize,
-}
-
-/// Brings in `path`'s `data_len` bytes of tensors, which follow the header; `opened` stands at
-/// their first byte, `data_offset` from the start of the file.
-pub(super) fn data(
+/// Maps the file, which must still hold `data_len` bytes of tensors at `data_offset`.
+#[allow(unsafe_code, reason = "a memory map is the only way to share weights between processes")]
+pub(super) fn map(
     path: &Path,
-    opened: OpenFile,
+    file: &File,
     data_offset: usize,
     data_len: usize,
-    source: Source,
-) -> Result<Data> {
-    let data = match source {
-        Source::Map => Data { owner: map(path, &opened.file)?, start: data_offset },
-        Source::Copy => copy(path, opened.file, data_len)?,
-    };
-    // The file may have been cut since its length was taken.
-    if (*data.owner).as_ref().len().saturating_sub(data.start) < data_len {
-        return Err(Error::corrupt(path, "the file shrank while it was opened"));
-    }
-    Ok(data)
-}
-
-#[allow(unsafe_code, reason = "a memory map is the only way to share weights between processes")]
-fn map(path: &Path, file: &File) -> Result<ByteOwner> {
+) -> Result<ByteOwner> {
     // SAFETY: the map is read-only and private; the documented contract of `Source::Map` has the
     // user promise that nobody shortens or rewrites the file while the checkpoint is open.
     let map = unsafe { memmap2::Mmap::map(file) }.map_err(|e| Error::io(path, "map", &e))?;
+    // The file may have been cut since its length was taken.
+    if map.len().saturating_sub(data_offset) < data_len {
+        return Err(Error::corrupt(path, "the file shrank while it was opened"));
+    }
     Ok(Arc::new(map))
 }
 
-/// Reads the tensors to the heap, the first one at a 64-byte boundary for vector loads.
-fn copy(path: &Path, mut file: File, data_len: usize) -> Result<Data> {
-    const ALIGN_BYTES: usize = 64;
-    let mut bytes = reserve(data_len.saturating_add(ALIGN_BYTES), "a copy of the weights")?;
-    let start = bytes.as_ptr().align_offset(ALIGN_BYTES).min(ALIGN_BYTES);
-    bytes.resize(start, 0);
-    file.by_ref()
-        .take(data_len as u64)
-        .read_to_end(&mut bytes)
-        .map_err(|e| Error::io(path, "read", &e))?;
-    Ok(Data { owner: Arc::new(bytes), start })
+/// Bytes read between two reports of progress.
+const CHUNK_BYTES: usize = 16 << 20;
+
+/// Reads `data_len` bytes of `path` from `data_offset` on into memory of this process, in huge
+/// pages where the system has them: streaming reads are faster from those (AMD EPYC Zen 4, two
+/// cores, 2026-11-23: 33-43 GB/s against 28-30 GB/s from a mapped file and 25 GB/s from small
+/// pages). `progress` gets the bytes of each chunk; `false` cancels.
+pub(super) fn copy(
+    path: &Path,
+    data_offset: usize,
+    data_len: usize,
+    progress: &mut dyn FnMut(u64) -> bool,
+) -> Result<ByteOwner> {
+    let mut file = open(path)?.file;
+    let start = SeekFrom::Start(data_offset as u64);
+    file.seek(start).map_err(|e| Error::io(path, "read", &e))?;
+    let no_memory = |_| Error::OutOfHostMemory {
+        purpose: "a copy of the weights",
+        needed_bytes: data_len as u64,
+        available_bytes: None,
+    };
+    // A map of no bytes is an error to the system.
+    let mut memory = memmap2::MmapMut::map_anon(data_len.max(1)).map_err(no_memory)?;
+    #[cfg(target_os = "linux")]
+    // Only speed depends on it: some systems are built without huge pages.
+    let _ = memory.advise(memmap2::Advice::HugePage);
+    for chunk in memory[..data_len].chunks_mut(CHUNK_BYTES) {
+        file.read_exact(chunk).map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => Error::corrupt(path, "the file shrank while it was read"),
+            _ => Error::io(path, "read", &error),
+        })?;
+        if !progress(chunk.len() as u64) {
+            return Err(Error::Cancelled);
+        }
+    }
+    let memory = memory.make_read_only().map_err(|e| Error::io(path, "map", &e))?;
+    Ok(Arc::new(memory))
 }

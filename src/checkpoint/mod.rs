@@ -26,7 +26,7 @@ pub enum Source {
     /// while the checkpoint is open: the operating system would end the process (SIGBUS).
     #[default]
     Map,
-    /// Read to the heap at open; the files may change afterwards.
+    /// Read into memory of this process at open; the files may change afterwards.
     Copy,
 }
 
@@ -44,8 +44,10 @@ struct OpenShard {
     owner: ByteOwner,
     /// First byte of the tensors in `owner`.
     data_start: usize,
-    /// First byte of the tensors in the file, for error messages.
+    /// First byte of the tensors in the file.
     data_offset: usize,
+    /// Bytes of all tensors.
+    data_len: usize,
 }
 
 /// Where a tensor lies.
@@ -69,30 +71,41 @@ impl Checkpoint {
         let mut checkpoint =
             Checkpoint { folder: folder.to_path_buf(), files: Vec::new(), places: HashMap::new() };
         for (file, listed) in &layout {
-            checkpoint.add_file(&folder.join(file), listed, source)?;
+            checkpoint.add_file(&folder.join(file), listed)?;
+        }
+        if source == Source::Copy {
+            checkpoint.copy_to_memory(&mut |_| true)?;
         }
         Ok(checkpoint)
     }
 
+    /// Turns a mapped checkpoint into a copied one (`Source::Copy`). `progress` gets the bytes read
+    /// since its last call; `false` cancels (`Error::Cancelled`), and the checkpoint is then partly
+    /// copied, partly mapped, and as good as before.
+    pub fn copy_to_memory(&mut self, progress: &mut dyn FnMut(u64) -> bool) -> Result<()> {
+        for file in &mut self.files {
+            file.owner = files::copy(&file.path, file.data_offset, file.data_len, progress)?;
+            file.data_start = 0;
+        }
+        Ok(())
+    }
+
     /// Opens one shard and takes over its tensors; `listed` are those the index expects in it.
-    fn add_file(&mut self, path: &Path, listed: &[String], source: Source) -> Result<()> {
+    fn add_file(&mut self, path: &Path, listed: &[String]) -> Result<()> {
         let mut opened = files::open(path)?;
         let header = header::read(path, &mut opened)?;
+        let (data_offset, data_len) = (header.data_offset, header.data_len);
         let file = self.files.len();
         for entry in header.entries {
-            self.add_entry(path, file, header.data_offset, entry)?;
+            self.add_entry(path, file, data_offset, entry)?;
         }
         let here = |name: &&String| self.places.get(*name).is_none_or(|place| place.file != file);
         if let Some(name) = listed.iter().filter(|name| !is_ignored(name)).find(here) {
             return Err(fault(path, name, None, "the index places it here, but it is not".into()));
         }
-        let data = files::data(path, opened, header.data_offset, header.data_len, source)?;
-        self.files.push(OpenShard {
-            path: path.to_path_buf(),
-            owner: data.owner,
-            data_start: data.start,
-            data_offset: header.data_offset,
-        });
+        let owner = files::map(path, &opened.file, data_offset, data_len)?;
+        let path = path.to_path_buf();
+        self.files.push(OpenShard { path, owner, data_start: data_offset, data_offset, data_len });
         Ok(())
     }
 

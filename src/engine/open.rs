@@ -24,7 +24,7 @@ use crate::engine::{Engine, EngineOptions, EngineParts, Estimate, LoadProgress, 
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::generation::GenerationConfig;
-use crate::model::{Limits, Model, Placement, Rank};
+use crate::model::{Limits, Model, Placement, Progress, Rank};
 use crate::text::tokenizer::Tokenizer;
 
 /// Sequences of full length that the KV cache holds when nothing else is said (and memory allows).
@@ -35,6 +35,7 @@ struct Plan {
     checkpoint: Checkpoint,
     config: ModelConfig,
     generation: GenerationConfig,
+    source: Source,
     backend: CpuBackend,
     num_threads: usize,
     kv_token_bytes: u64,
@@ -55,7 +56,7 @@ pub(crate) fn open(
     log: Option<LogHook>,
     progress: &mut dyn FnMut(LoadProgress) -> bool,
 ) -> Result<Engine> {
-    let plan = plan(folder, options, weights_source(options)?)?;
+    let mut plan = plan(folder, options)?;
     if !plan.estimate.fits {
         return Err(Error::OutOfHostMemory {
             purpose: "weights, KV cache and workspace",
@@ -65,7 +66,7 @@ pub(crate) fn open(
     }
     let tokenizer = Arc::new(Tokenizer::open(folder)?);
     check_vocabulary(folder, &tokenizer, &plan)?;
-    let ranks = load_ranks(&plan, options, progress)?;
+    let ranks = load_ranks(&mut plan, options, progress)?;
     Engine::start(EngineParts {
         info: info(folder, &plan, options),
         tokenizer,
@@ -80,19 +81,18 @@ pub(crate) fn open(
 
 /// See `Engine::estimate`.
 pub(crate) fn estimate(folder: &Path, options: &EngineOptions) -> Result<Estimate> {
-    // Mapped whatever the option says: an estimate reads headers, not weights.
-    weights_source(options)?;
-    Ok(plan(folder, options, Source::Map)?.estimate)
+    Ok(plan(folder, options)?.estimate)
 }
 
-fn plan(folder: &Path, options: &EngineOptions, source: Source) -> Result<Plan> {
+/// Reads headers and configuration, no weights.
+fn plan(folder: &Path, options: &EngineOptions) -> Result<Plan> {
     options.validate()?;
     let backend = choose_backend(options)?;
     let config = ModelConfig::open(folder)?;
     let generation = GenerationConfig::open(folder)?;
     let world = options.tensor_parallel;
     check_world(config.num_heads, config.num_kv_heads, config.intermediate_size, world)?;
-    let checkpoint = Checkpoint::open_with(folder, source)?;
+    let checkpoint = Checkpoint::open(folder)?;
     let (dtype, ..) = checkpoint.shape(&names::layer(0, LayerTensor::QkvWeight))?;
     let head_elements = config.num_kv_heads * config.head_dim;
     let element_bytes = if backend == CpuBackend::Fast { dtype.size_bytes() } else { 4 };
@@ -110,10 +110,12 @@ fn plan(folder: &Path, options: &EngineOptions, source: Source) -> Result<Plan> 
     estimate.kv_cache_bytes = estimate.kv_cache_tokens * kv_token_bytes;
     estimate.fits = needed_bytes(&estimate) <= estimate.available_bytes;
     let num_threads = num_threads(options, world)?;
+    let source = weights_source(options, &estimate)?;
     Ok(Plan {
         checkpoint,
         config,
         generation,
+        source,
         backend,
         num_threads,
         kv_token_bytes,
@@ -134,11 +136,15 @@ fn choose_backend(options: &EngineOptions) -> Result<CpuBackend> {
     }
 }
 
-fn weights_source(options: &EngineOptions) -> Result<Source> {
+/// `auto` copies where that leaves half of the free memory free: a copy in huge pages is read
+/// faster than a mapped file. Ranks that share a model map it, and copy what they must cut.
+fn weights_source(options: &EngineOptions, estimate: &Estimate) -> Result<Source> {
+    let is_small = needed_bytes(estimate) <= estimate.available_bytes / 2;
     match options.weights.as_str() {
-        "map" => Ok(Source::Map),
+        "auto" if is_small && options.tensor_parallel == 1 => Ok(Source::Copy),
+        "auto" | "map" => Ok(Source::Map),
         "copy" => Ok(Source::Copy),
-        other => Err(wrong("weights", format!("`{other}` is neither map nor copy"))),
+        other => Err(wrong("weights", format!("`{other}` is not auto, map or copy"))),
     }
 }
 
@@ -226,7 +232,7 @@ fn check_vocabulary(folder: &Path, tokenizer: &Tokenizer, plan: &Plan) -> Result
 }
 
 fn load_ranks(
-    plan: &Plan,
+    plan: &mut Plan,
     options: &EngineOptions,
     progress: &mut dyn FnMut(LoadProgress) -> bool,
 ) -> Result<Vec<Box<dyn Rank>>> {
@@ -234,31 +240,38 @@ fn load_ranks(
     let comm: Arc<dyn Comm> = if world == 1 { Arc::new(Solo) } else { Threads::new(world) };
     let total_bytes = plan.estimate.weight_bytes;
     let mut done_bytes = 0;
-    // Replicated tensors are read once a rank but counted once in the total.
+    // Replicated tensors are read once a rank, copied ones twice, but the total counts them once.
     let mut advance = |bytes: u64| {
         done_bytes = (done_bytes + bytes).min(total_bytes);
         progress(LoadProgress { done_bytes, total_bytes })
     };
-    let mut ranks: Vec<Box<dyn Rank>> = Vec::new();
-    for rank in 0..world {
-        let placement = Placement { rank, world };
-        let limits = limits(plan.num_pages, options);
-        let (checkpoint, config) = (&plan.checkpoint, &plan.config);
-        ranks.push(match plan.backend {
-            CpuBackend::Fast => {
-                let backend = Fast::new(comm.clone(), rank, plan.num_threads)?;
-                Box::new(Model::load(backend, checkpoint, config, placement, limits, &mut advance)?)
-            }
-            CpuBackend::Reference => {
-                let backend = Reference::new(comm.clone(), rank);
-                Box::new(Model::load(backend, checkpoint, config, placement, limits, &mut advance)?)
-            }
-        });
+    if plan.source == Source::Copy {
+        plan.checkpoint.copy_to_memory(&mut advance)?;
     }
-    if !progress(LoadProgress { done_bytes: total_bytes, total_bytes }) {
-        return Err(Error::Cancelled);
-    }
-    Ok(ranks)
+    let limits = limits(plan.num_pages, options);
+    (0..world)
+        .map(|rank| load_rank(plan, &comm, Placement { rank, world }, limits, &mut advance))
+        .collect()
+}
+
+fn load_rank(
+    plan: &Plan,
+    comm: &Arc<dyn Comm>,
+    placement: Placement,
+    limits: Limits,
+    advance: Progress<'_>,
+) -> Result<Box<dyn Rank>> {
+    let (checkpoint, config, comm) = (&plan.checkpoint, &plan.config, comm.clone());
+    Ok(match plan.backend {
+        CpuBackend::Fast => {
+            let backend = Fast::new(comm, placement.rank, plan.num_threads)?;
+            Box::new(Model::load(backend, checkpoint, config, placement, limits, advance)?)
+        }
+        CpuBackend::Reference => {
+            let backend = Reference::new(comm, placement.rank);
+            Box::new(Model::load(backend, checkpoint, config, placement, limits, advance)?)
+        }
+    })
 }
 
 fn info(folder: &Path, plan: &Plan, options: &EngineOptions) -> serde_json::Value {
@@ -282,7 +295,7 @@ fn info(folder: &Path, plan: &Plan, options: &EngineOptions) -> serde_json::Valu
         "backend": backend,
         "num_threads": plan.num_threads,
         "tensor_parallel": options.tensor_parallel,
-        "weights": options.weights,
+        "weights": if plan.source == Source::Copy { "copy" } else { "map" },
         "kv_token_bytes": plan.kv_token_bytes,
     })
 }

@@ -16,7 +16,9 @@ pub struct EngineOptions {
     pub num_threads: usize,
     /// Ranks that share the model in this process.
     pub tensor_parallel: usize,
-    /// `"map"` (weights stay in the page cache) or `"copy"` (into this process's own memory).
+    /// `"map"` (weights stay in the page cache, shared with other processes; the files must not be
+    /// cut or rewritten meanwhile), `"copy"` (into this process's own memory: faster to read), or
+    /// `"auto"` (copy when memory is plentiful).
     pub weights: String,
     /// Longest sequence a request may reach; 0 means what the model allows.
     pub max_context_tokens: usize,
@@ -36,7 +38,7 @@ impl Default for EngineOptions {
             backend: "auto".to_string(),
             num_threads: 0,
             tensor_parallel: 1,
-            weights: "map".to_string(),
+            weights: "auto".to_string(),
             max_context_tokens: 0,
             kv_cache_tokens: 0,
             max_batch_sequences: 64,

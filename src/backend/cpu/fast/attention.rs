@@ -14,7 +14,7 @@
 #![allow(clippy::needless_range_loop, reason = "register tiles are indexed in two dimensions")]
 
 use super::element::Element;
-use super::simd::{Kernel, LANES, Simd, exp};
+use super::simd::{Kernel, LANES, Simd, exp, prefetch};
 use crate::backend::KvSpec;
 use crate::backend::cpu::zeroed;
 use crate::batch::PAGE_TOKENS;
@@ -145,6 +145,15 @@ impl<E: Element> Kernel for AttendTile<'_, E> {
     }
 }
 
+/// Asks for every cache line of `block`.
+#[inline(always)]
+fn prefetch_all<T>(block: &[T]) {
+    const LINE_BYTES: usize = 64;
+    for line in block.chunks(LINE_BYTES / size_of::<T>()) {
+        prefetch(line.as_ptr());
+    }
+}
+
 /// Largest head: 256 elements are 16 vectors.
 pub(super) const MAX_HEAD_DIM: usize = 256;
 
@@ -170,6 +179,11 @@ impl<E: Element> AttendTile<'_, E> {
         unsafe {
             let queries = self.queries.0.add(first * self.queries.1);
             for (index, &page) in self.pages[..=last_page].iter().enumerate() {
+                if let (1, Some(&next)) = (Q, self.pages[..=last_page].get(index + 1)) {
+                    // A lone query waits for memory: ask for the next page while this one is used.
+                    prefetch_all(self.kv.key_block(self.layer, next as usize, self.kv_head));
+                    prefetch_all(self.kv.value_block(self.layer, next as usize, self.kv_head));
+                }
                 let keys = self.kv.key_block(self.layer, page as usize, self.kv_head);
                 let values = self.kv.value_block(self.layer, page as usize, self.kv_head);
                 let seen: [usize; Q] = std::array::from_fn(|q| {

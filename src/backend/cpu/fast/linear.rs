@@ -26,7 +26,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::element::Element;
-use super::simd::{Kernel, LANES, Simd};
+use super::simd::{Kernel, LANES, Simd, prefetch};
 
 /// Weights of one panel should fit the second-level cache beside the x tile.
 const PANEL_BYTES: usize = 384 * 1024;
@@ -45,17 +45,6 @@ pub(super) fn panel_rows(row_bytes: usize) -> usize {
 const STREAM_ROWS: usize = 4;
 /// How far ahead of that stream to prefetch.
 const PREFETCH_BYTES: usize = 4096;
-
-/// Asks for the cache line `PREFETCH_BYTES` after `at`; never faults, wherever that is.
-#[inline(always)]
-fn prefetch<T>(at: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: SSE is in every x86-64, and a prefetch reads nothing.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(at.cast::<i8>().wrapping_add(PREFETCH_BYTES));
-    }
-}
 
 /// How products of one input type with one weight type are accumulated.
 pub(super) trait Dot: Copy {
@@ -235,7 +224,7 @@ unsafe fn tile<D: Dot, const MR: usize, const NR: usize, const STREAM: bool>(
         let mut k = 0;
         while k < whole {
             if STREAM {
-                prefetch(w.add(k));
+                prefetch(w.add(k).cast::<u8>().wrapping_add(PREFETCH_BYTES));
             }
             let mut wv = [D::load_w(w.add(k)); NR];
             for n in 1..NR {

@@ -3,6 +3,7 @@
 
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::element::{Bf16, Element, F16, F32};
 use super::linear::{Product, WidenColumns, panel_rows};
@@ -152,10 +153,12 @@ impl Staging {
     ) {
         assert_eq!(out.cols(), weight.rows(), "linear: output columns");
         let out = Rows::of(out);
-        pool.run(&|worker| {
-            let cols = share(weight.rows(), panel_step(weight), worker, pool.num_threads());
-            // SAFETY: threads have disjoint columns.
-            unsafe { self.columns(weight, bias, out.start(), cols) }
+        let parts = Parts::new(weight, pool.num_threads());
+        pool.run(&|_worker| {
+            while let Some(cols) = parts.take() {
+                // SAFETY: threads have disjoint columns.
+                unsafe { self.columns(weight, bias, out.start(), cols) }
+            }
         });
     }
 
@@ -173,10 +176,9 @@ impl Staging {
         let scratch = Rows::new(&mut self.gate, width);
         let out = Rows::of(out);
         let this = &*self;
-        pool.run(&|worker| {
-            let mine = share(width, panel_step(gate), worker, pool.num_threads());
-            for start in mine.clone().step_by(panel_step(gate)) {
-                let cols = start..mine.end.min(start + panel_step(gate));
+        let parts = Parts::new(gate, pool.num_threads());
+        pool.run(&|_worker| {
+            while let Some(cols) = parts.take() {
                 // SAFETY: threads have disjoint columns; the instruction set is present.
                 unsafe {
                     this.columns(gate, None, scratch.start(), cols.clone());
@@ -254,12 +256,24 @@ impl Staging {
     }
 }
 
-fn panel_step(weight: &HostTensor) -> usize {
-    panel_rows(weight.cols() * weight.dtype().size_bytes())
+/// The output columns of a product, handed out to threads panel by panel as they get ready: a
+/// thread that is held up (by the system, by a slower core) leaves more to the others.
+struct Parts {
+    len: usize,
+    step: usize,
+    next: AtomicUsize,
 }
 
-/// Worker `worker`'s part of `0..len`, in whole multiples of `step` but for the last.
-fn share(len: usize, step: usize, worker: usize, num_workers: usize) -> Range<usize> {
-    let part = len.div_ceil(step).div_ceil(num_workers) * step;
-    (worker * part).min(len)..((worker + 1) * part).min(len)
+impl Parts {
+    fn new(weight: &HostTensor, num_threads: usize) -> Parts {
+        let panel = panel_rows(weight.cols() * weight.dtype().size_bytes());
+        // One thread has nobody to share with.
+        let step = if num_threads == 1 { weight.rows().max(1) } else { panel };
+        Parts { len: weight.rows(), step, next: AtomicUsize::new(0) }
+    }
+
+    fn take(&self) -> Option<Range<usize>> {
+        let start = self.next.fetch_add(self.step, Ordering::Relaxed);
+        (start < self.len).then(|| start..self.len.min(start + self.step))
+    }
 }
