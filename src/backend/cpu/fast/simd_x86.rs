@@ -1,11 +1,16 @@
 //! The sixteen lanes of `simd` in AVX2 (two registers) and AVX-512 (one), by intrinsics.
 
-// One intrinsic a method: the contract is the trait's (instruction set present, pointers valid).
-#![allow(clippy::undocumented_unsafe_blocks)]
-
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd};
+
+/// The body of a lane method: intrinsics, under the contract of `Simd`.
+macro_rules! intrinsics {
+    ($body:expr) => {
+        // SAFETY: the contract of `Simd`: the instruction set is present, pointers are valid.
+        unsafe { $body }
+    };
+}
 
 /// # Safety
 /// AVX-512 F, BW, VL, DQ are present.
@@ -26,21 +31,21 @@ pub(in crate::backend::cpu::fast) unsafe fn run_avx2<K: Kernel>(kernel: K) {
 /// Lane sum of eight as (i, i+4), (i, i+2), (i, i+1).
 #[inline(always)]
 unsafe fn sum8(v: __m256) -> f32 {
-    unsafe {
+    intrinsics!({
         let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
         let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
         _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
-    }
+    })
 }
 
 /// Lane maximum of eight.
 #[inline(always)]
 unsafe fn max8(v: __m256) -> f32 {
-    unsafe {
+    intrinsics!({
         let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
         let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
         _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
-    }
+    })
 }
 
 /// One zmm register.
@@ -53,88 +58,88 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
-        unsafe { _mm512_set1_ps(x) }
+        intrinsics!(_mm512_set1_ps(x))
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> __m512 {
-        unsafe { _mm512_loadu_ps(from) }
+        intrinsics!(_mm512_loadu_ps(from))
     }
     #[inline(always)]
     unsafe fn load_bf16(from: *const u16) -> __m512 {
-        unsafe {
+        intrinsics!({
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
-        }
+        })
     }
     #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> __m512 {
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+        intrinsics!(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast())))
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, v: __m512) {
-        unsafe { _mm512_storeu_ps(to, v) }
+        intrinsics!(_mm512_storeu_ps(to, v))
     }
     #[inline(always)]
     unsafe fn round_f16(v: __m512) -> __m512 {
-        unsafe { _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
+        intrinsics!(_mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)))
     }
     #[inline(always)]
     unsafe fn add(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_add_ps(a, b) }
+        intrinsics!(_mm512_add_ps(a, b))
     }
     #[inline(always)]
     unsafe fn sub(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_sub_ps(a, b) }
+        intrinsics!(_mm512_sub_ps(a, b))
     }
     #[inline(always)]
     unsafe fn mul(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_mul_ps(a, b) }
+        intrinsics!(_mm512_mul_ps(a, b))
     }
     #[inline(always)]
     unsafe fn div(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_div_ps(a, b) }
+        intrinsics!(_mm512_div_ps(a, b))
     }
     #[inline(always)]
     unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
-        unsafe { _mm512_fmadd_ps(a, b, c) }
+        intrinsics!(_mm512_fmadd_ps(a, b, c))
     }
     #[inline(always)]
     unsafe fn max(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_max_ps(a, b) }
+        intrinsics!(_mm512_max_ps(a, b))
     }
     #[inline(always)]
     unsafe fn min(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_min_ps(a, b) }
+        intrinsics!(_mm512_min_ps(a, b))
     }
     #[inline(always)]
     unsafe fn round(v: __m512) -> __m512 {
-        unsafe { _mm512_roundscale_ps::<_MM_FROUND_TO_NEAREST_INT>(v) }
+        intrinsics!(_mm512_roundscale_ps::<_MM_FROUND_TO_NEAREST_INT>(v))
     }
     #[inline(always)]
     unsafe fn pow2(v: __m512) -> __m512 {
-        unsafe {
+        intrinsics!({
             let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_set1_epi32(127));
             _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
-        }
+        })
     }
     #[inline(always)]
     unsafe fn round_bf16(v: __m512) -> __m512 {
-        unsafe {
+        intrinsics!({
             let bits = _mm512_castps_si512(v);
             let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
             let sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
             let kept = _mm512_and_si512(sum, _mm512_set1_epi32(0xffff_0000_u32 as i32));
             let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
             _mm512_mask_mov_ps(_mm512_castsi512_ps(kept), nan, v)
-        }
+        })
     }
     #[inline(always)]
     unsafe fn sum(v: __m512) -> f32 {
-        unsafe { sum8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
+        intrinsics!(sum8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))))
     }
     #[inline(always)]
     unsafe fn max_lane(v: __m512) -> f32 {
-        unsafe { max8(_mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
+        intrinsics!(max8(_mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))))
     }
 }
 
@@ -154,39 +159,39 @@ macro_rules! halves {
 
 #[inline(always)]
 unsafe fn round_bf16_8(v: __m256) -> __m256 {
-    unsafe {
+    intrinsics!({
         let bits = _mm256_castps_si256(v);
         let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
         let sum = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
         let kept = _mm256_and_si256(sum, _mm256_set1_epi32(0xffff_0000_u32 as i32));
         _mm256_blendv_ps(_mm256_castsi256_ps(kept), v, _mm256_cmp_ps::<_CMP_UNORD_Q>(v, v))
-    }
+    })
 }
 
 #[inline(always)]
 unsafe fn pow2_8(v: __m256) -> __m256 {
-    unsafe {
+    intrinsics!({
         let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_set1_epi32(127));
         _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
-    }
+    })
 }
 
 #[inline(always)]
 unsafe fn widen_bf16_8(from: *const u16) -> __m256 {
-    unsafe {
+    intrinsics!({
         let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
         _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-    }
+    })
 }
 
 #[inline(always)]
 unsafe fn round_8(v: __m256) -> __m256 {
-    unsafe { _mm256_round_ps::<_MM_FROUND_TO_NEAREST_INT>(v) }
+    intrinsics!(_mm256_round_ps::<_MM_FROUND_TO_NEAREST_INT>(v))
 }
 
 #[inline(always)]
 unsafe fn round_f16_8(v: __m256) -> __m256 {
-    unsafe { _mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
+    intrinsics!(_mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)))
 }
 
 impl Simd for Avx2 {
@@ -195,81 +200,81 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
-        unsafe { (_mm256_set1_ps(x), _mm256_set1_ps(x)) }
+        intrinsics!((_mm256_set1_ps(x), _mm256_set1_ps(x)))
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self::V {
-        unsafe { (_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))) }
+        intrinsics!((_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))))
     }
     #[inline(always)]
     unsafe fn load_bf16(from: *const u16) -> Self::V {
-        unsafe { (widen_bf16_8(from), widen_bf16_8(from.add(8))) }
+        intrinsics!((widen_bf16_8(from), widen_bf16_8(from.add(8))))
     }
     #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self::V {
-        unsafe {
+        intrinsics!({
             let bits = _mm256_loadu_si256(from.cast());
             let high = _mm256_extracti128_si256::<1>(bits);
             (_mm256_cvtph_ps(_mm256_castsi256_si128(bits)), _mm256_cvtph_ps(high))
-        }
+        })
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, v: Self::V) {
-        unsafe {
+        intrinsics!({
             _mm256_storeu_ps(to, v.0);
             _mm256_storeu_ps(to.add(8), v.1);
-        }
+        })
     }
     #[inline(always)]
     unsafe fn round_f16(v: Self::V) -> Self::V {
-        unsafe { halves!(round_f16_8, v) }
+        intrinsics!(halves!(round_f16_8, v))
     }
     #[inline(always)]
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
-        unsafe { halves!(_mm256_add_ps, a, b) }
+        intrinsics!(halves!(_mm256_add_ps, a, b))
     }
     #[inline(always)]
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
-        unsafe { halves!(_mm256_sub_ps, a, b) }
+        intrinsics!(halves!(_mm256_sub_ps, a, b))
     }
     #[inline(always)]
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
-        unsafe { halves!(_mm256_mul_ps, a, b) }
+        intrinsics!(halves!(_mm256_mul_ps, a, b))
     }
     #[inline(always)]
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
-        unsafe { halves!(_mm256_div_ps, a, b) }
+        intrinsics!(halves!(_mm256_div_ps, a, b))
     }
     #[inline(always)]
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-        unsafe { (_mm256_fmadd_ps(a.0, b.0, c.0), _mm256_fmadd_ps(a.1, b.1, c.1)) }
+        intrinsics!((_mm256_fmadd_ps(a.0, b.0, c.0), _mm256_fmadd_ps(a.1, b.1, c.1)))
     }
     #[inline(always)]
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
-        unsafe { halves!(_mm256_max_ps, a, b) }
+        intrinsics!(halves!(_mm256_max_ps, a, b))
     }
     #[inline(always)]
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V {
-        unsafe { halves!(_mm256_min_ps, a, b) }
+        intrinsics!(halves!(_mm256_min_ps, a, b))
     }
     #[inline(always)]
     unsafe fn round(v: Self::V) -> Self::V {
-        unsafe { halves!(round_8, v) }
+        intrinsics!(halves!(round_8, v))
     }
     #[inline(always)]
     unsafe fn pow2(v: Self::V) -> Self::V {
-        unsafe { halves!(pow2_8, v) }
+        intrinsics!(halves!(pow2_8, v))
     }
     #[inline(always)]
     unsafe fn round_bf16(v: Self::V) -> Self::V {
-        unsafe { halves!(round_bf16_8, v) }
+        intrinsics!(halves!(round_bf16_8, v))
     }
     #[inline(always)]
     unsafe fn sum(v: Self::V) -> f32 {
-        unsafe { sum8(_mm256_add_ps(v.0, v.1)) }
+        intrinsics!(sum8(_mm256_add_ps(v.0, v.1)))
     }
     #[inline(always)]
     unsafe fn max_lane(v: Self::V) -> f32 {
-        unsafe { max8(_mm256_max_ps(v.0, v.1)) }
+        intrinsics!(max8(_mm256_max_ps(v.0, v.1)))
     }
 }
