@@ -6,6 +6,9 @@
 //! bandwidth. Prefill is bound by arithmetic: 2 FLOPs a weight (lm_head once), plus attention.
 #![allow(clippy::expect_used, clippy::print_stdout)]
 
+#[path = "support/timed.rs"]
+mod timed;
+
 use std::hint::black_box;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,9 +21,12 @@ use qwen::batch::{Batch, PAGE_TOKENS};
 use qwen::checkpoint::{Checkpoint, Source, names};
 use qwen::model::config::ModelConfig;
 use qwen::model::{Limits, Model, Placement, Rank};
+use timed::{OPS, Timed, Times};
 
 const PROMPT_TOKENS: usize = 512;
 const DECODE_TOKENS: usize = 64;
+/// Tokens decoded between two readings of the bandwidth.
+const TURN_TOKENS: usize = 4;
 const ROUNDS: usize = 7;
 
 fn main() {
@@ -29,13 +35,12 @@ fn main() {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let config = ModelConfig::open(&folder).expect("config.json");
     let checkpoint = Checkpoint::open_with(&folder, Source::Copy).expect("checkpoint");
-    let mut model = load(&checkpoint, &config, threads);
+    let (mut model, times) = load(&checkpoint, &config, threads);
     let mut bench = Bench::new(&checkpoint, &config);
     bench.check(model.as_mut());
     println!("{} threads, {}, {}", threads, Isa::best().name(), folder.display());
-    // Machines have moods: bandwidth and model take turns, and each ratio is within one round.
     let mut rounds: Vec<Round> =
-        (0..ROUNDS).map(|_| bench.round(model.as_mut(), threads)).collect();
+        (0..ROUNDS).map(|_| bench.round(model.as_mut(), &times, threads)).collect();
     rounds.sort_by(|a, b| a.decode_fraction().total_cmp(&b.decode_fraction()));
     for round in &rounds {
         round.print();
@@ -44,19 +49,23 @@ fn main() {
     rounds[ROUNDS / 2].print();
     let best = rounds.iter().map(|r| r.prefill_gflops).fold(0.0, f64::max);
     println!("best prefill {best:.0} GFLOP/s");
+    let median = &rounds[ROUNDS / 2];
+    for (op, name) in OPS.iter().enumerate() {
+        let (decode, prefill) = (median.decode_ops[op] * 1e6, median.prefill_ops[op] * 1e3);
+        println!("{name:<14} decode {decode:7.0} us a token   prefill {prefill:6.1} ms");
+    }
 }
 
-fn load(checkpoint: &Checkpoint, config: &ModelConfig, threads: usize) -> Box<dyn Rank> {
-    let backend = Fast::new(Arc::new(Solo), 0, threads).expect("threads");
+fn load(checkpoint: &Checkpoint, config: &ModelConfig, threads: usize) -> (Box<dyn Rank>, Times) {
+    let (backend, times) = Timed::new(Fast::new(Arc::new(Solo), 0, threads).expect("threads"));
     let limits = Limits {
         max_tokens: PROMPT_TOKENS,
         max_logits_rows: 1,
         num_pages: (PROMPT_TOKENS + DECODE_TOKENS).div_ceil(PAGE_TOKENS),
     };
     let placement = Placement { rank: 0, world: 1 };
-    Box::new(
-        Model::load(backend, checkpoint, config, placement, limits, &mut |_| true).expect("model"),
-    )
+    let model = Model::load(backend, checkpoint, config, placement, limits, &mut |_| true);
+    (Box::new(model.expect("model")), times)
 }
 
 struct Round {
@@ -65,6 +74,9 @@ struct Round {
     decode_gbs: f64,
     prefill_tokens: f64,
     prefill_gflops: f64,
+    /// Seconds of a decode step and of the prompt by op (`timed::OPS`).
+    decode_ops: [f64; OPS.len()],
+    prefill_ops: [f64; OPS.len()],
 }
 
 impl Round {
@@ -141,40 +153,46 @@ impl Bench {
         assert_eq!(whole, chunked, "chunked prefill gives other logits");
     }
 
-    fn round(&mut self, model: &mut dyn Rank, threads: usize) -> Round {
-        let before = self.read_bandwidth(threads);
+    /// One prompt, then decoding in turns with reading: both see the same moods of the machine.
+    fn round(&mut self, model: &mut dyn Rank, times: &Times, threads: usize) -> Round {
         let mut logits = Vec::new();
+        *times.lock() = Default::default();
         let start = Instant::now();
         model.forward(&self.batch(0, PROMPT_TOKENS), &mut logits).expect("step");
         let prefill = start.elapsed().as_secs_f64();
-        let start = Instant::now();
+        let prefill_ops = std::mem::take(&mut *times.lock());
+        let (mut decode, mut read) = (0.0, 0.0);
         for token in 0..DECODE_TOKENS {
+            if token % TURN_TOKENS == 0 {
+                read += self.read_seconds(threads);
+            }
+            let start = Instant::now();
             model.forward(&self.batch(PROMPT_TOKENS + token, 1), &mut logits).expect("step");
+            decode += start.elapsed().as_secs_f64() / DECODE_TOKENS as f64;
         }
-        let decode = start.elapsed().as_secs_f64() / DECODE_TOKENS as f64;
-        let after = self.read_bandwidth(threads);
+        let decode_ops = std::mem::take(&mut *times.lock()).map(|time| time / DECODE_TOKENS as f64);
         let context = (PROMPT_TOKENS + DECODE_TOKENS / 2) as f64;
+        let turns = (DECODE_TOKENS / TURN_TOKENS) as f64;
         Round {
-            bandwidth_gbs: before.max(after),
+            bandwidth_gbs: turns * self.memory.len() as f64 / read / 1e9,
             decode_tokens: 1.0 / decode,
             decode_gbs: (self.token_bytes + context * self.kv_token_bytes) / decode / 1e9,
             prefill_tokens: PROMPT_TOKENS as f64 / prefill,
             prefill_gflops: self.prefill_flops / prefill / 1e9,
+            decode_ops,
+            prefill_ops,
         }
     }
 
-    /// Best of three passes over 1 GiB on all threads, in GB/s.
-    fn read_bandwidth(&self, threads: usize) -> f64 {
-        let pass = || {
-            let start = Instant::now();
-            std::thread::scope(|scope| {
-                for part in self.memory.chunks(self.memory.len().div_ceil(threads)) {
-                    scope.spawn(|| black_box(fold(part)));
-                }
-            });
-            self.memory.len() as f64 / start.elapsed().as_secs_f64() / 1e9
-        };
-        (0..3).map(|_| pass()).fold(0.0, f64::max)
+    /// Seconds of one pass over the streaming memory on all threads.
+    fn read_seconds(&self, threads: usize) -> f64 {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for part in self.memory.chunks(self.memory.len().div_ceil(threads)) {
+                scope.spawn(|| black_box(fold(part)));
+            }
+        });
+        start.elapsed().as_secs_f64()
     }
 }
 

@@ -7,6 +7,9 @@
 //! | keys | `[head_dim, 16 tokens]` | one dimension of sixteen tokens: scores come out as lanes |
 //! | values | `[16 tokens, head_dim rounded up to 16]` | sixteen dimensions of one token |
 //!
+//! Pages of one head lie side by side (`[kv_head, page]`), so that neighbouring pages of a sequence
+//! are one stream to read.
+//!
 //! Up to eight queries of one head share each loaded vector. Softmax is online, page by page in
 //! order, in f32: a query's result depends only on its own context, to the bit, whichever queries
 //! share its tile (a masked page adds exact zeros).
@@ -14,7 +17,7 @@
 #![allow(clippy::needless_range_loop, reason = "register tiles are indexed in two dimensions")]
 
 use super::element::Element;
-use super::simd::{Kernel, LANES, Simd, exp, prefetch};
+use super::simd::{Kernel, LANES, Simd, exp};
 use crate::backend::KvSpec;
 use crate::backend::cpu::zeroed;
 use crate::batch::PAGE_TOKENS;
@@ -27,6 +30,7 @@ pub(super) const QUERY_TILE: usize = 8;
 
 /// Keys and values of all layers, in `E`.
 pub(super) struct PagedKv<E: Element> {
+    num_pages: usize,
     num_kv_heads: usize,
     head_dim: usize,
     /// `head_dim` rounded up to whole vectors.
@@ -44,6 +48,7 @@ impl<E: Element> PagedKv<E> {
             (0..spec.num_layers).map(|_| zeroed(len, "KV cache")).collect()
         };
         Ok(PagedKv {
+            num_pages: spec.num_pages,
             num_kv_heads: spec.num_kv_heads,
             head_dim: spec.head_dim,
             value_cols,
@@ -56,10 +61,10 @@ impl<E: Element> PagedKv<E> {
     /// heads.
     pub(super) fn writer(&mut self, layer: usize) -> KvWriter<E> {
         KvWriter {
+            num_pages: self.num_pages,
             num_kv_heads: self.num_kv_heads,
             head_dim: self.head_dim,
             value_cols: self.value_cols,
-            num_slots: self.values[layer].len() / self.value_cols / self.num_kv_heads,
             keys: self.keys[layer].as_mut_ptr(),
             values: self.values[layer].as_mut_ptr(),
         }
@@ -67,21 +72,21 @@ impl<E: Element> PagedKv<E> {
 
     fn key_block(&self, layer: usize, page: usize, head: usize) -> &[E::Bits] {
         let len = self.head_dim * PAGE_TOKENS;
-        &self.keys[layer][(page * self.num_kv_heads + head) * len..][..len]
+        &self.keys[layer][(head * self.num_pages + page) * len..][..len]
     }
 
     fn value_block(&self, layer: usize, page: usize, head: usize) -> &[E::Bits] {
         let len = self.value_cols * PAGE_TOKENS;
-        &self.values[layer][(page * self.num_kv_heads + head) * len..][..len]
+        &self.values[layer][(head * self.num_pages + page) * len..][..len]
     }
 }
 
 /// Write access to one layer of the cache.
 pub(super) struct KvWriter<E: Element> {
+    num_pages: usize,
     num_kv_heads: usize,
     head_dim: usize,
     value_cols: usize,
-    num_slots: usize,
     keys: *mut E::Bits,
     values: *mut E::Bits,
 }
@@ -95,9 +100,9 @@ impl<E: Element> KvWriter<E> {
     /// # Safety
     /// The cache is not read or moved meanwhile, and no other thread writes this slot and head.
     pub(super) unsafe fn write(&self, slot: usize, head: usize, key: &[f32], value: &[f32]) {
-        assert!(slot < self.num_slots && head < self.num_kv_heads, "slot outside the KV cache");
         let (page, lane) = (slot / PAGE_TOKENS, slot % PAGE_TOKENS);
-        let block = page * self.num_kv_heads + head;
+        assert!(page < self.num_pages && head < self.num_kv_heads, "slot outside the KV cache");
+        let block = head * self.num_pages + page;
         // SAFETY: slot and head are inside the cache, so is every element of their block.
         unsafe {
             let keys = self.keys.add(block * self.head_dim * PAGE_TOKENS + lane);
@@ -145,15 +150,6 @@ impl<E: Element> Kernel for AttendTile<'_, E> {
     }
 }
 
-/// Asks for every cache line of `block`.
-#[inline(always)]
-fn prefetch_all<T>(block: &[T]) {
-    const LINE_BYTES: usize = 64;
-    for line in block.chunks(LINE_BYTES / size_of::<T>()) {
-        prefetch(line.as_ptr());
-    }
-}
-
 /// Largest head: 256 elements are 16 vectors.
 pub(super) const MAX_HEAD_DIM: usize = 256;
 
@@ -179,11 +175,6 @@ impl<E: Element> AttendTile<'_, E> {
         unsafe {
             let queries = self.queries.0.add(first * self.queries.1);
             for (index, &page) in self.pages[..=last_page].iter().enumerate() {
-                if let (1, Some(&next)) = (Q, self.pages[..=last_page].get(index + 1)) {
-                    // A lone query waits for memory: ask for the next page while this one is used.
-                    prefetch_all(self.kv.key_block(self.layer, next as usize, self.kv_head));
-                    prefetch_all(self.kv.value_block(self.layer, next as usize, self.kv_head));
-                }
                 let keys = self.kv.key_block(self.layer, page as usize, self.kv_head);
                 let values = self.kv.value_block(self.layer, page as usize, self.kv_head);
                 let seen: [usize; Q] = std::array::from_fn(|q| {

@@ -42,7 +42,7 @@ pub(super) fn panel_rows(row_bytes: usize) -> usize {
 }
 
 /// Rows of x up to which weights are read as a single stream.
-const STREAM_ROWS: usize = 4;
+pub(super) const STREAM_ROWS: usize = 4;
 /// How far ahead of that stream to prefetch.
 const PREFETCH_BYTES: usize = 4096;
 

@@ -8,6 +8,7 @@
 mod attention;
 mod element;
 mod linear;
+mod parts;
 mod pool;
 mod rows;
 mod simd;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::parts::Cursor;
 use crate::error::{Error, Result};
 
 /// How long a thread stays awake with nothing to do.
@@ -42,6 +43,7 @@ unsafe impl Send for SendJob {}
 pub(super) struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    cursors: Vec<Cursor>,
 }
 
 impl Pool {
@@ -56,7 +58,8 @@ impl Pool {
             sleepers: Mutex::new(0),
             wake: Condvar::new(),
         });
-        let mut pool = Pool { shared, threads: Vec::new() };
+        let cursors = (0..num_threads.max(1)).map(|_| Cursor::default()).collect();
+        let mut pool = Pool { shared, threads: Vec::new(), cursors };
         for worker in 1..num_threads.max(1) {
             let shared = pool.shared.clone();
             let thread = std::thread::Builder::new()
@@ -73,6 +76,11 @@ impl Pool {
     /// Threads, the caller included.
     pub(super) fn num_threads(&self) -> usize {
         self.threads.len() + 1
+    }
+
+    /// One cursor a thread, for dividing the work of one job.
+    pub(super) fn cursors(&self) -> &[Cursor] {
+        &self.cursors
     }
 
     /// Calls `job(0)` here and `job(1)`, `job(2)`... on the other threads; returns when all are

@@ -3,10 +3,10 @@
 
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::element::{Bf16, Element, F16, F32};
-use super::linear::{Product, WidenColumns, panel_rows};
+use super::linear::{Product, WidenColumns};
+use super::parts::Parts;
 use super::pool::Pool;
 use super::rows::{SiluMul, StageBf16, StageF32};
 use super::simd::{self, Isa};
@@ -153,9 +153,9 @@ impl Staging {
     ) {
         assert_eq!(out.cols(), weight.rows(), "linear: output columns");
         let out = Rows::of(out);
-        let parts = Parts::new(weight, pool.num_threads());
-        pool.run(&|_worker| {
-            while let Some(cols) = parts.take() {
+        let parts = Parts::new(pool, weight, self.rows);
+        pool.run(&|worker| {
+            while let Some(cols) = parts.take(worker) {
                 // SAFETY: threads have disjoint columns.
                 unsafe { self.columns(weight, bias, out.start(), cols) }
             }
@@ -176,9 +176,9 @@ impl Staging {
         let scratch = Rows::new(&mut self.gate, width);
         let out = Rows::of(out);
         let this = &*self;
-        let parts = Parts::new(gate, pool.num_threads());
-        pool.run(&|_worker| {
-            while let Some(cols) = parts.take() {
+        let parts = Parts::new(pool, gate, self.rows);
+        pool.run(&|worker| {
+            while let Some(cols) = parts.take(worker) {
                 // SAFETY: threads have disjoint columns; the instruction set is present.
                 unsafe {
                     this.columns(gate, None, scratch.start(), cols.clone());
@@ -253,27 +253,5 @@ impl Staging {
             out,
             n: weight.rows(),
         }
-    }
-}
-
-/// The output columns of a product, handed out to threads panel by panel as they get ready: a
-/// thread that is held up (by the system, by a slower core) leaves more to the others.
-struct Parts {
-    len: usize,
-    step: usize,
-    next: AtomicUsize,
-}
-
-impl Parts {
-    fn new(weight: &HostTensor, num_threads: usize) -> Parts {
-        let panel = panel_rows(weight.cols() * weight.dtype().size_bytes());
-        // One thread has nobody to share with.
-        let step = if num_threads == 1 { weight.rows().max(1) } else { panel };
-        Parts { len: weight.rows(), step, next: AtomicUsize::new(0) }
-    }
-
-    fn take(&self) -> Option<Range<usize>> {
-        let start = self.next.fetch_add(self.step, Ordering::Relaxed);
-        (start < self.len).then(|| start..self.len.min(start + self.step))
     }
 }
