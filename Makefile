@@ -31,7 +31,7 @@ ifeq ($(MODEL),$(DEMO_MODEL))
 chat: demo-model
 endif
 
-test: deps lint fixtures lib examples abi-test unit-test ## everything: lint, Rust, C and C++ tests
+test: deps lint fixtures lib examples c-test unit-test ## everything: lint, Rust, C and C++ tests
 
 # Optimised, with assertions and overflow checks (the profile is in Cargo.toml).
 unit-test: fixtures lib examples

@@ -30,7 +30,7 @@ WHOLE = -Wl,--whole-archive $(1) -Wl,--no-whole-archive
 HOOKS_PROFILE ?= checked
 HOOKS_TARGET := $(HOOKS_PROFILE)
 
-.PHONY: lib hooks-lib header examples install abi-test cargo-release
+.PHONY: lib hooks-lib header examples install abi-test c-test cargo-release
 
 lib: build/lib/libqwen.so ## libqwen.so and its header, in build/lib and include
 hooks-lib: build/hooks/libqwen.so
@@ -89,6 +89,8 @@ install: lib ## put library, headers, pkg-config and CMake files under PREFIX (a
 	$(TEMPLATE) include/qwenConfig.cmake.in > $(DESTDIR)$(LIBDIR)/cmake/qwen/qwenConfig.cmake
 	$(TEMPLATE) include/qwenConfigVersion.cmake.in > $(DESTDIR)$(LIBDIR)/cmake/qwen/qwenConfigVersion.cmake
 
-abi-test: lib hooks-lib examples ## header, symbols, C and C++ programs, sanitizers, installed tree
+abi-test: c-test ## header, symbols, C and C++ programs, sanitizers, installed tree
 	cargo test --locked --profile checked --test abi
+
+c-test: lib hooks-lib examples
 	tests/c/run.sh

@@ -1,7 +1,8 @@
 // qwen.hpp: qwen.h for C++17. Header-only, move-only objects that free themselves.
 //
-// What it is: the same functions with C++ types. qwen.h says what each does, its threads and its
-// errors. What it is not: another library; everything here is a call or two of qwen.h.
+// What it is: the functions of qwen.h that most programs need, with C++ types. qwen.h says what
+// each does, its threads and its errors. What it is not: another library; everything here is a call
+// or two of qwen.h.
 //
 // Every operation that can fail has two flavours: `chat(...)` throws qwen::Error, `try_chat(...)`
 // returns a Result. With exceptions off (-fno-exceptions) only the second is there.

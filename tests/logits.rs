@@ -13,7 +13,6 @@
 //!   without rounding must be within the measured noise.
 #![allow(clippy::expect_used, clippy::panic)]
 
-mod common;
 #[path = "common/ranks.rs"]
 mod ranks;
 

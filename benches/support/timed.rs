@@ -8,19 +8,20 @@ use qwen::error::Result;
 use qwen::tensor::HostTensor;
 
 /// Names of the ops that are timed, in the order of a layer.
-pub const OPS: [&str; 6] = ["add_norm", "linear", "rope_kv_write", "attention", "swiglu", "rest"];
+pub(crate) const OPS: [&str; 6] =
+    ["add_norm", "linear", "rope_kv_write", "attention", "swiglu", "rest"];
 
 /// Seconds spent in each op so far.
-pub type Times = std::sync::Arc<parking_lot::Mutex<[f64; OPS.len()]>>;
+pub(crate) type Times = std::sync::Arc<parking_lot::Mutex<[f64; OPS.len()]>>;
 
 /// `B`, timed.
-pub struct Timed<B> {
+pub(crate) struct Timed<B> {
     inner: B,
     times: Times,
 }
 
 impl<B: Backend> Timed<B> {
-    pub fn new(inner: B) -> (Timed<B>, Times) {
+    pub(crate) fn new(inner: B) -> (Timed<B>, Times) {
         let times = Times::default();
         (Timed { inner, times: times.clone() }, times)
     }

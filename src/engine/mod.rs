@@ -12,6 +12,7 @@
 //! that drop returns (it waits for the step that is running, no longer).
 
 mod completion;
+mod memory;
 mod metrics;
 mod open;
 pub mod options;

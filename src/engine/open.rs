@@ -19,16 +19,23 @@ use crate::batch::PAGE_TOKENS;
 use crate::checkpoint::names::{self, LayerTensor};
 use crate::checkpoint::shard::check_world;
 use crate::checkpoint::{Checkpoint, Source};
+use crate::engine::memory::available_bytes;
 use crate::engine::options::wrong;
 use crate::engine::{Engine, EngineOptions, EngineParts, Estimate, LoadProgress, LogHook};
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::generation::GenerationConfig;
 use crate::model::{Limits, Model, Placement, Progress, Rank};
+use crate::tensor::Dtype;
 use crate::text::tokenizer::Tokenizer;
 
 /// Sequences of full length that the KV cache holds when nothing else is said (and memory allows).
 const DEFAULT_FULL_SEQUENCES: usize = 4;
+
+/// Fewest pages worth opening an engine for: a question and a short answer.
+const FEWEST_PAGES: usize = 16;
+/// Largest head of the fast backend.
+const MAX_HEAD_DIM: usize = 256;
 
 /// Everything known about a checkpoint before its weights are touched.
 struct Plan {
@@ -90,15 +97,25 @@ fn plan(folder: &Path, options: &EngineOptions) -> Result<Plan> {
     let backend = choose_backend(options)?;
     let config = ModelConfig::open(folder)?;
     let generation = GenerationConfig::open(folder)?;
+    if config.head_dim > MAX_HEAD_DIM {
+        return Err(Error::Unsupported {
+            path: folder.join("config.json"),
+            field: "kv_channels".to_string(),
+            reason: format!("heads of {} elements, at most {MAX_HEAD_DIM}", config.head_dim),
+        });
+    }
     let world = options.tensor_parallel;
     check_world(config.num_heads, config.num_kv_heads, config.intermediate_size, world)?;
     let checkpoint = Checkpoint::open(folder)?;
+    check_layers(folder, &checkpoint, &config)?;
     let (dtype, ..) = checkpoint.shape(&names::layer(0, LayerTensor::QkvWeight))?;
     let head_elements = config.num_kv_heads * config.head_dim;
     let element_bytes = if backend == CpuBackend::Fast { dtype.size_bytes() } else { 4 };
-    let kv_token_bytes = (2 * config.num_layers * head_elements * element_bytes) as u64;
+    let kv_token_bytes = [config.num_layers, head_elements, element_bytes]
+        .iter()
+        .fold(2_u64, |bytes, factor| bytes.saturating_mul(*factor as u64));
     let mut estimate = Estimate {
-        weight_bytes: checkpoint.total_bytes(),
+        weight_bytes: weight_bytes(&checkpoint, backend, dtype, options),
         kv_cache_bytes: 0,
         kv_cache_tokens: 0,
         workspace_bytes: workspace_bytes(&config, options),
@@ -106,8 +123,8 @@ fn plan(folder: &Path, options: &EngineOptions) -> Result<Plan> {
         fits: false,
     };
     let num_pages = num_pages(&config, options, &estimate, kv_token_bytes);
-    estimate.kv_cache_tokens = (num_pages * PAGE_TOKENS) as u64;
-    estimate.kv_cache_bytes = estimate.kv_cache_tokens * kv_token_bytes;
+    estimate.kv_cache_tokens = (num_pages as u64).saturating_mul(PAGE_TOKENS as u64);
+    estimate.kv_cache_bytes = estimate.kv_cache_tokens.saturating_mul(kv_token_bytes);
     estimate.fits = needed_bytes(&estimate) <= estimate.available_bytes;
     let num_threads = num_threads(options, world)?;
     let source = weights_source(options, &estimate)?;
@@ -124,8 +141,36 @@ fn plan(folder: &Path, options: &EngineOptions) -> Result<Plan> {
     })
 }
 
+/// No layer may be left out silently: that would be another model.
+fn check_layers(folder: &Path, checkpoint: &Checkpoint, config: &ModelConfig) -> Result<()> {
+    let beyond = names::layer(config.num_layers, LayerTensor::QkvWeight);
+    if !checkpoint.contains(&beyond) {
+        return Ok(());
+    }
+    let reason = format!("num_hidden_layers is {}, but `{beyond}` is there", config.num_layers);
+    Err(Error::corrupt(&folder.join("config.json"), reason))
+}
+
 fn needed_bytes(estimate: &Estimate) -> u64 {
-    estimate.weight_bytes + estimate.kv_cache_bytes + estimate.workspace_bytes
+    let parts = [estimate.weight_bytes, estimate.kv_cache_bytes, estimate.workspace_bytes];
+    parts.into_iter().fold(0, u64::saturating_add)
+}
+
+/// Memory that the weights take: as stored; as f32 in the reference; twice where ranks cut their
+/// share out of a copy.
+fn weight_bytes(
+    checkpoint: &Checkpoint,
+    backend: CpuBackend,
+    dtype: Dtype,
+    options: &EngineOptions,
+) -> u64 {
+    let stored = checkpoint.total_bytes();
+    let is_cut_copy = options.tensor_parallel > 1 && options.weights == "copy";
+    match backend {
+        CpuBackend::Reference => stored.saturating_mul(4) / dtype.size_bytes() as u64,
+        CpuBackend::Fast if is_cut_copy => stored.saturating_mul(2),
+        CpuBackend::Fast => stored,
+    }
 }
 
 fn choose_backend(options: &EngineOptions) -> Result<CpuBackend> {
@@ -163,7 +208,8 @@ fn num_threads(options: &EngineOptions, world: usize) -> Result<usize> {
 }
 
 /// Pages of the KV cache: as asked, else a few full sequences within half of the free memory, but
-/// always at least one page.
+/// always enough for a short
+/// exchange (where even that does not fit, opening is refused).
 fn num_pages(
     config: &ModelConfig,
     options: &EngineOptions,
@@ -174,10 +220,10 @@ fn num_pages(
         return options.kv_cache_tokens.div_ceil(PAGE_TOKENS);
     }
     let wanted = options.context_tokens(config).saturating_mul(DEFAULT_FULL_SEQUENCES);
-    let weights = estimate.weight_bytes + estimate.workspace_bytes;
+    let weights = estimate.weight_bytes.saturating_add(estimate.workspace_bytes);
     let free = estimate.available_bytes.saturating_sub(weights) / 2;
     let affordable = usize::try_from(free / kv_token_bytes.max(1)).unwrap_or(usize::MAX);
-    (wanted.min(affordable) / PAGE_TOKENS).max(1)
+    (wanted.min(affordable) / PAGE_TOKENS).max(FEWEST_PAGES)
 }
 
 fn limits(plan_pages: usize, options: &EngineOptions) -> Limits {
@@ -197,15 +243,7 @@ fn workspace_bytes(config: &ModelConfig, options: &EngineOptions) -> u64 {
         + 4 * config.intermediate_size;
     let token_rows = limits.max_tokens as u64 * row as u64;
     let logits_rows = limits.max_logits_rows as u64 * 4 * config.vocab_size as u64;
-    4 * (token_rows + logits_rows)
-}
-
-/// Memory the operating system says can be had without swapping; `None` where it does not say.
-fn available_bytes() -> Option<u64> {
-    let report = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = report.lines().find(|line| line.starts_with("MemAvailable:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
+    4 * (token_rows + logits_rows).saturating_mul(options.tensor_parallel as u64)
 }
 
 /// The tokenizer must speak of rows that the model has, and mean the ids that the checkpoint means.
@@ -221,7 +259,8 @@ fn check_vocabulary(folder: &Path, tokenizer: &Tokenizer, plan: &Plan) -> Result
     }
     let end_of_text = tokenizer.end_of_text();
     let eos = &plan.generation.eos_token_ids;
-    if eos.is_empty() || eos.iter().any(|id| tokenizer.is_special(*id)) {
+    // Fine-tunes name <|im_end|>; the published files name <|endoftext|>.
+    if eos.is_empty() || eos.contains(&end_of_text) || eos.contains(&tokenizer.im_end()) {
         return Ok(());
     }
     let reason = format!(
@@ -238,7 +277,7 @@ fn load_ranks(
 ) -> Result<Vec<Box<dyn Rank>>> {
     let world = options.tensor_parallel;
     let comm: Arc<dyn Comm> = if world == 1 { Arc::new(Solo) } else { Threads::new(world) };
-    let total_bytes = plan.estimate.weight_bytes;
+    let total_bytes = plan.checkpoint.total_bytes();
     let mut done_bytes = 0;
     // Replicated tensors are read once a rank, copied ones twice, but the total counts them once.
     let mut advance = |bytes: u64| {
@@ -290,7 +329,7 @@ fn info(folder: &Path, plan: &Plan, options: &EngineOptions) -> serde_json::Valu
             "intermediate_size": config.intermediate_size,
             "vocab_size": config.vocab_size,
             "train_context_tokens": config.train_context_tokens,
-            "weight_bytes": plan.estimate.weight_bytes,
+            "weight_bytes": plan.checkpoint.total_bytes(),
         },
         "backend": backend,
         "num_threads": plan.num_threads,

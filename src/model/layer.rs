@@ -44,6 +44,8 @@ impl<B: Backend> Layer<B> {
         let width = config.intermediate_size;
         use LayerTensor::*;
         use Split::*;
+        // One staged input serves both products.
+        loader.same_dtype(&name(GateWeight), &name(UpWeight))?;
         Ok(Layer {
             index,
             attention_norm: loader.vector(&name(AttentionNorm), hidden, Replicated)?,

@@ -46,6 +46,20 @@ impl<B: Backend> Loader<'_, B> {
         Ok(self.checkpoint.shape(name)?.0)
     }
 
+    /// `Error::Argument` unless both tensors are stored in one dtype.
+    pub(super) fn same_dtype(&self, a: &str, b: &str) -> Result<()> {
+        let (first, second) = (self.dtype(a)?, self.dtype(b)?);
+        if first == second {
+            return Ok(());
+        }
+        let reason = format!(
+            "`{a}` is stored as {}, `{b}` as {}: they must be of one dtype",
+            first.name(),
+            second.name()
+        );
+        Err(Error::Argument { argument: "checkpoint", reason })
+    }
+
     fn fetch(
         &mut self,
         name: &str,

@@ -1,6 +1,8 @@
-//! What several integration tests share: replayable random numbers.
+//! What several integration tests share: replayable random numbers, helpers for ops.
 
 #![allow(dead_code, unreachable_pub, reason = "each test uses its part")]
+
+pub mod ops;
 
 use std::fmt;
 

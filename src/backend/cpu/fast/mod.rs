@@ -121,8 +121,8 @@ impl Backend for Fast {
     }
 
     fn kv_cache(&mut self, spec: KvSpec) -> Result<FastKv> {
-        if spec.head_dim > MAX_HEAD_DIM {
-            let reason = format!("heads of {} elements, at most {MAX_HEAD_DIM}", spec.head_dim);
+        if spec.head_dim > MAX_HEAD_DIM || !spec.head_dim.is_multiple_of(2) {
+            let reason = format!("{} is odd or over {MAX_HEAD_DIM}", spec.head_dim);
             return Err(Error::Argument { argument: "head_dim", reason });
         }
         Ok(FastKv(match spec.dtype {
@@ -315,6 +315,8 @@ impl Fast {
         let num_items = tiles.len() * heads.num_heads;
         let next = AtomicUsize::new(0);
         let (stride, dim) = (qkv.cols(), heads.head_dim);
+        assert!(qkv.rows() >= batch.num_tokens() && stride == heads.qkv_cols(), "attention: rows");
+        assert_eq!(out.cols(), heads.num_heads * dim, "attention: output columns");
         let out = Rows::of(out);
         self.pool.run(&|_worker| {
             loop {
@@ -334,9 +336,9 @@ impl Fast {
                         kv_head: head * heads.num_kv_heads / heads.num_heads,
                         pages: batch.pages(sequence),
                         position: batch.positions[row] as usize,
-                        queries: (qkv.row(row)[head * dim..].as_ptr(), stride),
+                        queries: (qkv.data().as_ptr().add(row * stride + head * dim), stride),
                         num_queries: QUERY_TILE.min(batch.rows(sequence).end - row),
-                        out: (out.row(row)[head * dim..].as_mut_ptr(), out.stride()),
+                        out: (out.start().add(row * out.stride() + head * dim), out.stride()),
                     };
                     simd::run(self.isa, tile);
                 }

@@ -128,7 +128,7 @@ pub(super) fn prefetch<T>(at: *const T) {
     let _ = at;
 }
 
-/// `e^x` with a relative error under 3e-7 for -87..=88; smaller x give about 1e-38.
+/// `e^x` with a relative error under 3e-7 for -87..=88; smaller x give about 1e-38, NaN gives NaN.
 ///
 /// Range reduction x = n ln 2 + r with |r| <= ln 2 / 2 (ln 2 split in two so that n ln 2 is
 /// exact), then the Taylor polynomial of degree 7: its remainder r^8/8! is below 6e-9.
@@ -137,7 +137,8 @@ pub(super) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
     const TAYLOR: [f32; 7] = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
     // SAFETY: only lane arithmetic; the caller has the instruction set.
     unsafe {
-        let x = S::min(S::max(x, S::splat(-87.0)), S::splat(88.0));
+        // NaN is in the second place of both, which is what comes out then.
+        let x = S::min(S::splat(88.0), S::max(S::splat(-87.0), x));
         let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
         let r = S::fma(n, S::splat(-0.693_359_4), x);
         let r = S::fma(n, S::splat(2.121_944_4e-4), r);

@@ -46,8 +46,22 @@ impl<T> Rows<T> {
     }
 
     /// The first element.
-    fn start(&self) -> *mut T {
+    pub(super) fn start(&self) -> *mut T {
         self.data
+    }
+
+    /// Columns `cols` of row `index`.
+    ///
+    /// # Safety
+    /// As `row`; only these columns count as used.
+    #[expect(clippy::mut_from_ref, reason = "parts are handed out once by the caller's word")]
+    pub(super) unsafe fn part(&self, index: usize, cols: Range<usize>) -> &mut [T] {
+        assert!((index + 1) * self.stride <= self.len && cols.end <= self.stride, "outside");
+        // SAFETY: the part is inside the matrix.
+        unsafe {
+            let start = self.data.add(index * self.stride + cols.start);
+            std::slice::from_raw_parts_mut(start, cols.len())
+        }
     }
 
     /// Row `index`.
@@ -152,6 +166,7 @@ impl Staging {
         out: &mut HostBuffer,
     ) {
         assert_eq!(out.cols(), weight.rows(), "linear: output columns");
+        assert!(bias.is_none_or(|bias| bias.len() == weight.rows()), "linear: bias");
         let out = Rows::of(out);
         let parts = Parts::new(pool, weight, self.rows);
         pool.run(&|worker| {
@@ -173,6 +188,8 @@ impl Staging {
     ) {
         let width = gate.rows();
         assert_eq!((out.cols(), up.rows()), (width, width), "swiglu: widths");
+        assert_eq!(gate.dtype(), up.dtype(), "swiglu: the input is staged for one dtype");
+        assert!(self.rows * width <= self.gate.len(), "swiglu: the buffers are another backend's");
         let scratch = Rows::new(&mut self.gate, width);
         let out = Rows::of(out);
         let this = &*self;
@@ -184,8 +201,8 @@ impl Staging {
                     this.columns(gate, None, scratch.start(), cols.clone());
                     this.columns(up, None, out.start(), cols.clone());
                     for row in 0..this.rows {
-                        let gate = &scratch.row(row)[cols.clone()];
-                        let out = &mut out.row(row)[cols.clone()];
+                        let gate = scratch.part(row, cols.clone());
+                        let out = out.part(row, cols.clone());
                         simd::run(this.isa, SiluMul { gate, out });
                     }
                 }
@@ -209,7 +226,7 @@ impl Staging {
         unsafe {
             match (self.form, weight.dtype()) {
                 #[cfg(target_arch = "x86_64")]
-                (Form::Bits, _) => {
+                (Form::Bits, Dtype::Bf16) => {
                     let product = self.product(self.bits.as_ptr(), weight, bias, out);
                     super::linear::bf16::columns(&product, cols);
                 }

@@ -1,0 +1,88 @@
+//! Opening engines on folders that are wrong as a whole: each part may be sound by itself.
+#![allow(clippy::expect_used, clippy::panic)]
+
+use std::path::{Path, PathBuf};
+
+use qwen::engine::{Engine, EngineOptions};
+use qwen::error::Error;
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+fn fails(folder: &Path, options: &EngineOptions) -> Error {
+    match Engine::open(folder, options, None, &mut |_| true) {
+        Ok(_) => panic!("{} opened", folder.display()),
+        Err(error) => error,
+    }
+}
+
+/// A copy of a tiny checkpoint for a test to spoil.
+fn copy(name: &str, to: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("qwen-open-{}-{to}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    for entry in std::fs::read_dir(data(name)).expect("the tiny checkpoint") {
+        let path = entry.expect("an entry").path();
+        std::fs::copy(&path, folder.join(path.file_name().expect("a name"))).expect("a copy");
+    }
+    folder
+}
+
+#[test]
+fn a_vocabulary_with_more_ids_than_rows_is_refused() {
+    let error = fails(&data("hostile/vocabulary-over-rows"), &EngineOptions::default());
+    assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+    assert!(error.to_string().contains("rows"), "{error}");
+}
+
+/// Cut at a line's end it is a sound vocabulary, of another model: every special id moves.
+#[test]
+fn a_vocabulary_cut_short_is_refused() {
+    let folder = copy("tiny/plain-f32", "cut");
+    let path = folder.join("qwen.tiktoken");
+    let text = std::fs::read_to_string(&path).expect("the vocabulary");
+    let lines: Vec<&str> = text.lines().collect();
+    std::fs::write(&path, lines[..lines.len() - 5].join("\n")).expect("a shorter vocabulary");
+    let error = fails(&folder, &EngineOptions::default());
+    std::fs::remove_dir_all(&folder).expect("clean up");
+    assert!(error.to_string().contains("eos_token_id"), "{error}");
+}
+
+#[test]
+fn fewer_layers_than_the_files_hold_are_refused() {
+    let folder = copy("tiny/plain-f32", "layers");
+    let path = folder.join("config.json");
+    let text = std::fs::read_to_string(&path).expect("config.json");
+    let mut config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    config["num_hidden_layers"] = 1.into();
+    std::fs::write(&path, config.to_string()).expect("a config");
+    let error = fails(&folder, &EngineOptions::default());
+    std::fs::remove_dir_all(&folder).expect("clean up");
+    assert!(error.to_string().contains("num_hidden_layers"), "{error}");
+}
+
+#[test]
+fn a_world_that_does_not_divide_the_heads_is_refused() {
+    let options = EngineOptions { tensor_parallel: 3, ..EngineOptions::default() };
+    let error = fails(&data("tiny/plain-f32"), &options);
+    assert!(matches!(&error, Error::Option { key, .. } if key == "tensor_parallel"), "{error}");
+    assert!(error.to_string().contains("[1, 2, 4]"), "{error}");
+}
+
+/// Estimates never wrap, whatever is asked for.
+#[test]
+fn a_cache_that_cannot_fit_is_refused_with_the_numbers() {
+    let options = EngineOptions { kv_cache_tokens: u32::MAX as usize, ..EngineOptions::default() };
+    let folder = data("tiny/plain-f32");
+    let estimate = Engine::estimate(&folder, &options).expect("an estimate");
+    assert!(!estimate.fits && estimate.kv_cache_bytes > 1 << 36);
+    let error = fails(&folder, &options);
+    assert!(matches!(error, Error::OutOfHostMemory { .. }), "{error}");
+}
+
+#[test]
+fn loading_can_be_cancelled() {
+    let opened =
+        Engine::open(&data("tiny/plain-f32"), &EngineOptions::default(), None, &mut |_| false);
+    assert!(matches!(opened, Err(Error::Cancelled)));
+}
