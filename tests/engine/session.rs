@@ -178,6 +178,42 @@ fn a_second_thread_finds_the_session_busy() {
 }
 
 #[test]
+fn a_cancel_before_the_request_is_made_is_not_lost() {
+    let (engine, control) = lab().start();
+    let session = Session::new(&engine, None);
+    let text = "x".repeat(4000);
+    for _ in 0..20 {
+        control.hold();
+        let reply = std::thread::scope(|scope| {
+            let chat = scope.spawn(|| {
+                loop {
+                    match session.chat(&text, &endless(50), &mut on) {
+                        // The other thread was looking.
+                        Err(Error::Busy { .. }) => {}
+                        reply => return reply,
+                    }
+                }
+            });
+            wait_until_busy(&session);
+            session.cancel(false).expect("any time");
+            control.release();
+            chat.join().expect("no panic")
+        });
+        assert_eq!(reply, Err(Error::Cancelled));
+    }
+    session.cancel(false).expect("nothing to cancel");
+    assert!(session.chat("q", &endless(3), &mut on).is_ok(), "an old wish is none");
+}
+
+/// No pause between looks: the time between entry and request is short.
+fn wait_until_busy(session: &Session) {
+    let start = std::time::Instant::now();
+    while session.messages().is_ok() {
+        assert!(start.elapsed() < LONG, "nobody came");
+    }
+}
+
+#[test]
 fn a_panicking_callback_leaves_the_session_usable() {
     let (engine, _) = lab().start();
     let session = Session::new(&engine, Some("s".into()));
