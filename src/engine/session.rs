@@ -131,22 +131,30 @@ impl Session {
         Ok(self.history.lock().messages())
     }
 
-    /// Appends messages as they are, nothing generated. Roles must alternate user, assistant, and
-    /// end with an assistant's; all or nothing.
-    pub fn append(&self, messages: Vec<Message>) -> Result<()> {
+    /// Appends messages as they are, nothing generated. A system message at their beginning replaces
+    /// the session's; after it, roles must alternate user, assistant, and end with an assistant's.
+    /// All or nothing.
+    pub fn append(&self, mut messages: Vec<Message>) -> Result<()> {
         let _visit = self.enter()?;
+        let leads = messages.first().is_some_and(|message| message.role == Role::System);
+        let system = leads.then(|| messages.remove(0).content);
         let expected = [Role::User, Role::Assistant].into_iter().cycle();
         let misplaced =
             messages.iter().zip(expected).position(|(message, role)| message.role != role);
         if let Some(index) = misplaced {
             return Err(wrong_messages(format!(
-                "message {index}: roles must alternate user, assistant"
+                "message {}: roles must alternate user, assistant",
+                index + usize::from(leads)
             )));
         }
         if !messages.len().is_multiple_of(2) {
             return Err(wrong_messages("the last user message has no reply".to_string()));
         }
-        self.history.lock().turns.extend(messages);
+        let mut history = self.history.lock();
+        if let Some(system) = system {
+            history.system = system;
+        }
+        history.turns.extend(messages);
         Ok(())
     }
 

@@ -128,6 +128,10 @@ fn history_can_be_edited() {
         let refused = session.append(messages);
         assert!(matches!(refused, Err(Error::Argument { argument: "messages", .. })));
     }
+    let leading: Vec<_> = [message(Role::System, "first")].into_iter().chain(pair(3)).collect();
+    session.append(leading).expect("a system message and a pair");
+    assert_eq!(contents(&session), ["first", "q0", "a0", "q1", "a1", "q2", "a2", "q3", "a3"]);
+    session.truncate(3).expect("free");
     session.set_system(Some("new".into())).expect("free");
     assert_eq!(contents(&session), ["new", "q0", "a0", "q1", "a1", "q2", "a2"]);
     session.truncate(1).expect("free");
