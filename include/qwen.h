@@ -221,7 +221,8 @@ typedef struct qwen_options qwen_options;
 typedef struct qwen_queue qwen_queue;
 
 /// A request for one reply. Any thread may submit, cancel and free it; one at a time may read it.
-/// Free it with qwen_request_free.
+/// It holds its engine open, also when qwen_engine_free was called. Free it with
+/// qwen_request_free.
 typedef struct qwen_request qwen_request;
 
 /// A conversation. One thread at a time: a call during another thread's call gets QWEN_E_BUSY.

@@ -23,18 +23,22 @@ use crate::error::{Error, Result};
 use crate::text::chat::{Message, parse_messages};
 
 /// A request for one reply. Any thread may submit, cancel and free it; one at a time may read it.
-/// Free it with qwen_request_free.
+/// It holds its engine open, also when qwen_engine_free was called. Free it with
+/// qwen_request_free.
 pub struct qwen_request(Arc<Ticket>);
 
 /// The inside of `qwen_request`.
 pub(super) struct Ticket {
+    /// Held open until the request is freed: the caller may free its engine right after submitting,
+    /// and an engine that nobody holds cancels its requests.
+    engine: Engine,
     state: Mutex<State>,
     /// The thread that is reading events, if one is.
     reader: Mutex<Option<ThreadId>>,
 }
 
 enum State {
-    Made { engine: Engine, prompt: Prompt, params: Box<GenerationParams> },
+    Made { prompt: Prompt, params: Box<GenerationParams> },
     Submitted { request: Request, queued: bool },
 }
 
@@ -52,19 +56,19 @@ impl Handle for qwen_request {
 
 impl Ticket {
     fn made(engine: Engine, prompt: Prompt, params: GenerationParams) -> qwen_request {
-        let state = Mutex::new(State::Made { engine, prompt, params: Box::new(params) });
-        qwen_request(Arc::new(Ticket { state, reader: Mutex::new(None) }))
+        let state = Mutex::new(State::Made { prompt, params: Box::new(params) });
+        qwen_request(Arc::new(Ticket { engine, state, reader: Mutex::new(None) }))
     }
 
     fn submit(&self, queue: Option<(Arc<CompletionQueue>, u64)>) -> Result<()> {
         let mut state = self.state.lock();
-        let State::Made { engine, prompt, params } = &*state else {
+        let State::Made { prompt, params } = &*state else {
             return Err(Error::State { reason: "the request is submitted already".to_string() });
         };
         let queued = queue.is_some();
         let request = match prompt {
-            Prompt::Chat(messages) => engine.submit_chat(messages, params, queue),
-            Prompt::Tokens(ids) => engine.submit_tokens(ids.clone(), params, queue),
+            Prompt::Chat(messages) => self.engine.submit_chat(messages, params, queue),
+            Prompt::Tokens(ids) => self.engine.submit_tokens(ids.clone(), params, queue),
         }?;
         *state = State::Submitted { request, queued };
         Ok(())
