@@ -641,12 +641,12 @@ int32_t qwen_request_run(qwen_request *request,
                          qwen_error **err);
 
 /// Ends a request within one step of the engine; `how` is QWEN_STOP (its last event is a
-/// QWEN_EVENT_FINISHED) or QWEN_CANCEL (a QWEN_EVENT_FAILED with QWEN_E_CANCELLED). Nothing happens to one that has ended. Any thread, also from its own callback; does not wait.
+/// QWEN_EVENT_FINISHED) or QWEN_CANCEL (a QWEN_EVENT_FAILED with QWEN_E_CANCELLED). Nothing happens
+/// to one that has ended. One that another thread is submitting ends as soon as it is submitted.
+/// Any thread, also from its own callback; does not wait.
 ///
-/// Errors: QWEN_E_STATE for a request that is not submitted; QWEN_E_ARG.
-int32_t qwen_request_cancel(qwen_request *request,
-                            int32_t how,
-                            qwen_error **err);
+/// Errors: QWEN_E_STATE for a request that is not submitted; QWEN_E_ARG; QWEN_E_FORKED.
+int32_t qwen_request_cancel(qwen_request *request, int32_t how, qwen_error **err);
 
 /// Frees a request; one that runs is cancelled. Any thread, also from its own callback. NULL is
 /// nothing.
