@@ -221,7 +221,8 @@ typedef struct qwen_options qwen_options;
 typedef struct qwen_queue qwen_queue;
 
 /// A request for one reply. Any thread may submit, cancel and free it; one at a time may read it.
-/// Free it with qwen_request_free.
+/// It holds its engine open, also when qwen_engine_free was called. Free it with
+/// qwen_request_free.
 typedef struct qwen_request qwen_request;
 
 /// A conversation. One thread at a time: a call during another thread's call gets QWEN_E_BUSY.
@@ -387,7 +388,8 @@ int32_t qwen_options_merge_json(qwen_options *options,
 int32_t qwen_options_get_json(const qwen_options *options, qwen_buf **json, qwen_error **err);
 
 /// Describes every key of a kind, as JSON: `{"kind", "options": [{"key", "type", "minimum",
-/// "maximum", "choices", "default", "about"}...]}`. The default "checkpoint" stands for what the
+/// "maximum", "choices", "default", "about"}...]}`; "above" instead of "minimum" where that number
+/// itself is not allowed. The default "checkpoint" stands for what the
 /// checkpoint's generation_config.json says. The caller frees `json`. Any thread.
 ///
 /// Errors: QWEN_E_ARG for an unknown kind.
@@ -640,12 +642,12 @@ int32_t qwen_request_run(qwen_request *request,
                          qwen_error **err);
 
 /// Ends a request within one step of the engine; `how` is QWEN_STOP (its last event is a
-/// QWEN_EVENT_FINISHED) or QWEN_CANCEL (a QWEN_EVENT_FAILED with QWEN_E_CANCELLED). Nothing happens to one that has ended. Any thread, also from its own callback; does not wait.
+/// QWEN_EVENT_FINISHED) or QWEN_CANCEL (a QWEN_EVENT_FAILED with QWEN_E_CANCELLED). Nothing happens
+/// to one that has ended. One that another thread is submitting ends as soon as it is submitted.
+/// Any thread, also from its own callback; does not wait.
 ///
-/// Errors: QWEN_E_STATE for a request that is not submitted; QWEN_E_ARG.
-int32_t qwen_request_cancel(qwen_request *request,
-                            int32_t how,
-                            qwen_error **err);
+/// Errors: QWEN_E_STATE for a request that is not submitted; QWEN_E_ARG; QWEN_E_FORKED.
+int32_t qwen_request_cancel(qwen_request *request, int32_t how, qwen_error **err);
 
 /// Frees a request; one that runs is cancelled. Any thread, also from its own callback. NULL is
 /// nothing.

@@ -141,7 +141,7 @@ mod tests {
     fn odd_value(shape: Shape) -> Value {
         match shape {
             Shape::Integer(..) => json!(3),
-            Shape::Number(..) => json!(0.25),
+            Shape::Number(..) | Shape::Above(..) => json!(0.25),
             Shape::Flag => json!(true),
             Shape::Choice(choices) => json!(choices[1]),
             Shape::Text => json!("x"),

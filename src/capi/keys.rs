@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::fields::engine_values;
 use crate::engine::EngineOptions;
+use crate::engine::options::{MAX_STOP_BYTES, MAX_THREADS};
 use crate::error::{Error, Result};
 
 /// Longest text an option holds, in bytes.
@@ -42,13 +43,15 @@ pub(super) enum Shape {
     Integer(i64, i64),
     /// A number from `.0` to `.1`.
     Number(f64, f64),
+    /// A number above `.0` and at most `.1`.
+    Above(f64, f64),
     /// true or false.
     Flag,
     /// One of these texts.
     Choice(&'static [&'static str]),
     /// Any text.
     Text,
-    /// A list of texts, none empty; a text alone is a list of one.
+    /// A list of stop texts, none empty; a text alone is a list of one.
     Texts,
     /// A list of token ids; an id alone is a list of one.
     Ids,
@@ -88,7 +91,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
     engine(
         "num_threads",
-        Shape::Integer(0, 4096),
+        Shape::Integer(0, MAX_THREADS as i64),
         "CPU threads of each rank; 0: the machine's cores divided by the ranks",
     ),
     engine("tensor_parallel", Shape::Integer(1, 64), "ranks that share the model"),
@@ -125,7 +128,7 @@ pub(super) const KEYS: &[Key] = &[
     },
     generation("temperature", Shape::Number(0.0, 100.0), "0: always the likeliest token"),
     generation("top_k", Shape::Integer(0, MAX_TOKENS), "keep the k likeliest tokens; 0: off"),
-    generation("top_p", Shape::Number(0.0, 1.0), "keep the likeliest tokens of this mass; 1: off"),
+    generation("top_p", Shape::Above(0.0, 1.0), "keep the likeliest tokens of this mass; 1: off"),
     generation("min_p", Shape::Number(0.0, 1.0), "least share of the likeliest; 0: off"),
     generation(
         "repetition_penalty",
@@ -191,12 +194,16 @@ impl Shape {
             Shape::Number(low, high) => {
                 value.as_f64().filter(|n| (low..=high).contains(n)).map(Value::from)
             }
+            // The engine computes in f32, where a tiny number is 0.
+            Shape::Above(low, high) => {
+                value.as_f64().filter(|&n| n as f32 > low as f32 && n <= high).map(Value::from)
+            }
             Shape::Flag => flag(&value).map(Value::from),
             Shape::Choice(choices) => {
                 value.as_str().filter(|text| choices.contains(text)).map(Value::from)
             }
-            Shape::Text => Some(value).filter(|value| short_text(value, 0)),
-            Shape::Texts => list(value, |value| short_text(value, 1)),
+            Shape::Text => Some(value).filter(|value| short_text(value, 0, MAX_TEXT_BYTES)),
+            Shape::Texts => list(value, |value| short_text(value, 1, MAX_STOP_BYTES)),
             Shape::Ids => {
                 list(value, |value| value.as_u64().is_some_and(|id| u32::try_from(id).is_ok()))
             }
@@ -208,10 +215,13 @@ impl Shape {
         match self {
             Shape::Integer(low, high) => format!("wants a whole number from {low} to {high}"),
             Shape::Number(low, high) => format!("wants a number from {low} to {high}"),
+            Shape::Above(low, high) => format!("wants a number above {low}, at most {high}"),
             Shape::Flag => "wants true or false".to_string(),
             Shape::Choice(choices) => format!("wants one of: {}", choices.join(", ")),
             Shape::Text => format!("wants a text of at most {MAX_TEXT_BYTES} bytes"),
-            Shape::Texts => format!("wants at most {MAX_ITEMS} texts, none empty"),
+            Shape::Texts => {
+                format!("wants at most {MAX_ITEMS} texts of 1 to {MAX_STOP_BYTES} bytes")
+            }
             Shape::Ids => format!("wants at most {MAX_ITEMS} token ids"),
         }
     }
@@ -220,6 +230,7 @@ impl Shape {
         let (name, limits) = match self {
             Shape::Integer(low, high) => ("integer", Some((json!(low), json!(high)))),
             Shape::Number(low, high) => ("number", Some((json!(low), json!(high)))),
+            Shape::Above(_, high) => ("number", Some((Value::Null, json!(high)))),
             Shape::Flag => ("boolean", None),
             Shape::Choice(_) | Shape::Text => ("string", None),
             Shape::Texts => ("strings", None),
@@ -227,7 +238,10 @@ impl Shape {
         };
         object.insert("type".into(), json!(name));
         if let Some((low, high)) = limits {
-            object.insert("minimum".into(), low);
+            match self {
+                Shape::Above(low, _) => object.insert("above".into(), json!(low)),
+                _ => object.insert("minimum".into(), low),
+            };
             object.insert("maximum".into(), high);
         }
         if let Shape::Choice(choices) = self {
@@ -254,8 +268,8 @@ fn flag(value: &Value) -> Option<bool> {
     })
 }
 
-fn short_text(value: &Value, min_bytes: usize) -> bool {
-    value.as_str().is_some_and(|text| (min_bytes..=MAX_TEXT_BYTES).contains(&text.len()))
+fn short_text(value: &Value, min_bytes: usize, max_bytes: usize) -> bool {
+    value.as_str().is_some_and(|text| (min_bytes..=max_bytes).contains(&text.len()))
 }
 
 fn list(value: Value, fits: impl Fn(&Value) -> bool) -> Option<Value> {
@@ -287,14 +301,18 @@ mod tests {
             (Kind::Generation, "temperature", json!(-0.1)),
             (Kind::Generation, "temperature", json!("hot")),
             (Kind::Generation, "top_p", json!(1.5)),
+            (Kind::Generation, "top_p", json!(0)),
+            (Kind::Generation, "top_p", json!(1e-60)),
             (Kind::Generation, "max_tokens", json!(0)),
             (Kind::Generation, "max_tokens", json!(2.5)),
             (Kind::Generation, "seed", json!(-1)),
             (Kind::Generation, "stop", json!([""])),
             (Kind::Generation, "stop", json!(vec!["x"; MAX_ITEMS + 1])),
+            (Kind::Generation, "stop", json!("x".repeat(MAX_STOP_BYTES + 1))),
             (Kind::Generation, "stop_token_ids", json!([4_294_967_296_u64])),
             (Kind::Generation, "ignore_eos", json!(2)),
             (Kind::Engine, "backend", json!("abacus")),
+            (Kind::Engine, "num_threads", json!(MAX_THREADS + 1)),
             (Kind::Session, "system", json!(5)),
         ];
         for (kind, name, value) in refused {

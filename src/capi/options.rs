@@ -245,7 +245,8 @@ pub unsafe extern "C" fn qwen_options_get_json(
 }
 
 /// Describes every key of a kind, as JSON: `{"kind", "options": [{"key", "type", "minimum",
-/// "maximum", "choices", "default", "about"}...]}`. The default "checkpoint" stands for what the
+/// "maximum", "choices", "default", "about"}...]}`; "above" instead of "minimum" where that number
+/// itself is not allowed. The default "checkpoint" stands for what the
 /// checkpoint's generation_config.json says. The caller frees `json`. Any thread.
 ///
 /// Errors: QWEN_E_ARG for an unknown kind.

@@ -23,18 +23,27 @@ use crate::error::{Error, Result};
 use crate::text::chat::{Message, parse_messages};
 
 /// A request for one reply. Any thread may submit, cancel and free it; one at a time may read it.
-/// Free it with qwen_request_free.
+/// It holds its engine open, also when qwen_engine_free was called. Free it with
+/// qwen_request_free.
 pub struct qwen_request(Arc<Ticket>);
 
 /// The inside of `qwen_request`.
 pub(super) struct Ticket {
+    /// Held open until the request is freed: the caller may free its engine right after submitting,
+    /// and an engine that nobody holds cancels its requests.
+    engine: Engine,
+    prompt: Prompt,
+    params: GenerationParams,
+    /// Never locked for longer than a look or a change.
     state: Mutex<State>,
     /// The thread that is reading events, if one is.
     reader: Mutex<Option<ThreadId>>,
 }
 
+/// `wish` is a `cancel(keep)` that came while the prompt was rendered: no call waits for that.
 enum State {
-    Made { engine: Engine, prompt: Prompt, params: Box<GenerationParams> },
+    Made { wish: Option<bool> },
+    Submitting { wish: Option<bool> },
     Submitted { request: Request, queued: bool },
 }
 
@@ -52,30 +61,49 @@ impl Handle for qwen_request {
 
 impl Ticket {
     fn made(engine: Engine, prompt: Prompt, params: GenerationParams) -> qwen_request {
-        let state = Mutex::new(State::Made { engine, prompt, params: Box::new(params) });
-        qwen_request(Arc::new(Ticket { state, reader: Mutex::new(None) }))
+        let state = Mutex::new(State::Made { wish: None });
+        let reader = Mutex::new(None);
+        qwen_request(Arc::new(Ticket { engine, prompt, params, state, reader }))
     }
 
     fn submit(&self, queue: Option<(Arc<CompletionQueue>, u64)>) -> Result<()> {
-        let mut state = self.state.lock();
-        let State::Made { engine, prompt, params } = &*state else {
-            return Err(Error::State { reason: "the request is submitted already".to_string() });
-        };
+        self.engine.check_process()?;
+        let submission = self.begin()?;
         let queued = queue.is_some();
-        let request = match prompt {
+        let (engine, params) = (&self.engine, &self.params);
+        let request = match &self.prompt {
             Prompt::Chat(messages) => engine.submit_chat(messages, params, queue),
             Prompt::Tokens(ids) => engine.submit_tokens(ids.clone(), params, queue),
         }?;
-        *state = State::Submitted { request, queued };
+        submission.succeed(request, queued);
+        Ok(())
+    }
+
+    /// Makes this call the one that submits, until the result is dropped.
+    fn begin(&self) -> Result<Submission<'_>> {
+        let mut state = self.state.lock();
+        let State::Made { wish } = *state else {
+            return Err(Error::State { reason: "the request is submitted already".to_string() });
+        };
+        *state = State::Submitting { wish };
+        Ok(Submission { ticket: self })
+    }
+
+    fn cancel(&self, keep: bool) -> Result<()> {
+        self.engine.check_process()?;
+        match &mut *self.state.lock() {
+            State::Submitted { request, .. } => request.cancel(keep),
+            // As with a running request, the first wish stands.
+            State::Submitting { wish } => _ = wish.get_or_insert(keep),
+            State::Made { .. } => return Err(not_submitted()),
+        }
         Ok(())
     }
 
     /// The running request, whose events are read here and nowhere else.
     fn readable(&self) -> Result<Request> {
         match &*self.state.lock() {
-            State::Made { .. } => {
-                Err(Error::State { reason: "the request is not submitted yet".to_string() })
-            }
+            State::Made { .. } | State::Submitting { .. } => Err(not_submitted()),
             State::Submitted { queued: true, .. } => {
                 Err(Error::State { reason: "the request's events go to its queue".to_string() })
             }
@@ -85,6 +113,7 @@ impl Ticket {
 
     /// Makes this thread the one that reads, until the result is dropped.
     fn read(&self) -> Result<Reading<'_>> {
+        self.engine.check_process()?;
         let me = std::thread::current().id();
         let mut reader = self.reader.lock();
         match *reader {
@@ -93,6 +122,35 @@ impl Ticket {
             Some(_) => return Err(Error::Busy { object: "request" }),
         }
         Ok(Reading { ticket: self })
+    }
+}
+
+fn not_submitted() -> Error {
+    Error::State { reason: "the request is not submitted yet".to_string() }
+}
+
+/// Proof that this call is the one that submits. Its drop makes the request as it was, unless it
+/// succeeded; a cancel stays, so that it also ends a second submit.
+struct Submission<'a> {
+    ticket: &'a Ticket,
+}
+
+impl Submission<'_> {
+    fn succeed(self, request: Request, queued: bool) {
+        let mut state = self.ticket.state.lock();
+        if let State::Submitting { wish: Some(keep) } = *state {
+            request.cancel(keep);
+        }
+        *state = State::Submitted { request, queued };
+    }
+}
+
+impl Drop for Submission<'_> {
+    fn drop(&mut self) {
+        let mut state = self.ticket.state.lock();
+        if let State::Submitting { wish } = *state {
+            *state = State::Made { wish };
+        }
     }
 }
 
@@ -247,9 +305,11 @@ fn run(request: &Request, listener: &mut Listener) -> Result<()> {
 }
 
 /// Ends a request within one step of the engine; `how` is QWEN_STOP (its last event is a
-/// QWEN_EVENT_FINISHED) or QWEN_CANCEL (a QWEN_EVENT_FAILED with QWEN_E_CANCELLED). Nothing happens to one that has ended. Any thread, also from its own callback; does not wait.
+/// QWEN_EVENT_FINISHED) or QWEN_CANCEL (a QWEN_EVENT_FAILED with QWEN_E_CANCELLED). Nothing happens
+/// to one that has ended. One that another thread is submitting ends as soon as it is submitted.
+/// Any thread, also from its own callback; does not wait.
 ///
-/// Errors: QWEN_E_STATE for a request that is not submitted; QWEN_E_ARG.
+/// Errors: QWEN_E_STATE for a request that is not submitted; QWEN_E_ARG; QWEN_E_FORKED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qwen_request_cancel(
     request: *mut qwen_request,
@@ -259,15 +319,7 @@ pub unsafe extern "C" fn qwen_request_cancel(
     guard("qwen_request_cancel", err, || {
         // SAFETY: the caller gives a live request or NULL.
         let ticket = unsafe { handle("request", request) }?;
-        let keep = keeps(how)?;
-        match &*ticket.state.lock() {
-            State::Submitted { request, .. } => request.cancel(keep),
-            State::Made { .. } => {
-                let reason = "the request is not submitted yet".to_string();
-                return Err(Error::State { reason });
-            }
-        }
-        Ok(())
+        ticket.cancel(keeps(how)?)
     })
 }
 

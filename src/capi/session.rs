@@ -15,7 +15,7 @@ use super::guard::guard;
 use super::options::{generation_params, qwen_options, session_system};
 use crate::engine::Engine;
 use crate::engine::session::Session;
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::text::chat::{Message, Role, parse_messages};
 
 /// A conversation. One thread at a time: a call during another thread's call gets QWEN_E_BUSY.
@@ -197,18 +197,8 @@ pub unsafe extern "C" fn qwen_session_append_json(
         let inside = unsafe { handle("session", session) }?;
         // SAFETY: the caller gives a text as the header says.
         let messages = unsafe { text("messages", messages, messages_len) }?;
-        append(&inside.session, parse_messages(messages)?)
+        inside.session.append(parse_messages(messages)?)
     })
-}
-
-fn append(session: &Session, mut messages: Vec<Message>) -> Result<()> {
-    let leads = messages.first().is_some_and(|message| message.role == Role::System);
-    let system = leads.then(|| messages.remove(0).content);
-    session.append(messages)?;
-    match system {
-        Some(system) => session.set_system(Some(system)),
-        None => Ok(()),
-    }
 }
 
 /// Keeps the first `num_turns` turns (a turn is a user message and its reply); 0 forgets all. The

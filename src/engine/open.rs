@@ -20,7 +20,7 @@ use crate::checkpoint::names::{self, LayerTensor};
 use crate::checkpoint::shard::check_world;
 use crate::checkpoint::{Checkpoint, Source};
 use crate::engine::memory::available_bytes;
-use crate::engine::options::wrong;
+use crate::engine::options::{MAX_THREADS, wrong};
 use crate::engine::{Engine, EngineOptions, EngineParts, Estimate, LoadProgress, LogHook};
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
@@ -194,7 +194,6 @@ fn weights_source(options: &EngineOptions, estimate: &Estimate) -> Result<Source
 }
 
 fn num_threads(options: &EngineOptions, world: usize) -> Result<usize> {
-    const MOST: usize = 1024;
     let given = match options.num_threads {
         0 => std::env::var("QWEN_NUM_THREADS").ok().and_then(|text| text.parse().ok()).unwrap_or(0),
         chosen => chosen,
@@ -202,8 +201,8 @@ fn num_threads(options: &EngineOptions, world: usize) -> Result<usize> {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     match given {
         0 => Ok((cores() / world).max(1)),
-        1..=MOST => Ok(given),
-        _ => Err(wrong("num_threads", format!("must be at most {MOST}, is {given}"))),
+        1..=MAX_THREADS => Ok(given),
+        _ => Err(wrong("num_threads", format!("must be at most {MAX_THREADS}, is {given}"))),
     }
 }
 

@@ -68,6 +68,9 @@ impl EngineOptions {
     }
 }
 
+/// Most CPU threads of one rank.
+pub(crate) const MAX_THREADS: usize = 1024;
+
 /// How one reply is generated. Defaults come from the checkpoint's `generation_config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationParams {
@@ -88,7 +91,7 @@ pub struct GenerationParams {
 /// Most stop texts and stop ids of one request.
 const MAX_STOPS: usize = 256;
 /// Longest stop text, in bytes: as much as the stream may have to hold back.
-const MAX_STOP_BYTES: usize = 4096;
+pub(crate) const MAX_STOP_BYTES: usize = 4096;
 
 impl GenerationParams {
     /// The checkpoint's defaults, with `seed`.

@@ -39,9 +39,17 @@ pub struct Session {
     engine: Engine,
     /// The thread inside a call.
     user: Mutex<Option<ThreadId>>,
-    /// The reply that is being made.
-    running: Mutex<Option<Request>>,
+    running: Mutex<Running>,
     history: Mutex<History>,
+}
+
+/// The reply that is being made.
+#[derive(Default)]
+struct Running {
+    /// `None` while the conversation is still being rendered.
+    request: Option<Request>,
+    /// A `cancel(keep)` that came before the request.
+    wish: Option<bool>,
 }
 
 /// A system message and complete turns: user and assistant in pairs.
@@ -65,7 +73,7 @@ struct Visit<'a> {
 impl Drop for Visit<'_> {
     fn drop(&mut self) {
         // The last handle of a request that was left early: its drop cancels it.
-        *self.session.running.lock() = None;
+        *self.session.running.lock() = Running::default();
         *self.session.user.lock() = None;
     }
 }
@@ -75,7 +83,7 @@ impl Session {
     pub fn new(engine: &Engine, system: Option<String>) -> Session {
         let system = system.unwrap_or_else(|| DEFAULT_SYSTEM.to_string());
         let history = Mutex::new(History { system, turns: Vec::new() });
-        let (user, running) = (Mutex::new(None), Mutex::new(None));
+        let (user, running) = (Mutex::new(None), Mutex::new(Running::default()));
         Session { engine: engine.clone(), user, running, history }
     }
 
@@ -123,22 +131,30 @@ impl Session {
         Ok(self.history.lock().messages())
     }
 
-    /// Appends messages as they are, nothing generated. Roles must alternate user, assistant, and
-    /// end with an assistant's; all or nothing.
-    pub fn append(&self, messages: Vec<Message>) -> Result<()> {
+    /// Appends messages as they are, nothing generated. A system message at their beginning replaces
+    /// the session's; after it, roles must alternate user, assistant, and end with an assistant's.
+    /// All or nothing.
+    pub fn append(&self, mut messages: Vec<Message>) -> Result<()> {
         let _visit = self.enter()?;
+        let leads = messages.first().is_some_and(|message| message.role == Role::System);
+        let system = leads.then(|| messages.remove(0).content);
         let expected = [Role::User, Role::Assistant].into_iter().cycle();
         let misplaced =
             messages.iter().zip(expected).position(|(message, role)| message.role != role);
         if let Some(index) = misplaced {
             return Err(wrong_messages(format!(
-                "message {index}: roles must alternate user, assistant"
+                "message {}: roles must alternate user, assistant",
+                index + usize::from(leads)
             )));
         }
         if !messages.len().is_multiple_of(2) {
             return Err(wrong_messages("the last user message has no reply".to_string()));
         }
-        self.history.lock().turns.extend(messages);
+        let mut history = self.history.lock();
+        if let Some(system) = system {
+            history.system = system;
+        }
+        history.turns.extend(messages);
         Ok(())
     }
 
@@ -161,8 +177,11 @@ impl Session {
     /// the session need not be free: any thread, and its own callback.
     pub fn cancel(&self, keep: bool) -> Result<()> {
         self.engine.check_process()?;
-        if let Some(request) = &*self.running.lock() {
-            request.cancel(keep);
+        let mut running = self.running.lock();
+        match &running.request {
+            Some(request) => request.cancel(keep),
+            // As with a request, the first wish stands.
+            None => _ = running.wish.get_or_insert(keep),
         }
         Ok(())
     }
@@ -177,7 +196,18 @@ impl Session {
             Some(other) if other == me => return Err(Error::Reentrant { object: "session" }),
             Some(_) => return Err(Error::Busy { object: "session" }),
         }
+        // What was cancelled while nothing ran does not concern what runs from here on.
+        self.running.lock().wish = None;
         Ok(Visit { session: self })
+    }
+
+    /// From here on `cancel` reaches `request`; one that came earlier in this visit is applied.
+    fn run(&self, request: &Request) {
+        let mut running = self.running.lock();
+        running.request = Some(request.clone());
+        if let Some(keep) = running.wish.take() {
+            request.cancel(keep);
+        }
     }
 
     /// Streams one reply. Leaving early drops the request, which cancels it.
@@ -188,7 +218,7 @@ impl Session {
         on_event: &mut dyn FnMut(&Event) -> Flow,
     ) -> Result<Reply> {
         let request = self.engine.submit_chat(messages, params, None)?;
-        *self.running.lock() = Some(request.clone());
+        self.run(&request);
         let mut text = String::new();
         loop {
             let event = request.next(None)?;

@@ -85,6 +85,9 @@ static int child(const char *folder, qwen_engine *engine, qwen_session *session,
     CHECK_FAILS(QWEN_E_FORKED, qwen_session_chat(session, "x", 1, NULL, NULL, NULL, &err));
     CHECK_FAILS(QWEN_E_FORKED, qwen_session_cancel(session, QWEN_STOP, &err));
     CHECK_FAILS(QWEN_E_FORKED, qwen_request_next(request, -1, &event, &err));
+    CHECK_FAILS(QWEN_E_FORKED, qwen_request_run(request, NULL, NULL, &err));
+    CHECK_FAILS(QWEN_E_FORKED, qwen_request_submit(request, NULL, 0, &err));
+    CHECK_FAILS(QWEN_E_FORKED, qwen_request_cancel(request, QWEN_STOP, &err));
     CHECK_FAILS(QWEN_E_FORKED, qwen_engine_shutdown(engine, QWEN_SHUTDOWN_CANCEL, -1, &err));
     qwen_request_free(request), qwen_session_free(session), qwen_engine_free(engine);
     engine = open_engine(folder, SMALL);

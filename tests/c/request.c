@@ -145,6 +145,17 @@ static void a_queue_serves_many(const qwen_engine *engine) {
     qwen_queue_free(queue), qwen_options_free(options);
 }
 
+/* The caller's engine may go first, even before the submit. */
+static void a_request_holds_its_engine(const char *folder) {
+    qwen_engine *engine = open_engine(folder, SMALL);
+    qwen_options *options = long_reply(20, 7);
+    qwen_request *request = new_request(engine, options);
+    qwen_engine_free(engine), qwen_options_free(options);
+    CHECK_OK(qwen_request_submit(request, NULL, 0, &err));
+    CHECK_OK(qwen_request_run(request, NULL, NULL, &err));
+    qwen_request_free(request);
+}
+
 static void limits_are_typed(const char *folder) {
     qwen_engine *engine = open_engine(folder, "{\"num_threads\": 1, \"kv_cache_tokens\": 256, "
                                               "\"max_context_tokens\": 128, "
@@ -197,6 +208,7 @@ int main(int argc, char **argv) {
     a_queue_serves_many(engine);
     the_engine_describes_itself(engine);
     qwen_engine_free(engine);
+    a_request_holds_its_engine(argv[1]);
     limits_are_typed(argv[1]);
     return 0;
 }

@@ -128,6 +128,10 @@ fn history_can_be_edited() {
         let refused = session.append(messages);
         assert!(matches!(refused, Err(Error::Argument { argument: "messages", .. })));
     }
+    let leading: Vec<_> = [message(Role::System, "first")].into_iter().chain(pair(3)).collect();
+    session.append(leading).expect("a system message and a pair");
+    assert_eq!(contents(&session), ["first", "q0", "a0", "q1", "a1", "q2", "a2", "q3", "a3"]);
+    session.truncate(3).expect("free");
     session.set_system(Some("new".into())).expect("free");
     assert_eq!(contents(&session), ["new", "q0", "a0", "q1", "a1", "q2", "a2"]);
     session.truncate(1).expect("free");
@@ -175,6 +179,42 @@ fn a_second_thread_finds_the_session_busy() {
         assert!(first.join().expect("no panic").is_ok());
     });
     assert_eq!(session.messages().expect("free again").len(), 3);
+}
+
+#[test]
+fn a_cancel_before_the_request_is_made_is_not_lost() {
+    let (engine, control) = lab().start();
+    let session = Session::new(&engine, None);
+    let text = "x".repeat(4000);
+    for _ in 0..20 {
+        control.hold();
+        let reply = std::thread::scope(|scope| {
+            let chat = scope.spawn(|| {
+                loop {
+                    match session.chat(&text, &endless(50), &mut on) {
+                        // The other thread was looking.
+                        Err(Error::Busy { .. }) => {}
+                        reply => return reply,
+                    }
+                }
+            });
+            wait_until_busy(&session);
+            session.cancel(false).expect("any time");
+            control.release();
+            chat.join().expect("no panic")
+        });
+        assert_eq!(reply, Err(Error::Cancelled));
+    }
+    session.cancel(false).expect("nothing to cancel");
+    assert!(session.chat("q", &endless(3), &mut on).is_ok(), "an old wish is none");
+}
+
+/// No pause between looks: the time between entry and request is short.
+fn wait_until_busy(session: &Session) {
+    let start = std::time::Instant::now();
+    while session.messages().is_ok() {
+        assert!(start.elapsed() < LONG, "nobody came");
+    }
 }
 
 #[test]
