@@ -33,6 +33,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::model::generation::ChatFormat;
 use crate::text::tokenizer::Tokenizer;
 pub use completion::CompletionQueue;
 pub use options::{EngineOptions, GenerationParams};
@@ -158,7 +159,8 @@ impl Engine {
         GenerationParams::from_config(&self.shared().generation, start::random_seed())
     }
 
-    /// Renders `messages` (see `text::chat`) and submits them.
+    /// Renders `messages` (see `text::chat`) and submits them. Whatever the checkpoint's own format
+    /// is, the reply ends as ChatML does.
     /// `queue`: where events are announced; without one, `Request::next` is the only way.
     pub fn submit_chat(
         &self,
@@ -170,7 +172,7 @@ impl Engine {
         params.validate()?;
         let tokenizer = self.tokenizer();
         let prompt = crate::text::chat::render(tokenizer, messages, params.max_window_size)?;
-        self.submit_tokens(prompt, params, queue)
+        self.submit(prompt, ChatFormat::ChatMl, params, queue)
     }
 
     /// Submits token ids as they are (raw format). Errors: `Error::Argument` for an empty prompt
@@ -183,6 +185,16 @@ impl Engine {
         params: &GenerationParams,
         queue: Option<(Arc<CompletionQueue>, u64)>,
     ) -> Result<Request> {
+        self.submit(prompt, self.shared().generation.chat_format, params, queue)
+    }
+
+    fn submit(
+        &self,
+        prompt: Vec<u32>,
+        format: ChatFormat,
+        params: &GenerationParams,
+        queue: Option<(Arc<CompletionQueue>, u64)>,
+    ) -> Result<Request> {
         let shared = self.shared();
         shared.health()?;
         params.validate()?;
@@ -191,7 +203,7 @@ impl Engine {
             total_tokens: shared
                 .sequence_tokens
                 .min(prompt.len().saturating_add(params.max_tokens)),
-            ..start::stops(shared, params)
+            ..start::stops(shared, format, params)
         };
         let mailbox = Mailbox::new(queue);
         shared.submit(Sequence::new(prompt, params, limits, Arc::clone(&mailbox)))?;

@@ -147,23 +147,28 @@ fn serve(shared: &Shared, stepper: &mut Stepper) -> Result<()> {
     }
 }
 
-/// What ends a reply in this checkpoint's format, and by the caller's wish.
-pub(crate) fn stops(shared: &Shared, params: &GenerationParams) -> Limits {
+/// What ends a reply to a prompt in this format, and by the caller's wish.
+pub(crate) fn stops(shared: &Shared, format: ChatFormat, params: &GenerationParams) -> Limits {
     let mut stop_token_ids = params.stop_token_ids.clone();
     let mut stop_texts = params.stop.clone();
     if !params.ignore_eos {
-        format_stops(shared, &mut stop_token_ids, &mut stop_texts);
+        format_stops(shared, format, &mut stop_token_ids, &mut stop_texts);
     }
     Limits { total_tokens: 0, stop_token_ids, stop_texts }
 }
 
 /// End-of-text and chat control tokens; for base models the text with which they begin to play the
 /// other speaker. A stop sequence of several tokens is a stop text: held back, it never shows.
-fn format_stops(shared: &Shared, token_ids: &mut Vec<u32>, texts: &mut Vec<String>) {
+fn format_stops(
+    shared: &Shared,
+    format: ChatFormat,
+    token_ids: &mut Vec<u32>,
+    texts: &mut Vec<String>,
+) {
     let (tokenizer, generation) = (&shared.tokenizer, &shared.generation);
     token_ids.extend(&generation.eos_token_ids);
     token_ids.push(tokenizer.end_of_text());
-    match generation.chat_format {
+    match format {
         ChatFormat::ChatMl => token_ids.extend([tokenizer.im_start(), tokenizer.im_end()]),
         ChatFormat::Raw => texts.push("Human:".to_string()),
     }

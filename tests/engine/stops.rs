@@ -2,6 +2,7 @@
 
 use qwen::engine::{Engine, FinishReason, GenerationParams};
 use qwen::model::generation::ChatFormat;
+use qwen::text::chat::{Message, Role, render};
 
 use crate::fake::*;
 
@@ -108,6 +109,24 @@ fn a_base_model_stops_where_it_begins_to_play_the_human() {
     let ends = |prompt: &Vec<u32>| expected(prompt, &greedy(60)).1 == FinishReason::Stop;
     let prompt = (0..).map(|seed| crate::fake::prompt(seed, 9)).find(ends).expect("one that ends");
     assert!(run(&raw, &prompt, &greedy(60)).ids.contains(&IM_END));
+}
+
+#[test]
+fn a_chat_with_a_base_model_stops_as_chats_do() {
+    let mut raw = lab();
+    raw.chat_format = ChatFormat::Raw;
+    let (raw, _) = raw.start();
+    let mut stopped = 0;
+    for seed in 0..20 {
+        let content = format!("question {seed}");
+        let messages = [Message { role: Role::User, content }];
+        let params = greedy(500);
+        let prompt = render(raw.tokenizer(), &messages, params.max_window_size).expect("a chat");
+        let told = read(&raw.submit_chat(&messages, &params, None).expect("accepted"));
+        assert_expected(&told, &prompt, &params);
+        stopped += usize::from(told.last.finish == Some(FinishReason::Stop));
+    }
+    assert!(stopped > 10, "the fake hardly ever ends");
 }
 
 #[test]
