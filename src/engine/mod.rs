@@ -171,6 +171,8 @@ impl Engine {
         self.shared().health()?;
         params.validate()?;
         let tokenizer = self.tokenizer();
+        // Before encoding, which takes far more memory than the text itself.
+        check_room(crate::text::chat::fewest_tokens(tokenizer, messages)?, self.shared())?;
         let prompt = crate::text::chat::render(tokenizer, messages, params.max_window_size)?;
         self.submit(prompt, ChatFormat::ChatMl, params, queue)
     }
@@ -260,9 +262,14 @@ fn check_prompt(prompt: &[u32], shared: &Shared) -> Result<()> {
         let id = prompt[index];
         return Err(wrong(format!("id {id} at index {index} is not below {usable}")));
     }
-    if prompt.len() + 1 > shared.sequence_tokens {
+    check_room(prompt.len(), shared)
+}
+
+/// Is there room for a prompt of so many tokens and one more?
+fn check_room(prompt_tokens: usize, shared: &Shared) -> Result<()> {
+    if prompt_tokens + 1 > shared.sequence_tokens {
         return Err(Error::ContextFull {
-            needed_tokens: prompt.len() as u64 + 1,
+            needed_tokens: prompt_tokens as u64 + 1,
             available_tokens: shared.sequence_tokens as u64,
         });
     }

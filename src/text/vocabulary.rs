@@ -76,6 +76,11 @@ impl Vocabulary {
         self.bytes.get(start..end)
     }
 
+    /// The length of the longest token.
+    pub(super) fn longest_bytes(&self) -> usize {
+        self.iter().map(<[u8]>::len).max().unwrap_or(0)
+    }
+
     /// All tokens in id order.
     pub(super) fn iter(&self) -> impl Iterator<Item = &[u8]> {
         (0..self.len() as u32).filter_map(|id| self.get(id))
