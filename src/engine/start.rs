@@ -134,6 +134,7 @@ fn live(shared: &Shared, mut stepper: Stepper) {
 
 /// Steps until there is nothing more to do. An error ends the engine.
 fn serve(shared: &Shared, stepper: &mut Stepper) -> Result<()> {
+    warn_of_lost_stops(shared);
     loop {
         match shared.absorb(&mut stepper.sequences) {
             Turn::Finish | Turn::Cancel => return Ok(()),
@@ -176,10 +177,29 @@ fn format_stops(
         match sequence[..] {
             [] => {}
             [id] => token_ids.push(id),
-            _ => texts.extend(String::from_utf8(tokenizer.decode_bytes(sequence, true)).ok()),
+            _ => texts.extend(stop_text(tokenizer, sequence)),
         }
     }
     texts.retain(|text| !text.is_empty());
+}
+
+/// The text that stands for a stop sequence of several tokens; `None` where none can: control
+/// tokens are never text, and a stop text is whole characters.
+fn stop_text(tokenizer: &Tokenizer, sequence: &[u32]) -> Option<String> {
+    if sequence.iter().any(|&id| tokenizer.is_special(id)) {
+        return None;
+    }
+    String::from_utf8(tokenizer.decode_bytes(sequence, false)).ok()
+}
+
+fn warn_of_lost_stops(shared: &Shared) {
+    for sequence in shared.generation.stop_words_ids.iter().filter(|ids| ids.len() > 1) {
+        if stop_text(&shared.tokenizer, sequence).is_none() {
+            shared.log(LogLevel::Warn, || {
+                format!("stop_words_ids: {sequence:?} is not a text, so it will stop no reply")
+            });
+        }
+    }
 }
 
 /// A seed nobody can foresee, from the standard library's own source of random keys.

@@ -1,6 +1,9 @@
 //! What ends a reply, and what of it is shown.
 
-use qwen::engine::{Engine, FinishReason, GenerationParams};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use qwen::engine::{Engine, FinishReason, GenerationParams, LogLevel};
 use qwen::model::generation::ChatFormat;
 use qwen::text::chat::{Message, Role, render};
 
@@ -149,4 +152,21 @@ fn characters_of_several_tokens_come_whole() {
     let request = engine.submit_tokens(prompt, &params, None).expect("accepted");
     let told = read(&request);
     assert_eq!((told.text.as_str(), told.bytes.as_slice()), ("你好, 😀!", "你好, 😀!".as_bytes()));
+}
+
+#[test]
+fn a_stop_sequence_that_is_no_text_is_warned_of() {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let mut lab = lab();
+    lab.stop_words_ids = vec![vec![IM_END, 10], vec![0xE4, 0xBD], vec![33, 33], vec![IM_END]];
+    let kept = Arc::clone(&lines);
+    lab.log = Some(Arc::new(move |level, _: &str, line: &str| {
+        if level == LogLevel::Warn {
+            kept.lock().push(line.to_string());
+        }
+    }));
+    drop(lab.start());
+    let lines = lines.lock();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].contains("[258, 10]") && lines[1].contains("[228, 189]"), "{lines:?}");
 }
