@@ -698,7 +698,7 @@ int32_t qwen_tokenizer_of_engine(const qwen_engine *engine,
 /// Turns text into token ids. `flags`: 0 or QWEN_ENCODE_PARSE_SPECIALS. The caller frees `tokens`.
 /// Any thread.
 ///
-/// Errors: QWEN_E_UTF8; QWEN_E_ARG for unknown flags.
+/// Errors: QWEN_E_UTF8; QWEN_E_ARG for unknown flags or a text of more than 64 MiB.
 int32_t qwen_tokenizer_encode(const qwen_tokenizer *tokenizer,
                               const char *text,
                               uint64_t text_len,

@@ -13,7 +13,7 @@ use super::errors::qwen_error;
 use super::guard::guard;
 use crate::error::Error;
 use crate::text::chat;
-use crate::text::tokenizer::{Specials, Tokenizer};
+use crate::text::tokenizer::{MAX_TEXT_BYTES, Specials, Tokenizer};
 
 /// For qwen_tokenizer_encode: special tokens' names in the text (such as `<|im_end|>`) become their
 /// control ids. Never use it on text from strangers.
@@ -75,7 +75,7 @@ pub unsafe extern "C" fn qwen_tokenizer_of_engine(
 /// Turns text into token ids. `flags`: 0 or QWEN_ENCODE_PARSE_SPECIALS. The caller frees `tokens`.
 /// Any thread.
 ///
-/// Errors: QWEN_E_UTF8; QWEN_E_ARG for unknown flags.
+/// Errors: QWEN_E_UTF8; QWEN_E_ARG for unknown flags or a text of more than 64 MiB.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qwen_tokenizer_encode(
     tokenizer: *const qwen_tokenizer,
@@ -92,6 +92,10 @@ pub unsafe extern "C" fn qwen_tokenizer_encode(
         // SAFETY: the caller gives a text as the header says.
         let text = unsafe { self::text("text", text, text_len) }?;
         check_flags(flags, QWEN_ENCODE_PARSE_SPECIALS)?;
+        if text.len() > MAX_TEXT_BYTES {
+            let reason = format!("{} bytes; {MAX_TEXT_BYTES} are allowed", text.len());
+            return Err(Error::Argument { argument: "text", reason });
+        }
         let specials = if flags == 0 { Specials::AsText } else { Specials::Parse };
         tokens.give(qwen_tokens::new(tokenizer.encode(text, specials)));
         Ok(())

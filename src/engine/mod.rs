@@ -34,6 +34,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::model::generation::ChatFormat;
 use crate::text::tokenizer::Tokenizer;
 pub use completion::CompletionQueue;
 pub use options::{EngineOptions, GenerationParams};
@@ -159,7 +160,8 @@ impl Engine {
         GenerationParams::from_config(&self.shared().generation, start::random_seed())
     }
 
-    /// Renders `messages` (see `text::chat`) and submits them.
+    /// Renders `messages` (see `text::chat`) and submits them. Whatever the checkpoint's own format
+    /// is, the reply ends as ChatML does.
     /// `queue`: where events are announced; without one, `Request::next` is the only way.
     pub fn submit_chat(
         &self,
@@ -170,8 +172,10 @@ impl Engine {
         self.shared().health()?;
         params.validate()?;
         let tokenizer = self.tokenizer();
+        // Before encoding, which takes far more memory than the text itself.
+        check_room(crate::text::chat::fewest_tokens(tokenizer, messages)?, self.shared())?;
         let prompt = crate::text::chat::render(tokenizer, messages, params.max_window_size)?;
-        self.submit_tokens(prompt, params, queue)
+        self.submit(prompt, ChatFormat::ChatMl, params, queue)
     }
 
     /// Submits token ids as they are (raw format). Errors: `Error::Argument` for an empty prompt
@@ -184,6 +188,16 @@ impl Engine {
         params: &GenerationParams,
         queue: Option<(Arc<CompletionQueue>, u64)>,
     ) -> Result<Request> {
+        self.submit(prompt, self.shared().generation.chat_format, params, queue)
+    }
+
+    fn submit(
+        &self,
+        prompt: Vec<u32>,
+        format: ChatFormat,
+        params: &GenerationParams,
+        queue: Option<(Arc<CompletionQueue>, u64)>,
+    ) -> Result<Request> {
         let shared = self.shared();
         shared.health()?;
         params.validate()?;
@@ -192,7 +206,7 @@ impl Engine {
             total_tokens: shared
                 .sequence_tokens
                 .min(prompt.len().saturating_add(params.max_tokens)),
-            ..start::stops(shared, params)
+            ..start::stops(shared, format, params)
         };
         let mailbox = Mailbox::new(queue);
         shared.submit(Sequence::new(prompt, params, limits, Arc::clone(&mailbox)))?;
@@ -249,9 +263,14 @@ fn check_prompt(prompt: &[u32], shared: &Shared) -> Result<()> {
         let id = prompt[index];
         return Err(wrong(format!("id {id} at index {index} is not below {usable}")));
     }
-    if prompt.len() + 1 > shared.sequence_tokens {
+    check_room(prompt.len(), shared)
+}
+
+/// Is there room for a prompt of so many tokens and one more?
+fn check_room(prompt_tokens: usize, shared: &Shared) -> Result<()> {
+    if prompt_tokens + 1 > shared.sequence_tokens {
         return Err(Error::ContextFull {
-            needed_tokens: prompt.len() as u64 + 1,
+            needed_tokens: prompt_tokens as u64 + 1,
             available_tokens: shared.sequence_tokens as u64,
         });
     }

@@ -134,6 +134,7 @@ fn live(shared: &Shared, mut stepper: Stepper) {
 
 /// Steps until there is nothing more to do. An error ends the engine.
 fn serve(shared: &Shared, stepper: &mut Stepper) -> Result<()> {
+    warn_of_lost_stops(shared);
     loop {
         match shared.absorb(&mut stepper.sequences) {
             Turn::Finish | Turn::Cancel => return Ok(()),
@@ -147,23 +148,28 @@ fn serve(shared: &Shared, stepper: &mut Stepper) -> Result<()> {
     }
 }
 
-/// What ends a reply in this checkpoint's format, and by the caller's wish.
-pub(crate) fn stops(shared: &Shared, params: &GenerationParams) -> Limits {
+/// What ends a reply to a prompt in this format, and by the caller's wish.
+pub(crate) fn stops(shared: &Shared, format: ChatFormat, params: &GenerationParams) -> Limits {
     let mut stop_token_ids = params.stop_token_ids.clone();
     let mut stop_texts = params.stop.clone();
     if !params.ignore_eos {
-        format_stops(shared, &mut stop_token_ids, &mut stop_texts);
+        format_stops(shared, format, &mut stop_token_ids, &mut stop_texts);
     }
     Limits { total_tokens: 0, stop_token_ids, stop_texts }
 }
 
 /// End-of-text and chat control tokens; for base models the text with which they begin to play the
 /// other speaker. A stop sequence of several tokens is a stop text: held back, it never shows.
-fn format_stops(shared: &Shared, token_ids: &mut Vec<u32>, texts: &mut Vec<String>) {
+fn format_stops(
+    shared: &Shared,
+    format: ChatFormat,
+    token_ids: &mut Vec<u32>,
+    texts: &mut Vec<String>,
+) {
     let (tokenizer, generation) = (&shared.tokenizer, &shared.generation);
     token_ids.extend(&generation.eos_token_ids);
     token_ids.push(tokenizer.end_of_text());
-    match generation.chat_format {
+    match format {
         ChatFormat::ChatMl => token_ids.extend([tokenizer.im_start(), tokenizer.im_end()]),
         ChatFormat::Raw => texts.push("Human:".to_string()),
     }
@@ -171,10 +177,29 @@ fn format_stops(shared: &Shared, token_ids: &mut Vec<u32>, texts: &mut Vec<Strin
         match sequence[..] {
             [] => {}
             [id] => token_ids.push(id),
-            _ => texts.extend(String::from_utf8(tokenizer.decode_bytes(sequence, true)).ok()),
+            _ => texts.extend(stop_text(tokenizer, sequence)),
         }
     }
     texts.retain(|text| !text.is_empty());
+}
+
+/// The text that stands for a stop sequence of several tokens; `None` where none can: control
+/// tokens are never text, and a stop text is whole characters.
+fn stop_text(tokenizer: &Tokenizer, sequence: &[u32]) -> Option<String> {
+    if sequence.iter().any(|&id| tokenizer.is_special(id)) {
+        return None;
+    }
+    String::from_utf8(tokenizer.decode_bytes(sequence, false)).ok()
+}
+
+fn warn_of_lost_stops(shared: &Shared) {
+    for sequence in shared.generation.stop_words_ids.iter().filter(|ids| ids.len() > 1) {
+        if stop_text(&shared.tokenizer, sequence).is_none() {
+            shared.log(LogLevel::Warn, || {
+                format!("stop_words_ids: {sequence:?} is not a text, so it will stop no reply")
+            });
+        }
+    }
 }
 
 /// A seed nobody can foresee, from the standard library's own source of random keys.

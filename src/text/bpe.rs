@@ -47,6 +47,11 @@ impl Bpe {
         Ok((Bpe { model, pairs, lacks_bytes, replacement }, merges))
     }
 
+    /// Is there text that leaves no token behind?
+    pub(super) fn drops_text(&self) -> bool {
+        self.lacks_bytes && self.replacement.is_empty()
+    }
+
     /// `text` without the characters that the vocabulary cannot write; `None` if there are none.
     pub(super) fn replace_inexpressible(&self, text: &str) -> Option<String> {
         let is_bad = |byte| !self.pairs.has_byte(byte);

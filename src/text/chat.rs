@@ -117,6 +117,15 @@ pub fn render(
     Ok(ids)
 }
 
+/// No rendering of `messages` has fewer ids than this, whatever the window; nothing is encoded.
+///
+/// # Errors
+/// Those of [`render`].
+pub(crate) fn fewest_tokens(tokenizer: &Tokenizer, messages: &[Message]) -> Result<usize> {
+    let (system, _, query) = arrange(messages)?;
+    Ok(tokenizer.fewest_tokens(system) + tokenizer.fewest_tokens(query))
+}
+
 /// A past question and its answer.
 type Turn<'a> = (&'a str, &'a str);
 
@@ -189,6 +198,10 @@ impl ChatMl<'_> {
         let mut kept = Vec::new();
         let mut total_tokens = system_tokens;
         for (question, answer) in turns.iter().rev() {
+            let fewest = [question, answer].map(|text| self.tokenizer.fewest_tokens(text));
+            if total_tokens + fewest[0] + fewest[1] >= limit {
+                break;
+            }
             let mut turn = self.next_block(Role::User, question);
             turn.extend(self.next_block(Role::Assistant, answer));
             total_tokens += turn.len();

@@ -26,6 +26,12 @@ pub enum Specials {
     Parse,
 }
 
+/// The longest text that `qwen_tokenizer_encode` takes, in bytes.
+pub const MAX_TEXT_BYTES: usize = 64 << 20;
+
+/// How many bytes of text one byte of its composed form can stand for: at most 3.5 in UTF-8.
+const MAX_COMPOSED: usize = 4;
+
 /// A checkpoint's vocabulary. Immutable; any thread may use it.
 ///
 /// Ids are given by rule: the n ordinary tokens are `0..n` by rank, and the 208 control tokens
@@ -34,6 +40,7 @@ pub struct Tokenizer {
     vocabulary: Vocabulary,
     bpe: Bpe,
     specials: SpecialTokens,
+    longest_bytes: usize,
 }
 
 impl Tokenizer {
@@ -61,7 +68,8 @@ impl Tokenizer {
     fn new(vocabulary: Vocabulary, path: &Path) -> Result<(Tokenizer, Merges)> {
         let (bpe, merges) = Bpe::new(&vocabulary, path)?;
         let specials = SpecialTokens::new(vocabulary.len() as u32);
-        Ok((Tokenizer { vocabulary, bpe, specials }, merges))
+        let longest_bytes = vocabulary.longest_bytes();
+        Ok((Tokenizer { vocabulary, bpe, specials, longest_bytes }, merges))
     }
 
     /// Text -> ids.
@@ -82,6 +90,17 @@ impl Tokenizer {
         }
         self.encode_ordinary(rest, &mut scratch, &mut ids);
         ids
+    }
+
+    /// No encoding of `text` as text has fewer ids than this; found by its length, so that text
+    /// that can never fit is refused before encoding takes memory for it.
+    pub(crate) fn fewest_tokens(&self, text: &str) -> usize {
+        if self.bpe.drops_text() {
+            return 0;
+        }
+        // A replaced character has at least three quarters of its bytes: within the same bound.
+        let composed = if text.is_ascii() { text.len() } else { text.len() / MAX_COMPOSED };
+        composed / self.longest_bytes.max(1)
     }
 
     fn next_special<'a>(

@@ -76,14 +76,24 @@ impl Vocabulary {
         self.bytes.get(start..end)
     }
 
+    /// The length of the longest token.
+    pub(super) fn longest_bytes(&self) -> usize {
+        self.iter().map(<[u8]>::len).max().unwrap_or(0)
+    }
+
     /// All tokens in id order.
     pub(super) fn iter(&self) -> impl Iterator<Item = &[u8]> {
         (0..self.len() as u32).filter_map(|id| self.get(id))
     }
 }
 
-/// The contents of a file of at most `max_bytes`.
+/// The contents of a regular file of at most `max_bytes`.
 pub(super) fn read_file(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
+    // Asked before opening: to open a pipe is to wait for its writer.
+    let metadata = std::fs::metadata(path).map_err(|error| Error::io(path, "open", &error))?;
+    if !metadata.is_file() {
+        return Err(Error::corrupt(path, "not a regular file"));
+    }
     let file = std::fs::File::open(path).map_err(|error| Error::io(path, "open", &error))?;
     let mut contents = Vec::new();
     let mut limited = file.take(max_bytes + 1);

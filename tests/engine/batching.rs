@@ -2,6 +2,7 @@
 
 use qwen::engine::{Engine, FinishReason, GenerationParams};
 use qwen::error::Error;
+use qwen::text::chat::{Message, Role};
 
 use crate::fake::*;
 
@@ -227,4 +228,25 @@ fn info_and_metrics_say_what_is() {
     assert_eq!(metric(&engine, "pages_total"), 4096);
     let seeds = [0, 1].map(|_| engine.generation_defaults().sampling.seed);
     assert_ne!(seeds[0], seeds[1]);
+}
+
+#[test]
+fn a_chat_that_can_never_fit_is_refused_and_turns_beyond_the_window_are_not_encoded() {
+    let (engine, _) = lab().start();
+    let say = |role, content: String| Message { role, content };
+    // Encoded, each would take several gigabytes.
+    let huge = || "x".repeat(48 << 20);
+    for messages in [
+        vec![say(Role::User, huge())],
+        vec![say(Role::System, huge()), say(Role::User, "a".into())],
+    ] {
+        let refused = engine.submit_chat(&messages, &greedy(1), None).err();
+        assert!(matches!(refused, Some(Error::ContextFull { .. })), "{refused:?}");
+    }
+    let last = say(Role::User, "a".into());
+    let old = [say(Role::User, huge()), say(Role::Assistant, "b".into()), last.clone()];
+    let of = |messages: &[Message]| {
+        read(&engine.submit_chat(messages, &greedy(1), None).expect("accepted")).last.usage
+    };
+    assert_eq!(of(&old).prompt_tokens, of(&[last]).prompt_tokens);
 }

@@ -1,7 +1,11 @@
 //! What ends a reply, and what of it is shown.
 
-use qwen::engine::{Engine, FinishReason, GenerationParams};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use qwen::engine::{Engine, FinishReason, GenerationParams, LogLevel};
 use qwen::model::generation::ChatFormat;
+use qwen::text::chat::{Message, Role, render};
 
 use crate::fake::*;
 
@@ -111,6 +115,24 @@ fn a_base_model_stops_where_it_begins_to_play_the_human() {
 }
 
 #[test]
+fn a_chat_with_a_base_model_stops_as_chats_do() {
+    let mut raw = lab();
+    raw.chat_format = ChatFormat::Raw;
+    let (raw, _) = raw.start();
+    let mut stopped = 0;
+    for seed in 0..20 {
+        let content = format!("question {seed}");
+        let messages = [Message { role: Role::User, content }];
+        let params = greedy(500);
+        let prompt = render(raw.tokenizer(), &messages, params.max_window_size).expect("a chat");
+        let told = read(&raw.submit_chat(&messages, &params, None).expect("accepted"));
+        assert_expected(&told, &prompt, &params);
+        stopped += usize::from(told.last.finish == Some(FinishReason::Stop));
+    }
+    assert!(stopped > 10, "the fake hardly ever ends");
+}
+
+#[test]
 fn the_checkpoints_stop_sequences_end_the_reply_and_never_show() {
     let mut lab = lab();
     lab.stop_words_ids = vec![vec![], vec![u32::from(b'#')], vec![u32::from(b'!'); 2]];
@@ -130,4 +152,21 @@ fn characters_of_several_tokens_come_whole() {
     let request = engine.submit_tokens(prompt, &params, None).expect("accepted");
     let told = read(&request);
     assert_eq!((told.text.as_str(), told.bytes.as_slice()), ("你好, 😀!", "你好, 😀!".as_bytes()));
+}
+
+#[test]
+fn a_stop_sequence_that_is_no_text_is_warned_of() {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let mut lab = lab();
+    lab.stop_words_ids = vec![vec![IM_END, 10], vec![0xE4, 0xBD], vec![33, 33], vec![IM_END]];
+    let kept = Arc::clone(&lines);
+    lab.log = Some(Arc::new(move |level, _: &str, line: &str| {
+        if level == LogLevel::Warn {
+            kept.lock().push(line.to_string());
+        }
+    }));
+    drop(lab.start());
+    let lines = lines.lock();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].contains("[258, 10]") && lines[1].contains("[228, 189]"), "{lines:?}");
 }
