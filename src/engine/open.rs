@@ -13,7 +13,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::backend::comm::{Comm, Solo, Threads};
-use crate::backend::cpu::fast::{Fast, Isa};
+use crate::backend::cpu::fast::{Fast, Isa, MAX_HEAD_DIM};
 use crate::backend::cpu::reference::Reference;
 use crate::batch::PAGE_TOKENS;
 use crate::checkpoint::names::{self, LayerTensor};
@@ -34,8 +34,6 @@ const DEFAULT_FULL_SEQUENCES: usize = 4;
 
 /// Fewest pages worth opening an engine for: a question and a short answer.
 const FEWEST_PAGES: usize = 16;
-/// Largest head of the fast backend.
-const MAX_HEAD_DIM: usize = 256;
 
 /// Everything known about a checkpoint before its weights are touched.
 struct Plan {

@@ -47,6 +47,14 @@ impl HostBuffer {
         &mut self.data[..self.rows * self.cols]
     }
 
+    /// Becomes the rows `rows` of `from`, in that order.
+    pub fn gather(&mut self, from: &HostBuffer, rows: &[u32]) {
+        self.set_rows(rows.len());
+        for (to, &row) in rows.iter().enumerate() {
+            self.row_mut(to).copy_from_slice(from.row(row as usize));
+        }
+    }
+
     /// Row `index`.
     pub fn row(&self, index: usize) -> &[f32] {
         &self.data()[index * self.cols..(index + 1) * self.cols]

@@ -151,7 +151,7 @@ impl<E: Element> Kernel for AttendTile<'_, E> {
 }
 
 /// Largest head: 256 elements are 16 vectors.
-pub(super) const MAX_HEAD_DIM: usize = 256;
+pub const MAX_HEAD_DIM: usize = 256;
 
 /// Running softmax of `Q` queries: maximum, sum, and the weighted sum of values.
 struct Running<const Q: usize> {

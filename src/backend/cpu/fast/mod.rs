@@ -19,7 +19,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use attention::{AttendTile, MAX_HEAD_DIM, PagedKv, QUERY_TILE};
+pub use attention::MAX_HEAD_DIM;
+use attention::{AttendTile, PagedKv, QUERY_TILE};
 use element::{Bf16, Element, F16, F32};
 use pool::Pool;
 use rows::{AddNorm, Angles, RotateHead};
@@ -220,10 +221,7 @@ impl Backend for Fast {
     }
 
     fn gather_rows(&mut self, x: &HostBuffer, rows: &[u32], out: &mut HostBuffer) {
-        out.set_rows(rows.len());
-        for (to, &from) in rows.iter().enumerate() {
-            out.row_mut(to).copy_from_slice(x.row(from as usize));
-        }
+        out.gather(x, rows);
     }
 
     fn all_reduce(&mut self, x: &mut HostBuffer) -> Result<()> {
