@@ -296,7 +296,7 @@ fn options_that_can_never_work_are_refused_by_name() {
         ("max_queue_requests", |o| o.max_queue_requests = usize::MAX),
     ];
     for (name, spoil) in cases {
-        let mut options = EngineOptions::default();
+        let mut options = EngineOptions { prefill_chunk_tokens: 512, ..EngineOptions::default() };
         spoil(&mut options);
         match options.validate() {
             Err(Error::Option { key, .. }) => assert_eq!(key, name),
