@@ -276,8 +276,8 @@ fn the_log_hook_hears_of_failures_and_may_use_the_engine() {
     }));
     let (engine, control) = lab.start();
     control.break_at(1, Fault::Error);
-    let request = submit(&engine, 1, 1).expect("accepted");
     control.hold();
+    let request = submit(&engine, 1, 1).expect("accepted");
     *slot.lock() = Some(engine);
     control.release();
     read(&request);
