@@ -36,7 +36,7 @@ lib: build/lib/libqwen.so ## libqwen.so and its header, in build/lib and include
 hooks-lib: build/hooks/libqwen.so
 
 cargo-release:
-	cargo build --locked --release --lib
+	cargo build --locked --release --lib $(CARGO_CUDA)
 
 # Cargo knows better than make whether the archive is old.
 target/release/libqwen.a: cargo-release ;
@@ -94,3 +94,14 @@ abi-test: c-test ## header, symbols, C and C++ programs, sanitizers, installed t
 
 c-test: lib hooks-lib examples
 	tests/c/run.sh
+
+# 1: the library has the CUDA backend (its compiler is needed to build it; a GPU or CUDA is not needed
+# to load it). 0: CPU only. Unless said, 1 where there is a compiler.
+CUDA ?= $(if $(or $(shell command -v nvcc),$(wildcard .tools/cuda/nvidia/cu13/bin/nvcc)),1,0)
+CARGO_CUDA = $(if $(filter 1,$(CUDA)),--features cuda)
+
+BENCH_PARTS := $(wildcard benches/support/*.hpp)
+
+build/bin/qwen-bench: benches/qwen_bench.cpp $(BENCH_PARTS) include/qwen.hpp $(HPP_PARTS) include/qwen.h build/lib/libqwen.so
+	@mkdir -p build/bin
+	$(CXX) -std=c++17 -Wall -Wextra $(CXXFLAGS) -O3 -Iinclude $< -o $@ -Lbuild/lib -lqwen -pthread $(RUNPATH)
