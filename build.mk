@@ -107,3 +107,9 @@ abi-test: c-test ## header, symbols, C and C++ programs, sanitizers, installed t
 
 c-test: lib hooks-lib examples
 	tests/c/run.sh
+
+BENCH_PARTS := $(wildcard benches/support/*.hpp)
+
+build/bin/qwen-bench: benches/qwen_bench.cpp $(BENCH_PARTS) include/qwen.hpp $(HPP_PARTS) include/qwen.h build/lib/libqwen.so
+	@mkdir -p build/bin
+	$(CXX) -std=c++17 -Wall -Wextra $(CXXFLAGS) -O3 -Iinclude $< -o $@ -Lbuild/lib -lqwen -pthread $(RUNPATH)

@@ -83,7 +83,13 @@ class Tokenizer {
                 get(), messages_json.data(), messages_json.size(), max_window_size, tokens, error);
         });
     }
+    Result<std::string> try_info() const {
+        return detail::text([&](qwen_buf **json, qwen_error **error) {
+            return qwen_tokenizer_info_json(get(), json, error);
+        });
+    }
 #ifdef QWEN_EXCEPTIONS
+    std::string info() const { return try_info().value(); }
     static Tokenizer open(std::string_view folder) { return try_open(folder).value(); }
     std::vector<uint32_t> encode(std::string_view text, uint32_t flags = 0) const {
         return try_encode(text, flags).value();
@@ -118,6 +124,13 @@ class Engine {
                 return qwen_engine_open(folder.data(), folder.size(), options.get(),
                                         &detail::on_progress<Function>, &callback, made, error);
             }));
+    }
+    /// What `open` would need, as JSON.
+    static Result<std::string> try_estimate(std::string_view folder, OptionsArgument options = {}) {
+        return detail::text([&](qwen_buf **json, qwen_error **error) {
+            return qwen_engine_estimate_json(folder.data(), folder.size(), options.get(), json,
+                                             error);
+        });
     }
     Result<std::string> try_info() const {
         return detail::text([&](qwen_buf **json, qwen_error **error) {
@@ -154,6 +167,9 @@ class Engine {
     static Engine open(std::string_view folder, OptionsArgument options = {},
                        Progress &&progress = {}) {
         return try_open(folder, options, std::forward<Progress>(progress)).value();
+    }
+    static std::string estimate(std::string_view folder, OptionsArgument options = {}) {
+        return try_estimate(folder, options).value();
     }
     std::string info() const { return try_info().value(); }
     std::string metrics() const { return try_metrics().value(); }

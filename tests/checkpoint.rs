@@ -262,3 +262,15 @@ fn the_demo_model_is_whole() {
     let expected = (Dtype::Bf16, config.vocab_size, config.hidden_size);
     assert_eq!(checkpoint.shape(names::EMBEDDING).unwrap(), expected);
 }
+
+#[test]
+fn a_config_knows_the_number_of_its_weights() {
+    for name in ["plain-f32", "ntk-logn-f32", "plain-bf16", "ntk-bf16", "ntk-logn-bf16", "logn-f16"]
+    {
+        let config = ModelConfig::open(&tiny(name)).unwrap();
+        let checkpoint = Checkpoint::open(&tiny(name)).unwrap();
+        let (dtype, ..) = checkpoint.shape(names::LM_HEAD).unwrap();
+        let bytes = config.num_parameters() * dtype.size_bytes() as u64;
+        assert_eq!(bytes, checkpoint.total_bytes(), "{name}");
+    }
+}

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use qwen::engine::session::{Flow, Session};
 use qwen::engine::{Engine, EngineOptions};
 use qwen::error::Error;
 
@@ -85,4 +86,31 @@ fn loading_can_be_cancelled() {
     let opened =
         Engine::open(&data("tiny/plain-f32"), &EngineOptions::default(), None, &mut |_| false);
     assert!(matches!(opened, Err(Error::Cancelled)));
+}
+
+/// The replies of a model that has a shape but no weights: its folder needs no weight files.
+#[test]
+fn random_weights_need_no_files_and_are_always_the_same() {
+    let folder = copy("tiny/plain-bf16", "random");
+    std::fs::remove_file(folder.join("model.safetensors")).expect("no weights");
+    let options = EngineOptions { backend: "cpu".to_string(), ..EngineOptions::default() };
+    assert!(matches!(fails(&folder, &options), Error::NotFound { .. }));
+    let random = EngineOptions { weights: "random".to_string(), ..options.clone() };
+    let reply = || {
+        let engine = Engine::open(&folder, &random, None, &mut |_| true).expect("it opens");
+        assert_eq!(engine.info()["weights"], "random");
+        let mut params = engine.generation_defaults();
+        params.sampling.temperature = 0.0;
+        params.max_tokens = 20;
+        params.ignore_eos = true;
+        let session = Session::new(&engine, None);
+        session.chat("Hello.", &params, &mut |_| Flow::Continue).expect("a reply").text
+    };
+    let (first, second) = (reply(), reply());
+    assert!(!first.is_empty());
+    assert_eq!(first, second);
+    let estimate = Engine::estimate(&folder, &random).expect("an estimate");
+    let stored = Engine::estimate(&data("tiny/plain-bf16"), &options).expect("an estimate");
+    assert_eq!(estimate.weight_bytes, stored.weight_bytes);
+    std::fs::remove_dir_all(&folder).expect("clean up");
 }

@@ -16,10 +16,12 @@ pub mod comm;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod random;
 
 use crate::batch::Batch;
 use crate::error::Result;
 use crate::tensor::{Dtype, HostTensor};
+use random::Normal;
 
 /// Sizes of one rank's KV cache. A page holds `batch::PAGE_TOKENS` tokens of every layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +116,15 @@ pub trait Backend: Send {
     }
     /// Makes the matrices of an MLP's first half ready. They have one shape and one dtype.
     fn gate_up(&mut self, gate: &HostTensor, up: &HostTensor) -> Result<Self::GateUp>;
+    /// A weight matrix of random numbers, as `matrix` would make it of `normal.tensor()`; a backend
+    /// with memory of its own makes them there.
+    fn random_matrix(&mut self, normal: &Normal) -> Result<Self::Matrix> {
+        self.matrix(&normal.tensor()?)
+    }
+    /// The same for the matrices of an MLP's first half.
+    fn random_gate_up(&mut self, gate: &Normal, up: &Normal) -> Result<Self::GateUp> {
+        self.gate_up(&gate.tensor()?, &up.tensor()?)
+    }
     /// Makes a weight vector ready.
     fn vector(&mut self, source: &HostTensor) -> Result<Self::Vector>;
     /// An activation buffer for up to `max_rows` rows of `cols`.

@@ -104,9 +104,10 @@ pub(super) const KEYS: &[Key] = &[
     engine("tensor_parallel", Shape::Integer(1, 64), "ranks that share the model"),
     engine(
         "weights",
-        Shape::Choice(&["auto", "map", "copy"]),
+        Shape::Choice(&["auto", "map", "copy", "random"]),
         "map the weight files (shared; they must not be cut meanwhile), copy them into this \
-         process (faster), or copy when memory is plentiful",
+         process (faster), or copy when memory is plentiful; random: no files, random numbers of \
+         config.json's shapes, for measuring",
     ),
     engine(
         "max_context_tokens",

@@ -23,8 +23,9 @@ pub struct EngineOptions {
     /// Ranks that share the model in this process.
     pub tensor_parallel: usize,
     /// `"map"` (weights stay in the page cache, shared with other processes; the files must not be
-    /// cut or rewritten meanwhile), `"copy"` (into this process's own memory: faster to read), or
-    /// `"auto"` (copy when memory is plentiful).
+    /// cut or rewritten meanwhile), `"copy"` (into this process's own memory: faster to read),
+    /// `"auto"` (copy when memory is plentiful), or `"random"` (no files are read: random numbers of
+    /// the shapes and dtype in config.json, for measuring).
     pub weights: String,
     /// Longest sequence a request may reach; 0 means what the model allows.
     pub max_context_tokens: usize,

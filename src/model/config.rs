@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::fields::Fields;
 use crate::error::Result;
+use crate::tensor::Dtype;
 
 /// The shape and switches of a Qwen-1 model, in the field's names.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,6 +60,36 @@ impl ModelConfig {
         let config = read(&fields)?;
         check_sizes(&fields, &config)?;
         Ok(config)
+    }
+
+    /// The dtype that `folder/config.json` says the weights have, for want of weights to ask: bf16
+    /// where it says nothing, as the published code chooses.
+    pub fn declared_dtype(folder: &Path) -> Result<Dtype> {
+        let fields = Fields::open(&folder.join("config.json"))?;
+        for (key, dtype) in [("bf16", Dtype::Bf16), ("fp16", Dtype::F16), ("fp32", Dtype::F32)] {
+            if fields.flag(key, false)? {
+                return Ok(dtype);
+            }
+        }
+        match fields.text("torch_dtype")? {
+            None | Some("bfloat16") => Ok(Dtype::Bf16),
+            Some("float16") => Ok(Dtype::F16),
+            Some("float32") => Ok(Dtype::F32),
+            Some(other) => {
+                let reason = format!("`{other}` is not bfloat16, float16 or float32");
+                Err(fields.unsupported("torch_dtype", reason))
+            }
+        }
+    }
+
+    /// Elements of all weights.
+    pub fn num_parameters(&self) -> u64 {
+        let size = |n: usize| n as u64;
+        let (hidden, width) = (size(self.hidden_size), size(self.intermediate_size));
+        let heads = size(self.num_heads * self.head_dim);
+        let qkv = heads + 2 * size(self.num_kv_heads * self.head_dim);
+        let layer = hidden * (2 + qkv + heads + 3 * width) + qkv;
+        size(self.num_layers) * layer + hidden * (1 + 2 * size(self.vocab_size))
     }
 }
 

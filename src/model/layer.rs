@@ -45,11 +45,11 @@ impl<B: Backend> Layer<B> {
         use Split::*;
         Ok(Layer {
             index,
-            attention_norm: loader.vector(&name(AttentionNorm), hidden, Replicated)?,
+            attention_norm: loader.norm(&name(AttentionNorm), hidden)?,
             qkv: loader.matrix(&name(QkvWeight), (qkv_rows, hidden), ColumnThirds)?,
-            qkv_bias: loader.vector(&name(QkvBias), qkv_rows, ColumnThirds)?,
+            qkv_bias: loader.bias(&name(QkvBias), qkv_rows, ColumnThirds)?,
             o: loader.matrix(&name(OWeight), (hidden, heads_cols), Row)?,
-            mlp_norm: loader.vector(&name(MlpNorm), hidden, Replicated)?,
+            mlp_norm: loader.norm(&name(MlpNorm), hidden)?,
             gate_up: loader.gate_up((&name(GateWeight), &name(UpWeight)), (width, hidden))?,
             down: loader.matrix(&name(DownWeight), (hidden, width), Row)?,
         })

@@ -11,14 +11,14 @@ mod scratch;
 
 use crate::backend::{Backend, HeadShape, KvSpec, RopeStep, StepStart};
 use crate::batch::Batch;
+use crate::checkpoint::names;
 use crate::checkpoint::shard::{Split, slice};
-use crate::checkpoint::{Checkpoint, names};
 use crate::error::Result;
 use crate::tensor::Dtype;
 use config::ModelConfig;
 use layer::{Layer, StepContext};
 use load::Loader;
-pub use load::Progress;
+pub use load::{Progress, Weights};
 use rope::Rope;
 use scratch::Scratch;
 
@@ -79,13 +79,13 @@ pub struct Model<B: Backend> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Loads this rank's share of `checkpoint`. The KV cache has the dtype of the weights.
+    /// Loads this rank's share of `weights`. The KV cache has the dtype of the weights.
     ///
     /// Errors: shapes that do not fit the config, a world that does not divide the model, too
     /// little memory, or `Error::Cancelled` when `progress` says so.
-    pub fn load(
+    pub fn load<'a>(
         mut backend: B,
-        checkpoint: &Checkpoint,
+        weights: impl Into<Weights<'a>>,
         config: &ModelConfig,
         placement: Placement,
         limits: Limits,
@@ -98,13 +98,14 @@ impl<B: Backend> Model<B> {
             head_dim: config.head_dim,
         };
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let mut loader = Loader { backend: &mut backend, checkpoint, rank, world, progress };
+        let weights = weights.into();
+        let mut loader = Loader { backend: &mut backend, weights, rank, world, progress };
         let dtype = loader.dtype(&names::layer(0, names::LayerTensor::QkvWeight))?;
         let embedding = loader.embedding(names::EMBEDDING, (vocab, hidden))?;
         let layers = (0..config.num_layers)
             .map(|index| Layer::load(&mut loader, config, index))
             .collect::<Result<Vec<_>>>()?;
-        let final_norm = loader.vector(names::FINAL_NORM, hidden, Split::Replicated)?;
+        let final_norm = loader.norm(names::FINAL_NORM, hidden)?;
         let lm_head = loader.matrix(names::LM_HEAD, (vocab, hidden), Split::Vocab)?;
         let share = slice(Split::Vocab, vocab, hidden, rank, world)?;
         let vocab_share = share.row_ranges.iter().map(ExactSizeIterator::len).sum();

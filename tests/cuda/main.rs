@@ -11,3 +11,4 @@ mod demo;
 mod device;
 mod model;
 mod ops;
+mod random;

@@ -21,18 +21,23 @@ fn smallest(dtype: Dtype) -> f64 {
     if dtype == Dtype::Bf16 { 1e-38 } else { 6e-8 }
 }
 
-fn filled(cuda: &mut Cuda, kind: BufferKind, data: &[f32], cols: usize) -> DeviceBuffer {
+pub(crate) fn filled(cuda: &mut Cuda, kind: BufferKind, data: &[f32], cols: usize) -> DeviceBuffer {
     let rows = data.len() / cols;
     let mut buffer = cuda.buffer(kind, rows.max(1), cols).expect("memory");
     cuda.write(&mut buffer, data).expect("written");
     buffer
 }
 
-fn poisoned(cuda: &mut Cuda, kind: BufferKind, rows: usize, cols: usize) -> DeviceBuffer {
+pub(crate) fn poisoned(
+    cuda: &mut Cuda,
+    kind: BufferKind,
+    rows: usize,
+    cols: usize,
+) -> DeviceBuffer {
     filled(cuda, kind, &vec![f32::NAN; rows.max(1) * cols], cols)
 }
 
-fn rounded(dtype: Dtype, data: &[f32]) -> Vec<f32> {
+pub(crate) fn rounded(dtype: Dtype, data: &[f32]) -> Vec<f32> {
     data.iter().map(|&x| round(dtype, x)).collect()
 }
 
@@ -52,7 +57,7 @@ fn product(x: &[f32], w: &HostTensor) -> (Vec<f64>, Vec<f64>) {
 }
 
 /// A step of `tokens` rows that no kernel of it looks into.
-fn begin(cuda: &mut Cuda, tokens: usize, logits_rows: Vec<u32>) -> Batch {
+pub(crate) fn begin(cuda: &mut Cuda, tokens: usize, logits_rows: Vec<u32>) -> Batch {
     let batch = Batch {
         token_ids: (0..tokens as u32).map(|i| i * 7 % 50).collect(),
         positions: (0..tokens as u32).collect(),
@@ -70,7 +75,7 @@ fn begin(cuda: &mut Cuda, tokens: usize, logits_rows: Vec<u32>) -> Batch {
     batch
 }
 
-fn end(cuda: &mut Cuda) {
+pub(crate) fn end(cuda: &mut Cuda) {
     cuda.finish_step(None, &mut Vec::new()).expect("the step's work");
 }
 

@@ -12,6 +12,7 @@ use super::kernels::{Kernel, Kernels};
 use super::memory::DeviceMemory;
 use super::step::{Extents, StepInputs};
 use crate::backend::HeadShape;
+use crate::backend::random::Normal;
 use crate::error::Result;
 use crate::tensor::Dtype;
 
@@ -55,6 +56,7 @@ pub(super) struct Launcher {
     gather_rows: Kernel,
     rope_angles: Kernel,
     rope_kv_write: Kernel,
+    random_normal: Kernel,
 }
 
 impl Launcher {
@@ -68,6 +70,7 @@ impl Launcher {
             gather_rows: kernels.get("gather_rows", 0)?,
             rope_angles: kernels.get("rope_angles", 0)?,
             rope_kv_write: typed("rope_kv_write")?,
+            random_normal: typed("random_normal")?,
             stream,
             kernels,
             dtype,
@@ -180,6 +183,25 @@ impl Launcher {
             int(heads.head_dim),
         ];
         self.launch(self.rope_kv_write, Config::line(qkv.rows, 256), &arguments)
+    }
+
+    /// Random numbers from `address` on, `gap` elements of other things after every `gap` of them
+    /// (0: none). Elements and gap are multiples of 8; the memory behind `address` holds all.
+    pub(super) fn random_normal(&self, address: u64, normal: &Normal, gap: usize) -> Result<()> {
+        let elements = normal.rows * normal.cols;
+        assert!(normal.dtype == self.dtype, "random numbers of another dtype");
+        assert!(elements.is_multiple_of(8) && gap.is_multiple_of(8) && address.is_multiple_of(16));
+        let groups = (elements / 8) as u64;
+        let blocks = groups.div_ceil(256).min(16 * u64::from(self.num_sms()));
+        let arguments = [
+            address,
+            groups,
+            int(gap / 8),
+            normal.seed,
+            float(normal.mean),
+            float(normal.deviation),
+        ];
+        self.launch(self.random_normal, Config::line(blocks as usize, 256), &arguments)
     }
 
     fn check_heads(&self, extents: &Extents, heads: HeadShape, qkv: &DeviceBuffer, kv: &DeviceKv) {

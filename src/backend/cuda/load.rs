@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::buffer::{DeviceMatrix, DeviceVector, Storage, half_offset};
 use super::driver::{Context, Stream};
+use super::launch::Launcher;
 use super::memory::{DeviceMemory, PinnedMemory};
+use crate::backend::random::Normal;
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, HostTensor};
 
@@ -119,6 +121,30 @@ impl Uploader {
         self.next = 1 - self.next;
         Ok(())
     }
+}
+
+/// A matrix of random numbers, made on the device.
+pub(super) fn random_matrix(launcher: &Launcher, normal: &Normal) -> Result<DeviceMatrix> {
+    let context = launcher.stream.context();
+    let memory = DeviceMemory::new(context, normal.num_bytes(), "weights")?;
+    launcher.random_normal(memory.address(), normal, 0)?;
+    Ok(DeviceMatrix { storage: Storage::Device(memory), rows: normal.rows, cols: normal.cols })
+}
+
+/// Two of one shape, interleaved as `Uploader::interleaved` has them.
+pub(super) fn random_interleaved(
+    launcher: &Launcher,
+    (first, second): (&Normal, &Normal),
+) -> Result<DeviceMatrix> {
+    let (rows, cols) = (first.rows, first.cols);
+    assert!(rows.is_multiple_of(INTERLEAVE_ROWS) && (second.rows, second.cols) == (rows, cols));
+    let context = launcher.stream.context();
+    let memory = DeviceMemory::new(context, 2 * first.num_bytes(), "weights")?;
+    let group = INTERLEAVE_ROWS * cols;
+    let group_bytes = (group * first.dtype.size_bytes()) as u64;
+    launcher.random_normal(memory.address(), first, group)?;
+    launcher.random_normal(memory.address() + group_bytes, second, group)?;
+    Ok(DeviceMatrix { storage: Storage::Device(memory), rows: 2 * rows, cols })
 }
 
 /// A matrix in pinned host memory that the device reads in place.

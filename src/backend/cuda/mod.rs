@@ -39,6 +39,7 @@ use sample::TokenSampler;
 use step::StepInputs;
 pub use step::StepLimits;
 
+use super::random::Normal;
 use super::{Backend, BufferKind, HeadShape, KvSpec, RopeStep, StepStart};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
@@ -231,6 +232,14 @@ impl Backend for Cuda {
         let dtype = self.settings.dtype;
         let (uploader, stream) = self.uploader()?;
         Ok(GateUp(uploader.interleaved(stream, (gate, up), dtype)?))
+    }
+
+    fn random_matrix(&mut self, normal: &Normal) -> Result<DeviceMatrix> {
+        load::random_matrix(&self.launcher, normal)
+    }
+
+    fn random_gate_up(&mut self, gate: &Normal, up: &Normal) -> Result<GateUp> {
+        Ok(GateUp(load::random_interleaved(&self.launcher, (gate, up))?))
     }
 
     fn vector(&mut self, source: &HostTensor) -> Result<DeviceVector> {

@@ -10,6 +10,7 @@
 #[cfg(feature = "cuda")]
 mod gpu;
 mod target;
+mod weights;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,9 +19,8 @@ use serde_json::json;
 
 use crate::backend::comm::{Comm, Solo, Threads};
 use crate::batch::PAGE_TOKENS;
-use crate::checkpoint::names::{self, LayerTensor};
+use crate::checkpoint::Source;
 use crate::checkpoint::shard::check_world;
-use crate::checkpoint::{Checkpoint, Source};
 use crate::engine::options::{MAX_THREADS, wrong};
 use crate::engine::{Engine, EngineOptions, EngineParts, Estimate, LoadProgress, LogHook};
 use crate::error::{Error, Result};
@@ -29,6 +29,7 @@ use crate::model::generation::GenerationConfig;
 use crate::model::{Limits, Placement, Rank};
 use crate::text::tokenizer::Tokenizer;
 use target::{Needs, Target, load_rank};
+use weights::ModelWeights;
 
 /// Sequences of full length that the KV cache holds when nothing else is said (and memory allows).
 const DEFAULT_FULL_SEQUENCES: usize = 4;
@@ -38,7 +39,7 @@ const FEWEST_PAGES: usize = 16;
 
 /// Everything known about a checkpoint before its weights are touched.
 struct Plan {
-    checkpoint: Checkpoint,
+    weights: ModelWeights,
     config: ModelConfig,
     generation: GenerationConfig,
     source: Source,
@@ -94,14 +95,13 @@ fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)>
     let generation = GenerationConfig::open(folder)?;
     let world = options.tensor_parallel;
     check_world(config.num_heads, config.num_kv_heads, config.intermediate_size, world)?;
-    let checkpoint = Checkpoint::open(folder)?;
-    check_layers(folder, &checkpoint, &config)?;
-    let (dtype, ..) = checkpoint.shape(&names::layer(0, LayerTensor::QkvWeight))?;
+    let weights = ModelWeights::open(folder, &options, &config)?;
+    let dtype = weights.dtype;
     let needs = Needs {
         folder,
         config: &config,
         dtype,
-        stored_bytes: checkpoint.total_bytes(),
+        stored_bytes: weights.total_bytes,
         #[cfg(feature = "cuda")]
         embedding_bytes: (config.vocab_size * config.hidden_size * dtype.size_bytes()) as u64,
     };
@@ -127,10 +127,10 @@ fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)>
     estimate.kv_cache_bytes = estimate.kv_cache_tokens.saturating_mul(kv_token_bytes);
     estimate.fits = needed_bytes(&estimate) <= estimate.available_bytes;
     let num_threads = num_threads(&options, world)?;
-    let source = weights_source(&options, &target, &estimate)?;
+    let source = weights::source(&options, &target, &estimate)?;
     let plan = Plan {
         usable_ids: config.vocab_size,
-        checkpoint,
+        weights,
         config,
         generation,
         source,
@@ -144,32 +144,9 @@ fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)>
     Ok((plan, options))
 }
 
-/// No layer may be left out silently: that would be another model.
-fn check_layers(folder: &Path, checkpoint: &Checkpoint, config: &ModelConfig) -> Result<()> {
-    let beyond = names::layer(config.num_layers, LayerTensor::QkvWeight);
-    if !checkpoint.contains(&beyond) {
-        return Ok(());
-    }
-    let reason = format!("num_hidden_layers is {}, but `{beyond}` is there", config.num_layers);
-    Err(Error::corrupt(&folder.join("config.json"), reason))
-}
-
 fn needed_bytes(estimate: &Estimate) -> u64 {
     let parts = [estimate.weight_bytes, estimate.kv_cache_bytes, estimate.workspace_bytes];
     parts.into_iter().fold(0, u64::saturating_add)
-}
-
-/// `auto` copies where that leaves half of the free memory free: a copy in huge pages is read
-/// faster than a mapped file. Ranks that share a model map it, and copy what they must cut; a GPU
-/// has its own copy.
-fn weights_source(options: &EngineOptions, target: &Target, estimate: &Estimate) -> Result<Source> {
-    let is_small = needed_bytes(estimate) <= estimate.available_bytes / 2;
-    match options.weights.as_str() {
-        "auto" if is_small && options.tensor_parallel == 1 && target.is_host() => Ok(Source::Copy),
-        "auto" | "map" => Ok(Source::Map),
-        "copy" => Ok(Source::Copy),
-        other => Err(wrong("weights", format!("`{other}` is not auto, map or copy"))),
-    }
 }
 
 fn num_threads(options: &EngineOptions, world: usize) -> Result<usize> {
@@ -242,16 +219,14 @@ fn load_ranks(
 ) -> Result<Vec<Box<dyn Rank>>> {
     let world = options.tensor_parallel;
     let comm: Arc<dyn Comm> = if world == 1 { Arc::new(Solo) } else { Threads::new(world) };
-    let total_bytes = plan.checkpoint.total_bytes();
+    let total_bytes = plan.weights.total_bytes;
     let mut done_bytes = 0;
     // Replicated tensors are read once a rank, copied ones twice, but the total counts them once.
     let mut advance = |bytes: u64| {
         done_bytes = (done_bytes + bytes).min(total_bytes);
         progress(LoadProgress { done_bytes, total_bytes })
     };
-    if plan.source == Source::Copy {
-        plan.checkpoint.copy_to_memory(&mut advance)?;
-    }
+    plan.weights.bring(plan.source, &mut advance)?;
     (0..world)
         .map(|rank| load_rank(plan, options, &comm, Placement { rank, world }, &mut advance))
         .collect()
@@ -269,13 +244,13 @@ fn info(folder: &Path, plan: &Plan, options: &EngineOptions) -> serde_json::Valu
             "intermediate_size": config.intermediate_size,
             "vocab_size": config.vocab_size,
             "train_context_tokens": config.train_context_tokens,
-            "weight_bytes": plan.checkpoint.total_bytes(),
+            "weight_bytes": plan.weights.total_bytes,
         },
         "backend": plan.target.info(),
         "no_gpu": plan.no_gpu,
         "num_threads": plan.num_threads,
         "tensor_parallel": options.tensor_parallel,
-        "weights": if plan.source == Source::Copy { "copy" } else { "map" },
+        "weights": plan.weights.name(plan.source),
         "kv_token_bytes": plan.kv_token_bytes,
     })
 }

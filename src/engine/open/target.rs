@@ -165,21 +165,21 @@ pub(super) fn load_rank(
     placement: Placement,
     advance: Progress<'_>,
 ) -> Result<Box<dyn Rank>> {
-    let (checkpoint, config, comm) = (&plan.checkpoint, &plan.config, comm.clone());
+    let (weights, config, comm) = (plan.weights.source(), &plan.config, comm.clone());
     let limits = limits(plan.num_pages, options);
     Ok(match &plan.target {
         Target::Fast => {
             let backend = Fast::new(comm, placement.rank, plan.num_threads)?;
-            Box::new(Model::load(backend, checkpoint, config, placement, limits, advance)?)
+            Box::new(Model::load(backend, weights, config, placement, limits, advance)?)
         }
         Target::Reference => {
             let backend = Reference::new(comm, placement.rank);
-            Box::new(Model::load(backend, checkpoint, config, placement, limits, advance)?)
+            Box::new(Model::load(backend, weights, config, placement, limits, advance)?)
         }
         #[cfg(feature = "cuda")]
         Target::Cuda(gpu) => {
             let backend = gpu.backend(config, options, plan.usable_ids)?;
-            Box::new(Model::load(backend, checkpoint, config, placement, limits, advance)?)
+            Box::new(Model::load(backend, weights, config, placement, limits, advance)?)
         }
     })
 }

@@ -1,0 +1,98 @@
+//! Where the weights of an engine come from: a checkpoint's files, mapped or copied, or nowhere
+//! (random numbers, for measuring a shape).
+
+use std::path::Path;
+
+use super::target::Target;
+use crate::checkpoint::names::{self, LayerTensor};
+use crate::checkpoint::{Checkpoint, Source};
+use crate::engine::options::wrong;
+use crate::engine::{EngineOptions, Estimate};
+use crate::error::{Error, Result};
+use crate::model::Weights;
+use crate::model::config::ModelConfig;
+use crate::tensor::Dtype;
+
+/// The value of option `weights` for which no weight file is read.
+const RANDOM: &str = "random";
+
+/// The weights of a model, before they are loaded.
+pub(super) struct ModelWeights {
+    /// None for random weights.
+    checkpoint: Option<Checkpoint>,
+    pub(super) dtype: Dtype,
+    pub(super) total_bytes: u64,
+}
+
+impl ModelWeights {
+    /// Opens the files in `folder`, unless the options ask for random weights. Reads headers only.
+    pub(super) fn open(
+        folder: &Path,
+        options: &EngineOptions,
+        config: &ModelConfig,
+    ) -> Result<ModelWeights> {
+        if options.weights == RANDOM {
+            let dtype = ModelConfig::declared_dtype(folder)?;
+            let total_bytes = config.num_parameters() * dtype.size_bytes() as u64;
+            return Ok(ModelWeights { checkpoint: None, dtype, total_bytes });
+        }
+        let checkpoint = Checkpoint::open(folder)?;
+        check_layers(folder, &checkpoint, config)?;
+        let (dtype, ..) = checkpoint.shape(&names::layer(0, LayerTensor::QkvWeight))?;
+        let total_bytes = checkpoint.total_bytes();
+        Ok(ModelWeights { checkpoint: Some(checkpoint), dtype, total_bytes })
+    }
+
+    /// What the model loads.
+    pub(super) fn source(&self) -> Weights<'_> {
+        self.checkpoint.as_ref().map_or(Weights::Random(self.dtype), Weights::Stored)
+    }
+
+    /// Reads the files into memory if `source` says so; `progress` as for `copy_to_memory`.
+    pub(super) fn bring(
+        &mut self,
+        source: Source,
+        progress: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<()> {
+        match &mut self.checkpoint {
+            Some(checkpoint) if source == Source::Copy => checkpoint.copy_to_memory(progress),
+            _ => Ok(()),
+        }
+    }
+
+    /// The value of option `weights` that came to be.
+    pub(super) fn name(&self, source: Source) -> &'static str {
+        match (&self.checkpoint, source) {
+            (None, _) => RANDOM,
+            (Some(_), Source::Copy) => "copy",
+            (Some(_), Source::Map) => "map",
+        }
+    }
+}
+
+/// No layer may be left out silently: that would be another model.
+fn check_layers(folder: &Path, checkpoint: &Checkpoint, config: &ModelConfig) -> Result<()> {
+    let beyond = names::layer(config.num_layers, LayerTensor::QkvWeight);
+    if !checkpoint.contains(&beyond) {
+        return Ok(());
+    }
+    let reason = format!("num_hidden_layers is {}, but `{beyond}` is there", config.num_layers);
+    Err(Error::corrupt(&folder.join("config.json"), reason))
+}
+
+/// `auto` copies where that leaves half of the free memory free: a copy in huge pages is read
+/// faster than a mapped file. Ranks that share a model map it, and copy what they must cut; a GPU
+/// has its own copy.
+pub(super) fn source(
+    options: &EngineOptions,
+    target: &Target,
+    estimate: &Estimate,
+) -> Result<Source> {
+    let is_small = super::needed_bytes(estimate) <= estimate.available_bytes / 2;
+    match options.weights.as_str() {
+        "auto" if is_small && options.tensor_parallel == 1 && target.is_host() => Ok(Source::Copy),
+        "auto" | "map" | RANDOM => Ok(Source::Map),
+        "copy" => Ok(Source::Copy),
+        other => Err(wrong("weights", format!("`{other}` is not auto, map, copy or random"))),
+    }
+}
