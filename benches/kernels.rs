@@ -6,10 +6,10 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use qwen::backend::Backend;
 use qwen::backend::comm::Solo;
 use qwen::backend::cpu::HostBuffer;
 use qwen::backend::cpu::fast::Fast;
+use qwen::backend::{Backend, BufferKind};
 use qwen::tensor::{Dtype, HostTensor};
 
 fn main() {
@@ -79,10 +79,10 @@ fn random_weights(dtype: Dtype, rows: usize, cols: usize, seed: u64) -> HostTens
 /// Seconds of one product, the median over the weights.
 fn time_products(backend: &mut Fast, weights: &[HostTensor], rows: usize) -> f64 {
     let (n, k) = (weights[0].rows(), weights[0].cols());
-    let mut x: HostBuffer = backend.buffer(rows, k).expect("memory");
+    let mut x: HostBuffer = backend.buffer(BufferKind::Activation, rows, k).expect("memory");
     x.set_rows(rows);
     x.data_mut().iter_mut().enumerate().for_each(|(i, x)| *x = (i % 17) as f32 / 17.0 - 0.5);
-    let mut out = backend.buffer(rows, n).expect("memory");
+    let mut out = backend.buffer(BufferKind::Activation, rows, n).expect("memory");
     backend.linear(&x, &weights[0], None, &mut out);
     let mut times: Vec<f64> = weights
         .iter()

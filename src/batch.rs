@@ -8,7 +8,7 @@ pub struct Batch {
     pub token_ids: Vec<u32>,
     /// `[tokens]` absolute 0-based position of each token in its sequence.
     pub positions: Vec<u32>,
-    /// `[tokens]` KV slot of each token: `page * page_tokens + offset in page`.
+    /// `[tokens]` KV slot of each token: `page * page_tokens + offset in page`; or `NO_SLOT`.
     pub slot_mapping: Vec<u32>,
     /// `[sequences + 1]` first row of each sequence, then the number of tokens.
     pub cu_seqlens: Vec<u32>,
@@ -26,6 +26,23 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// A decode step of `rows` rows that are all padding: nothing is read from the cache or written
+    /// to it.
+    pub fn padding(rows: usize) -> Batch {
+        let count = rows as u32;
+        Batch {
+            token_ids: vec![0; rows],
+            positions: vec![0; rows],
+            slot_mapping: vec![NO_SLOT; rows],
+            cu_seqlens: (0..=count).collect(),
+            context_lens: vec![0; rows],
+            block_table: Vec::new(),
+            max_pages: 0,
+            ntk_lens: vec![1; rows],
+            logits_rows: (0..count).collect(),
+        }
+    }
+
     /// Number of token rows.
     pub fn num_tokens(&self) -> usize {
         self.token_ids.len()
@@ -46,6 +63,9 @@ impl Batch {
         &self.block_table[sequence * self.max_pages..(sequence + 1) * self.max_pages]
     }
 }
+
+/// The slot of a row that is padding: its keys and values go nowhere.
+pub const NO_SLOT: u32 = u32::MAX;
 
 /// Tokens in one KV page, on every backend.
 pub const PAGE_TOKENS: usize = 16;

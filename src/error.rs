@@ -44,6 +44,13 @@ pub enum Error {
     // --- a limit was met (status 100-199) ---
     /// The host has too little memory.
     OutOfHostMemory { purpose: &'static str, needed_bytes: u64, available_bytes: Option<u64> },
+    /// A device has too little memory.
+    OutOfDeviceMemory {
+        device: String,
+        purpose: &'static str,
+        needed_bytes: u64,
+        available_bytes: u64,
+    },
     /// The request can never fit the context or the KV cache.
     ContextFull { needed_tokens: u64, available_tokens: u64 },
     /// The engine's waiting queue is full.
@@ -68,8 +75,10 @@ pub enum Error {
     // --- the engine or a device (status 300-399) ---
     /// The engine stopped working; a new one can be opened.
     EngineFailed { reason: String },
-    /// The requested device does not exist here.
+    /// The requested device does not exist here, or cannot be used.
     NoDevice { device: String, reason: String },
+    /// A device reported an error; `code` is its own (CUDA's or cuBLAS's).
+    Device { operation: &'static str, code: i32, reason: String },
 
     // --- our mistake (status 900+) ---
     /// A bug in the library, caught at the boundary.
@@ -127,6 +136,7 @@ impl Error {
             Error::Forked => status::E_FORKED,
             Error::Callback { .. } => status::E_CALLBACK,
             Error::OutOfHostMemory { .. } => status::E_OOM_HOST,
+            Error::OutOfDeviceMemory { .. } => status::E_OOM_DEVICE,
             Error::ContextFull { .. } => status::E_CONTEXT_FULL,
             Error::QueueFull { .. } => status::E_QUEUE_FULL,
             Error::Timeout { .. } => status::E_TIMEOUT,
@@ -138,6 +148,7 @@ impl Error {
             Error::Unsupported { .. } => status::E_UNSUPPORTED,
             Error::EngineFailed { .. } => status::E_ENGINE_FAILED,
             Error::NoDevice { .. } => status::E_NO_DEVICE,
+            Error::Device { .. } => status::E_DEVICE,
             Error::Panic { .. } => status::E_PANIC,
         }
     }
@@ -164,6 +175,10 @@ impl Error {
             Error::OutOfHostMemory { purpose, needed_bytes, available_bytes } => json!({
                 "purpose": purpose, "needed_bytes": needed_bytes, "available_bytes": available_bytes
             }),
+            Error::OutOfDeviceMemory { device, purpose, needed_bytes, available_bytes } => json!({
+                "device": device, "purpose": purpose, "needed_bytes": needed_bytes,
+                "available_bytes": available_bytes
+            }),
             Error::ContextFull { needed_tokens, available_tokens } => {
                 json!({ "needed_tokens": needed_tokens, "available_tokens": available_tokens })
             }
@@ -183,6 +198,9 @@ impl Error {
                 "path": path.to_string_lossy(), "field": field, "reason": reason
             }),
             Error::NoDevice { device, reason } => json!({ "device": device, "reason": reason }),
+            Error::Device { operation, code, reason } => {
+                json!({ "operation": operation, "code": code, "reason": reason })
+            }
         }
     }
 
@@ -238,6 +256,11 @@ impl std::fmt::Display for Error {
                 write!(f, "out of host memory for {purpose}: {needed_bytes} bytes needed")?;
                 available_bytes.map_or(Ok(()), |bytes| write!(f, ", {bytes} available"))
             }
+            Error::OutOfDeviceMemory { device, purpose, needed_bytes, available_bytes } => write!(
+                f,
+                "out of memory on `{device}` for {purpose}: {needed_bytes} bytes needed, \
+                 {available_bytes} available"
+            ),
             Error::ContextFull { needed_tokens, available_tokens } => write!(
                 f,
                 "the request needs {needed_tokens} tokens of context, {available_tokens} can be had"
@@ -267,6 +290,9 @@ impl std::fmt::Display for Error {
             }
             Error::EngineFailed { reason } => write!(f, "the engine failed: {reason}"),
             Error::NoDevice { device, reason } => write!(f, "no device `{device}`: {reason}"),
+            Error::Device { operation, reason, .. } => {
+                write!(f, "the device failed to {operation}: {reason}")
+            }
             Error::Panic { reason } => write!(f, "a bug in libqwen: {reason}"),
         }
     }

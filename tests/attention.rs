@@ -55,6 +55,7 @@ fn scene(random: &mut Random, dtype: Dtype, spans: &[(usize, usize)], angle: f32
     let angles: Vec<f32> = normals(random, tokens * half).iter().map(|x| x * angle).collect();
     Scene {
         rope: RopeStep {
+            inv_freq: Vec::new(),
             cos: angles.iter().map(|a| a.cos()).collect(),
             sin: angles.iter().map(|a| a.sin()).collect(),
             query_scale: (0..tokens).map(|i| 1.0 + 0.25 * (i % 3) as f32 * angle).collect(),
@@ -162,17 +163,18 @@ fn rows_do_not_depend_on_the_batch() {
             let mut backend = fast(isa, 2);
             let x = normals(&mut random, rows * k);
             let (w, v) = (weights(&mut random, dtype, n, k), weights(&mut random, dtype, n, k));
+            let pair = backend.gate_up(&w, &v).expect("memory");
             let all = buffer(&mut backend, &x, k);
             let mut out = poisoned(&mut backend, rows, n);
             let mut activated = poisoned(&mut backend, rows, n);
             backend.linear(&all, &w, None, &mut out);
-            backend.swiglu(&all, &w, &v, &mut activated);
+            backend.swiglu(&all, &pair, &mut activated);
             for row in 0..rows {
                 let one = buffer(&mut backend, &x[row * k..(row + 1) * k], k);
                 let mut alone = poisoned(&mut backend, 1, n);
                 backend.linear(&one, &w, None, &mut alone);
                 assert_eq!(alone.data(), out.row(row), "{what}: linear, row {row}");
-                backend.swiglu(&one, &w, &v, &mut alone);
+                backend.swiglu(&one, &pair, &mut alone);
                 assert_eq!(alone.data(), activated.row(row), "{what}: swiglu, row {row}");
             }
             let tokens = 37;
@@ -200,6 +202,7 @@ fn row_of(scene: &Scene, t: usize) -> Scene {
         ..scene.batch.clone()
     };
     let rope = RopeStep {
+        inv_freq: Vec::new(),
         cos: scene.rope.cos[t * half..(t + 1) * half].to_vec(),
         sin: scene.rope.sin[t * half..(t + 1) * half].to_vec(),
         query_scale: vec![scene.rope.query_scale[t]],

@@ -95,7 +95,8 @@ fn swiglu_agrees_with_float64() {
                     .collect();
                 let x = buffer(&mut backend, &x, k);
                 let mut out = poisoned(&mut backend, rows, n);
-                backend.swiglu(&x, &gate, &up, &mut out);
+                let pair = backend.gate_up(&gate, &up).expect("memory");
+                backend.swiglu(&x, &pair, &mut out);
                 compare(out.data(), &want, &bound, &what);
             }
         }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use qwen::backend::{Backend, HeadShape, KvSpec, RopeStep};
+use qwen::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep};
 use qwen::batch::Batch;
 use qwen::error::Result;
 use qwen::tensor::HostTensor;
@@ -36,6 +36,7 @@ impl<B: Backend> Timed<B> {
 
 impl<B: Backend> Backend for Timed<B> {
     type Matrix = B::Matrix;
+    type GateUp = B::GateUp;
     type Vector = B::Vector;
     type Buffer = B::Buffer;
     type KvCache = B::KvCache;
@@ -43,11 +44,14 @@ impl<B: Backend> Backend for Timed<B> {
     fn matrix(&mut self, source: &HostTensor) -> Result<B::Matrix> {
         self.inner.matrix(source)
     }
+    fn gate_up(&mut self, gate: &HostTensor, up: &HostTensor) -> Result<B::GateUp> {
+        self.inner.gate_up(gate, up)
+    }
     fn vector(&mut self, source: &HostTensor) -> Result<B::Vector> {
         self.inner.vector(source)
     }
-    fn buffer(&mut self, max_rows: usize, cols: usize) -> Result<B::Buffer> {
-        self.inner.buffer(max_rows, cols)
+    fn buffer(&mut self, kind: BufferKind, max_rows: usize, cols: usize) -> Result<B::Buffer> {
+        self.inner.buffer(kind, max_rows, cols)
     }
     fn kv_cache(&mut self, spec: KvSpec) -> Result<B::KvCache> {
         self.inner.kv_cache(spec)
@@ -74,8 +78,8 @@ impl<B: Backend> Backend for Timed<B> {
     ) {
         self.time(1, |inner| inner.linear(x, weight, bias, out))
     }
-    fn swiglu(&mut self, x: &B::Buffer, gate: &B::Matrix, up: &B::Matrix, out: &mut B::Buffer) {
-        self.time(4, |inner| inner.swiglu(x, gate, up, out))
+    fn swiglu(&mut self, x: &B::Buffer, gate_up: &B::GateUp, out: &mut B::Buffer) {
+        self.time(4, |inner| inner.swiglu(x, gate_up, out))
     }
     fn rope_kv_write(
         &mut self,
@@ -103,8 +107,8 @@ impl<B: Backend> Backend for Timed<B> {
     fn all_reduce(&mut self, x: &mut B::Buffer) -> Result<()> {
         self.time(5, |inner| inner.all_reduce(x))
     }
-    fn gather_logits(&mut self, local: &B::Buffer, out: &mut Vec<f32>) -> Result<()> {
-        self.time(5, |inner| inner.gather_logits(local, out))
+    fn finish_step(&mut self, logits: Option<&B::Buffer>, out: &mut Vec<f32>) -> Result<()> {
+        self.time(5, |inner| inner.finish_step(logits, out))
     }
     fn abandon(&mut self) {
         self.inner.abandon()

@@ -14,6 +14,8 @@
 
 pub mod comm;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
 use crate::batch::Batch;
 use crate::error::Result;
@@ -37,9 +39,11 @@ pub struct KvSpec {
 /// Rotary angles and query scales of the rows of one step.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RopeStep {
-    /// `[tokens, head_dim / 2]` cosines.
+    /// `[sequences, head_dim / 2]` angle per position.
+    pub inv_freq: Vec<f32>,
+    /// `[tokens, head_dim / 2]` cosines; empty where a backend makes its own (`HOST_ANGLES`).
     pub cos: Vec<f32>,
-    /// `[tokens, head_dim / 2]` sines.
+    /// `[tokens, head_dim / 2]` sines; the same.
     pub sin: Vec<f32>,
     /// `[tokens]` factor of the query after rotation (log-n attention; 1 when off).
     pub query_scale: Vec<f32>,
@@ -63,28 +67,70 @@ impl HeadShape {
     }
 }
 
+/// What a buffer is for; a backend may store each at its own precision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BufferKind {
+    /// The residual stream, what is added to it, and logits: always f32.
+    Stream,
+    /// Inputs of linears, and what is computed between two of them: f32, or the dtype that the
+    /// linears round their inputs to.
+    Activation,
+}
+
+/// How a step goes on after `Backend::begin_step`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StepStart {
+    /// The caller calls the ops.
+    Run,
+    /// The backend has them all recorded from a step before and has queued them.
+    Replayed,
+}
+
 /// A device (or the host) that can run the ops of one rank. Methods are called from one thread.
 ///
-/// Shapes are outermost first. `Buffer` holds up to `max_rows` rows of f32; each op that writes a
-/// buffer also sets how many rows it holds. Shape mismatches are bugs of the caller: asserts.
+/// Shapes are outermost first. `Buffer` holds up to `max_rows` rows; each op that writes a buffer
+/// also sets how many rows it holds. A step is `begin_step`, the ops, `finish_step`; between the two
+/// a backend may queue work and wait for none of it. Shape mismatches are bugs of the caller: asserts.
 pub trait Backend: Send {
     /// A weight matrix `[out, in]` in its stored dtype.
     type Matrix: Send;
+    /// The gate and up matrices of an MLP, `[width, hidden]` each.
+    type GateUp: Send;
     /// A weight vector `[n]` (norm weight or bias), as f32.
     type Vector: Send;
-    /// Activations `[rows, cols]` f32.
+    /// Activations `[rows, cols]`.
     type Buffer: Send;
     /// Keys and values of all layers.
     type KvCache: Send;
 
+    /// Does it want cosines and sines from the host? Otherwise frequencies are enough.
+    const HOST_ANGLES: bool = true;
+
     /// Makes a weight matrix ready. `Error::OutOfHostMemory` when it must be copied and cannot.
     fn matrix(&mut self, source: &HostTensor) -> Result<Self::Matrix>;
+    /// Makes the embedding table ready, of which only a few rows are read in a step.
+    fn embedding(&mut self, source: &HostTensor) -> Result<Self::Matrix> {
+        self.matrix(source)
+    }
+    /// Makes the matrices of an MLP's first half ready. They have one shape and one dtype.
+    fn gate_up(&mut self, gate: &HostTensor, up: &HostTensor) -> Result<Self::GateUp>;
     /// Makes a weight vector ready.
     fn vector(&mut self, source: &HostTensor) -> Result<Self::Vector>;
     /// An activation buffer for up to `max_rows` rows of `cols`.
-    fn buffer(&mut self, max_rows: usize, cols: usize) -> Result<Self::Buffer>;
+    fn buffer(&mut self, kind: BufferKind, max_rows: usize, cols: usize) -> Result<Self::Buffer>;
     /// A KV cache, all pages zero.
     fn kv_cache(&mut self, spec: KvSpec) -> Result<Self::KvCache>;
+
+    /// Sizes of decode steps to run once, on padding, before the first real one: what a backend
+    /// prepares for them is then ready.
+    fn warm_up_rows(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// Begins a step. A row whose slot is `u32::MAX` is padding, in a sequence with a context of 0.
+    fn begin_step(&mut self, _batch: &Batch, _rope: &RopeStep) -> Result<StepStart> {
+        Ok(StepStart::Run)
+    }
 
     /// `out[i] = table[token_ids[i]]`, exact. `table [vocab, hidden]`, `out [tokens, hidden]`.
     fn embed(&mut self, table: &Self::Matrix, token_ids: &[u32], out: &mut Self::Buffer);
@@ -111,13 +157,7 @@ pub trait Backend: Send {
 
     /// `out = (x up^T) * silu(x gate^T)`. `x [rows, hidden]`, weights `[width, hidden]`,
     /// `out [rows, width]`.
-    fn swiglu(
-        &mut self,
-        x: &Self::Buffer,
-        gate: &Self::Matrix,
-        up: &Self::Matrix,
-        out: &mut Self::Buffer,
-    );
+    fn swiglu(&mut self, x: &Self::Buffer, gate_up: &Self::GateUp, out: &mut Self::Buffer);
 
     /// Rotates the queries and keys of `qkv [tokens, qkv_cols]`, scales and rounds the queries in
     /// place, and stores keys and values of layer `layer` at the batch's slots.
@@ -147,9 +187,10 @@ pub trait Backend: Send {
     /// Sums `x` over all ranks; every rank gets the same bits. World 1: nothing to do.
     fn all_reduce(&mut self, x: &mut Self::Buffer) -> Result<()>;
 
-    /// Joins the ranks' logits `[rows, vocab share]` along the columns, in rank order, into
-    /// `out [rows, vocab]` on rank 0 (left empty elsewhere).
-    fn gather_logits(&mut self, local: &Self::Buffer, out: &mut Vec<f32>) -> Result<()>;
+    /// Ends a step, waiting for what was queued. Joins the ranks' logits `[rows, vocab share]`, if
+    /// the step has any, along the columns, in rank order, into `out [rows, vocab]` on rank 0 (left
+    /// empty elsewhere).
+    fn finish_step(&mut self, logits: Option<&Self::Buffer>, out: &mut Vec<f32>) -> Result<()>;
 
     /// Tells the other ranks that this one cannot go on, so that none waits for it.
     fn abandon(&mut self);

@@ -21,6 +21,8 @@ pub(super) fn set_engine(options: &mut EngineOptions, values: &Map<String, Value
     for (name, value) in values {
         match name.as_str() {
             "backend" => options.backend = string(value),
+            "devices" => options.devices = string(value),
+            "embedding" => options.embedding = string(value),
             "num_threads" => options.num_threads = size(value),
             "tensor_parallel" => options.tensor_parallel = size(value),
             "weights" => options.weights = string(value),
@@ -64,6 +66,8 @@ pub(super) fn set_generation(params: &mut GenerationParams, values: &Map<String,
 pub(super) fn engine_values(options: &EngineOptions) -> Map<String, Value> {
     let value = json!({
         "backend": options.backend,
+        "devices": options.devices,
+        "embedding": options.embedding,
         "num_threads": options.num_threads,
         "tensor_parallel": options.tensor_parallel,
         "weights": options.weights,

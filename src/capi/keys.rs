@@ -86,8 +86,15 @@ const MAX_TOKENS: i64 = u32::MAX as i64;
 pub(super) const KEYS: &[Key] = &[
     engine(
         "backend",
-        Shape::Choice(&["auto", "cpu", "cpu-reference"]),
-        "what computes: the best there is, the fast CPU code, or the plain CPU code",
+        Shape::Choice(&["auto", "cpu", "cpu-reference", "cuda"]),
+        "what computes: the best there is, the fast CPU code, the plain CPU code, or a GPU",
+    ),
+    engine("devices", Shape::Text, "index of the CUDA device; empty: the first"),
+    engine(
+        "embedding",
+        Shape::Choice(&["auto", "device", "host"]),
+        "where the embedding table lives with a GPU: on it, in host memory, or there when the GPU's \
+         is short",
     ),
     engine(
         "num_threads",
@@ -114,8 +121,8 @@ pub(super) const KEYS: &[Key] = &[
     engine("max_batch_sequences", Shape::Integer(1, 4096), "most sequences in one step"),
     engine(
         "prefill_chunk_tokens",
-        Shape::Integer(1, 1 << 20),
-        "most prompt tokens in one step; bounds how long a step takes",
+        Shape::Integer(0, 1 << 20),
+        "most prompt tokens in one step; bounds how long a step takes; 0: what suits the backend",
     ),
     engine(
         "max_queue_requests",

@@ -40,11 +40,19 @@ pub(super) struct Ticket {
     reader: Mutex<Option<ThreadId>>,
 }
 
-/// `wish` is a `cancel(keep)` that came while the prompt was rendered: no call waits for that.
 enum State {
-    Made { wish: Option<bool> },
-    Submitting { wish: Option<bool> },
-    Submitted { request: Request, queued: bool },
+    /// `wish` is a `cancel(keep)` that came during a submit that failed.
+    Made {
+        wish: Option<bool>,
+    },
+    /// The prompt is being rendered; no call waits for that.
+    Submitting {
+        request: Request,
+    },
+    Submitted {
+        request: Request,
+        queued: bool,
+    },
 }
 
 enum Prompt {
@@ -68,33 +76,37 @@ impl Ticket {
 
     fn submit(&self, queue: Option<(Arc<CompletionQueue>, u64)>) -> Result<()> {
         self.engine.check_process()?;
-        let submission = self.begin()?;
         let queued = queue.is_some();
-        let (engine, params) = (&self.engine, &self.params);
-        let request = match &self.prompt {
-            Prompt::Chat(messages) => engine.submit_chat(messages, params, queue),
-            Prompt::Tokens(ids) => engine.submit_tokens(ids.clone(), params, queue),
+        let submission = self.begin(queue)?;
+        let (engine, params, request) = (&self.engine, &self.params, &submission.request);
+        match &self.prompt {
+            Prompt::Chat(messages) => engine.begin_chat(request, messages, params),
+            Prompt::Tokens(ids) => engine.begin_tokens(request, ids.clone(), params),
         }?;
-        submission.succeed(request, queued);
+        submission.succeed(queued);
         Ok(())
     }
 
     /// Makes this call the one that submits, until the result is dropped.
-    fn begin(&self) -> Result<Submission<'_>> {
+    fn begin(&self, queue: Option<(Arc<CompletionQueue>, u64)>) -> Result<Submission<'_>> {
         let mut state = self.state.lock();
         let State::Made { wish } = *state else {
             return Err(Error::State { reason: "the request is submitted already".to_string() });
         };
-        *state = State::Submitting { wish };
-        Ok(Submission { ticket: self })
+        let request = Request::prepared(queue);
+        if let Some(keep) = wish {
+            request.cancel(keep);
+        }
+        *state = State::Submitting { request: request.clone() };
+        Ok(Submission { ticket: self, request })
     }
 
     fn cancel(&self, keep: bool) -> Result<()> {
         self.engine.check_process()?;
-        match &mut *self.state.lock() {
-            State::Submitted { request, .. } => request.cancel(keep),
-            // As with a running request, the first wish stands.
-            State::Submitting { wish } => _ = wish.get_or_insert(keep),
+        match &*self.state.lock() {
+            State::Submitting { request } | State::Submitted { request, .. } => {
+                request.cancel(keep);
+            }
             State::Made { .. } => return Err(not_submitted()),
         }
         Ok(())
@@ -133,23 +145,21 @@ fn not_submitted() -> Error {
 /// succeeded; a cancel stays, so that it also ends a second submit.
 struct Submission<'a> {
     ticket: &'a Ticket,
+    request: Request,
 }
 
 impl Submission<'_> {
-    fn succeed(self, request: Request, queued: bool) {
-        let mut state = self.ticket.state.lock();
-        if let State::Submitting { wish: Some(keep) } = *state {
-            request.cancel(keep);
-        }
-        *state = State::Submitted { request, queued };
+    fn succeed(self, queued: bool) {
+        let request = self.request.clone();
+        *self.ticket.state.lock() = State::Submitted { request, queued };
     }
 }
 
 impl Drop for Submission<'_> {
     fn drop(&mut self) {
         let mut state = self.ticket.state.lock();
-        if let State::Submitting { wish } = *state {
-            *state = State::Made { wish };
+        if let State::Submitting { request } = &*state {
+            *state = State::Made { wish: request.cancelled() };
         }
     }
 }

@@ -38,7 +38,6 @@ use crate::model::generation::ChatFormat;
 use crate::text::tokenizer::Tokenizer;
 pub use completion::CompletionQueue;
 pub use options::{EngineOptions, GenerationParams};
-use request::Mailbox;
 pub use request::{Event, EventKind, FinishReason, Request, Usage};
 use sequence::{Limits, Sequence};
 use shared::Shared;
@@ -169,13 +168,25 @@ impl Engine {
         params: &GenerationParams,
         queue: Option<(Arc<CompletionQueue>, u64)>,
     ) -> Result<Request> {
+        let request = Request::prepared(queue);
+        self.begin_chat(&request, messages, params)?;
+        Ok(request)
+    }
+
+    /// `submit_chat` for a request that others know already.
+    pub(crate) fn begin_chat(
+        &self,
+        request: &Request,
+        messages: &[crate::text::chat::Message],
+        params: &GenerationParams,
+    ) -> Result<()> {
         self.shared().health()?;
         params.validate()?;
         let tokenizer = self.tokenizer();
         // Before encoding, which takes far more memory than the text itself.
         check_room(crate::text::chat::fewest_tokens(tokenizer, messages)?, self.shared())?;
         let prompt = crate::text::chat::render(tokenizer, messages, params.max_window_size)?;
-        self.submit(prompt, ChatFormat::ChatMl, params, queue)
+        self.begin(request, prompt, ChatFormat::ChatMl, params)
     }
 
     /// Submits token ids as they are (raw format). Errors: `Error::Argument` for an empty prompt
@@ -188,16 +199,28 @@ impl Engine {
         params: &GenerationParams,
         queue: Option<(Arc<CompletionQueue>, u64)>,
     ) -> Result<Request> {
-        self.submit(prompt, self.shared().generation.chat_format, params, queue)
+        let request = Request::prepared(queue);
+        self.begin_tokens(&request, prompt, params)?;
+        Ok(request)
     }
 
-    fn submit(
+    /// `submit_tokens` for a request that others know already.
+    pub(crate) fn begin_tokens(
         &self,
+        request: &Request,
+        prompt: Vec<u32>,
+        params: &GenerationParams,
+    ) -> Result<()> {
+        self.begin(request, prompt, self.shared().generation.chat_format, params)
+    }
+
+    fn begin(
+        &self,
+        request: &Request,
         prompt: Vec<u32>,
         format: ChatFormat,
         params: &GenerationParams,
-        queue: Option<(Arc<CompletionQueue>, u64)>,
-    ) -> Result<Request> {
+    ) -> Result<()> {
         let shared = self.shared();
         shared.health()?;
         params.validate()?;
@@ -208,9 +231,7 @@ impl Engine {
                 .min(prompt.len().saturating_add(params.max_tokens)),
             ..start::stops(shared, format, params)
         };
-        let mailbox = Mailbox::new(queue);
-        shared.submit(Sequence::new(prompt, params, limits, Arc::clone(&mailbox)))?;
-        Ok(Request::new(mailbox))
+        shared.submit(Sequence::new(prompt, params, limits, Arc::clone(request.mailbox())))
     }
 
     /// Model, backend, sizes, options in force: a JSON object.

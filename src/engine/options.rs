@@ -10,8 +10,14 @@ use crate::sample::SamplingParams;
 /// How an engine is opened. `capi::options` maps string keys to these fields.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineOptions {
-    /// `"auto"`, `"cpu"` (fast) or `"cpu-reference"` (plain loops).
+    /// `"auto"` (a GPU that can run the model, else the CPU), `"cpu"` (fast), `"cpu-reference"` (plain
+    /// loops) or `"cuda"`.
     pub backend: String,
+    /// Index of the CUDA device to use; empty means the first.
+    pub devices: String,
+    /// Where the embedding table lives with a GPU: `"device"`, `"host"` (pinned memory, read over
+    /// the bus, a few rows a step) or `"auto"` (host when device memory is short).
+    pub embedding: String,
     /// Threads per rank of the CPU backend; 0 means the machine's cores divided by the ranks.
     pub num_threads: usize,
     /// Ranks that share the model in this process.
@@ -26,7 +32,8 @@ pub struct EngineOptions {
     pub kv_cache_tokens: usize,
     /// Most sequences in one step.
     pub max_batch_sequences: usize,
-    /// Most prompt tokens computed in one step: the bound on how long a step can take.
+    /// Most prompt tokens computed in one step: the bound on how long a step can take; 0 means what
+    /// suits the backend.
     pub prefill_chunk_tokens: usize,
     /// Most requests waiting; one more is refused.
     pub max_queue_requests: usize,
@@ -36,13 +43,15 @@ impl Default for EngineOptions {
     fn default() -> EngineOptions {
         EngineOptions {
             backend: "auto".to_string(),
+            devices: String::new(),
+            embedding: "auto".to_string(),
             num_threads: 0,
             tensor_parallel: 1,
             weights: "auto".to_string(),
             max_context_tokens: 0,
             kv_cache_tokens: 0,
             max_batch_sequences: 64,
-            prefill_chunk_tokens: 512,
+            prefill_chunk_tokens: 0,
             max_queue_requests: 1024,
         }
     }
@@ -53,7 +62,7 @@ impl EngineOptions {
     /// backend's keys are checked where the backend is chosen.
     pub fn validate(&self) -> Result<()> {
         in_range("max_batch_sequences", self.max_batch_sequences, 1, 1 << 12)?;
-        in_range("prefill_chunk_tokens", self.prefill_chunk_tokens, 1, 1 << 20)?;
+        in_range("prefill_chunk_tokens", self.prefill_chunk_tokens, 0, 1 << 20)?;
         in_range("max_queue_requests", self.max_queue_requests, 1, 1 << 20)
     }
 

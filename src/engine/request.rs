@@ -102,8 +102,21 @@ impl Drop for Handle {
 }
 
 impl Request {
-    pub(crate) fn new(mailbox: Arc<Mailbox>) -> Request {
-        Request { handle: Arc::new(Handle { mailbox }) }
+    /// A request that no engine has yet; `queue` will learn of its events. Its owner can let others
+    /// cancel it before it is submitted (once): it then ends before its first step. A wish that is
+    /// kept elsewhere and passed on after the submit comes too late for a short reply.
+    pub(crate) fn prepared(queue: Option<(Arc<CompletionQueue>, u64)>) -> Request {
+        Request { handle: Arc::new(Handle { mailbox: Mailbox::new(queue) }) }
+    }
+
+    /// Where the loop posts.
+    pub(crate) fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.handle.mailbox
+    }
+
+    /// What `cancel` was told first, if it was called.
+    pub(crate) fn cancelled(&self) -> Option<bool> {
+        self.handle.mailbox.cancel_wish().map(|wish| wish == Cancel::Keep)
     }
 
     /// The next event; waits at most `timeout` (`None`: as long as it takes). `Error::Timeout` when
@@ -184,7 +197,7 @@ impl Mail {
 
 impl Mailbox {
     /// An empty mailbox; `queue` learns of its events.
-    pub(crate) fn new(queue: Option<(Arc<CompletionQueue>, u64)>) -> Arc<Mailbox> {
+    fn new(queue: Option<(Arc<CompletionQueue>, u64)>) -> Arc<Mailbox> {
         let tag = queue.as_ref().map_or(0, |(_, tag)| *tag);
         let queue = queue.map_or_else(Weak::new, |(queue, _)| Arc::downgrade(&queue));
         Arc::new(Mailbox {

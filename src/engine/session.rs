@@ -37,19 +37,16 @@ pub struct Reply {
 /// calls into the session that is calling it gets `Error::Reentrant`. Holds its engine open.
 pub struct Session {
     engine: Engine,
-    /// The thread inside a call.
-    user: Mutex<Option<ThreadId>>,
-    running: Mutex<Running>,
+    visitor: Mutex<Option<Visitor>>,
     history: Mutex<History>,
 }
 
-/// The reply that is being made.
-#[derive(Default)]
-struct Running {
-    /// `None` while the conversation is still being rendered.
-    request: Option<Request>,
-    /// A `cancel(keep)` that came before the request.
-    wish: Option<bool>,
+/// Who is inside a call.
+struct Visitor {
+    thread: ThreadId,
+    /// The reply this call makes, if it makes one. It is there from the first moment on, long before
+    /// it is submitted, so that whoever sees the session busy can cancel it.
+    request: Request,
 }
 
 /// A system message and complete turns: user and assistant in pairs.
@@ -68,13 +65,13 @@ impl History {
 /// A thread's stay in the session; leaving is its drop, also by a panicking callback.
 struct Visit<'a> {
     session: &'a Session,
+    request: Request,
 }
 
 impl Drop for Visit<'_> {
     fn drop(&mut self) {
-        // The last handle of a request that was left early: its drop cancels it.
-        *self.session.running.lock() = Running::default();
-        *self.session.user.lock() = None;
+        // A request that was left early loses its last handle with this visit, which cancels it.
+        *self.session.visitor.lock() = None;
     }
 }
 
@@ -83,8 +80,7 @@ impl Session {
     pub fn new(engine: &Engine, system: Option<String>) -> Session {
         let system = system.unwrap_or_else(|| DEFAULT_SYSTEM.to_string());
         let history = Mutex::new(History { system, turns: Vec::new() });
-        let (user, running) = (Mutex::new(None), Mutex::new(Running::default()));
-        Session { engine: engine.clone(), user, running, history }
+        Session { engine: engine.clone(), visitor: Mutex::new(None), history }
     }
 
     /// Says `text` and streams the reply to `on_event` on this thread; the turn is stored when it
@@ -96,11 +92,11 @@ impl Session {
         params: &GenerationParams,
         on_event: &mut dyn FnMut(&Event) -> Flow,
     ) -> Result<Reply> {
-        let _visit = self.enter()?;
+        let visit = self.enter()?;
         let question = Message { role: Role::User, content: text.to_string() };
         let mut messages = self.history.lock().messages();
         messages.push(question.clone());
-        let reply = self.generate(&messages, params, on_event)?;
+        let reply = self.generate(&visit.request, &messages, params, on_event)?;
         let answer = Message { role: Role::Assistant, content: reply.text.clone() };
         self.history.lock().turns.extend([question, answer]);
         Ok(reply)
@@ -113,12 +109,12 @@ impl Session {
         params: &GenerationParams,
         on_event: &mut dyn FnMut(&Event) -> Flow,
     ) -> Result<Reply> {
-        let _visit = self.enter()?;
+        let visit = self.enter()?;
         let mut messages = self.history.lock().messages();
         if messages.pop().is_none_or(|last| last.role != Role::Assistant) {
             return Err(Error::State { reason: "there is no reply to generate anew".to_string() });
         }
-        let reply = self.generate(&messages, params, on_event)?;
+        let reply = self.generate(&visit.request, &messages, params, on_event)?;
         if let Some(last) = self.history.lock().turns.last_mut() {
             last.content.clone_from(&reply.text);
         }
@@ -177,11 +173,8 @@ impl Session {
     /// the session need not be free: any thread, and its own callback.
     pub fn cancel(&self, keep: bool) -> Result<()> {
         self.engine.check_process()?;
-        let mut running = self.running.lock();
-        match &running.request {
-            Some(request) => request.cancel(keep),
-            // As with a request, the first wish stands.
-            None => _ = running.wish.get_or_insert(keep),
+        if let Some(visitor) = &*self.visitor.lock() {
+            visitor.request.cancel(keep);
         }
         Ok(())
     }
@@ -189,36 +182,29 @@ impl Session {
     /// Takes the session for this thread.
     fn enter(&self) -> Result<Visit<'_>> {
         self.engine.check_process()?;
-        let me = std::thread::current().id();
-        let mut user = self.user.lock();
-        match *user {
-            None => *user = Some(me),
-            Some(other) if other == me => return Err(Error::Reentrant { object: "session" }),
+        let thread = std::thread::current().id();
+        let mut visitor = self.visitor.lock();
+        match &*visitor {
+            None => {}
+            Some(other) if other.thread == thread => {
+                return Err(Error::Reentrant { object: "session" });
+            }
             Some(_) => return Err(Error::Busy { object: "session" }),
         }
-        // What was cancelled while nothing ran does not concern what runs from here on.
-        self.running.lock().wish = None;
-        Ok(Visit { session: self })
+        let request = Request::prepared(None);
+        *visitor = Some(Visitor { thread, request: request.clone() });
+        Ok(Visit { session: self, request })
     }
 
-    /// From here on `cancel` reaches `request`; one that came earlier in this visit is applied.
-    fn run(&self, request: &Request) {
-        let mut running = self.running.lock();
-        running.request = Some(request.clone());
-        if let Some(keep) = running.wish.take() {
-            request.cancel(keep);
-        }
-    }
-
-    /// Streams one reply. Leaving early drops the request, which cancels it.
+    /// Streams one reply, which `request` becomes.
     fn generate(
         &self,
+        request: &Request,
         messages: &[Message],
         params: &GenerationParams,
         on_event: &mut dyn FnMut(&Event) -> Flow,
     ) -> Result<Reply> {
-        let request = self.engine.submit_chat(messages, params, None)?;
-        self.run(&request);
+        self.engine.begin_chat(request, messages, params)?;
         let mut text = String::new();
         loop {
             let event = request.next(None)?;
@@ -230,7 +216,7 @@ impl Session {
             match (flow, event.finish) {
                 (Flow::Cancel, _) => return Err(Error::Cancelled),
                 (_, Some(finish)) => return Ok(Reply { text, finish, usage: event.usage }),
-                (Flow::Stop, None) => return stopped(&request, text),
+                (Flow::Stop, None) => return stopped(request, text),
                 (Flow::Continue, None) => {}
             }
         }

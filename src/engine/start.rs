@@ -77,6 +77,10 @@ pub(crate) fn start(parts: EngineParts) -> Result<(Arc<Shared>, JoinHandle<()>)>
 /// The number of pages, once everything fits together. Slots and positions are u32.
 fn check(parts: &EngineParts) -> Result<u32> {
     parts.options.validate()?;
+    if parts.options.prefill_chunk_tokens == 0 {
+        let reason = "must be at least 1 once the backend is chosen".to_string();
+        return Err(wrong("prefill_chunk_tokens", reason));
+    }
     if parts.ranks.is_empty() {
         return Err(wrong("tensor_parallel", "must be at least 1".to_string()));
     }

@@ -25,8 +25,7 @@ pub(super) struct Layer<B: Backend> {
     qkv_bias: B::Vector,
     o: B::Matrix,
     mlp_norm: B::Vector,
-    gate: B::Matrix,
-    up: B::Matrix,
+    gate_up: B::GateUp,
     down: B::Matrix,
 }
 
@@ -44,8 +43,6 @@ impl<B: Backend> Layer<B> {
         let width = config.intermediate_size;
         use LayerTensor::*;
         use Split::*;
-        // One staged input serves both products.
-        loader.same_dtype(&name(GateWeight), &name(UpWeight))?;
         Ok(Layer {
             index,
             attention_norm: loader.vector(&name(AttentionNorm), hidden, Replicated)?,
@@ -53,8 +50,7 @@ impl<B: Backend> Layer<B> {
             qkv_bias: loader.vector(&name(QkvBias), qkv_rows, ColumnThirds)?,
             o: loader.matrix(&name(OWeight), (hidden, heads_cols), Row)?,
             mlp_norm: loader.vector(&name(MlpNorm), hidden, Replicated)?,
-            gate: loader.matrix(&name(GateWeight), (width, hidden), Column)?,
-            up: loader.matrix(&name(UpWeight), (width, hidden), Column)?,
+            gate_up: loader.gate_up((&name(GateWeight), &name(UpWeight)), (width, hidden))?,
             down: loader.matrix(&name(DownWeight), (hidden, width), Row)?,
         })
     }
@@ -96,7 +92,7 @@ impl<B: Backend> Layer<B> {
             step.epsilon,
             &mut s.normed,
         );
-        backend.swiglu(&s.normed, &self.gate, &self.up, &mut s.hidden);
+        backend.swiglu(&s.normed, &self.gate_up, &mut s.hidden);
         backend.linear(&s.hidden, &self.down, None, &mut s.delta);
         backend.all_reduce(&mut s.delta)
     }

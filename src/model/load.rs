@@ -35,6 +35,24 @@ impl<B: Backend> Loader<'_, B> {
         self.backend.matrix(&tensor)
     }
 
+    /// The whole embedding table.
+    pub(super) fn embedding(&mut self, name: &str, shape: (usize, usize)) -> Result<B::Matrix> {
+        let tensor = self.fetch(name, shape, Split::Replicated)?;
+        self.backend.embedding(&tensor)
+    }
+
+    /// This rank's part of two matrices of one shape, by columns.
+    pub(super) fn gate_up(
+        &mut self,
+        (gate, up): (&str, &str),
+        shape: (usize, usize),
+    ) -> Result<B::GateUp> {
+        self.same_dtype(gate, up)?;
+        let gate = self.fetch(gate, shape, Split::Column)?;
+        let up = self.fetch(up, shape, Split::Column)?;
+        self.backend.gate_up(&gate, &up)
+    }
+
     /// This rank's part of vector `name` of `len` elements.
     pub(super) fn vector(&mut self, name: &str, len: usize, split: Split) -> Result<B::Vector> {
         let tensor = self.fetch(name, (len, 1), split)?;
@@ -47,7 +65,7 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     /// `Error::Argument` unless both tensors are stored in one dtype.
-    pub(super) fn same_dtype(&self, a: &str, b: &str) -> Result<()> {
+    fn same_dtype(&self, a: &str, b: &str) -> Result<()> {
         let (first, second) = (self.dtype(a)?, self.dtype(b)?);
         if first == second {
             return Ok(());

@@ -9,7 +9,7 @@ mod load;
 pub mod rope;
 mod scratch;
 
-use crate::backend::{Backend, HeadShape, KvSpec, RopeStep};
+use crate::backend::{Backend, HeadShape, KvSpec, RopeStep, StepStart};
 use crate::batch::Batch;
 use crate::checkpoint::shard::{Split, slice};
 use crate::checkpoint::{Checkpoint, names};
@@ -88,7 +88,7 @@ impl<B: Backend> Model<B> {
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let mut loader = Loader { backend: &mut backend, checkpoint, rank, world, progress };
         let dtype = loader.dtype(&names::layer(0, names::LayerTensor::QkvWeight))?;
-        let embedding = loader.matrix(names::EMBEDDING, (vocab, hidden), Split::Replicated)?;
+        let embedding = loader.embedding(names::EMBEDDING, (vocab, hidden))?;
         let layers = (0..config.num_layers)
             .map(|index| Layer::load(&mut loader, config, index))
             .collect::<Result<Vec<_>>>()?;
@@ -98,7 +98,7 @@ impl<B: Backend> Model<B> {
         let vocab_share = share.row_ranges.iter().map(ExactSizeIterator::len).sum();
         let scratch = Scratch::new(&mut backend, config, heads, &limits, (world, vocab_share))?;
         let kv = backend.kv_cache(kv_spec(config, heads, limits.num_pages, dtype))?;
-        Ok(Model {
+        let mut model = Model {
             backend,
             config: config.clone(),
             heads,
@@ -110,12 +110,31 @@ impl<B: Backend> Model<B> {
             rope: Rope::new(config),
             rope_step: RopeStep::default(),
             scratch,
-        })
+        };
+        model.warm_up()?;
+        Ok(model)
+    }
+
+    /// Runs a step of padding for each size the backend asks for.
+    fn warm_up(&mut self) -> Result<()> {
+        for rows in self.backend.warm_up_rows() {
+            self.step(&Batch::padding(rows), &mut Vec::new())?;
+        }
+        Ok(())
     }
 
     fn step(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
+        self.rope.fill(batch, &mut self.rope_step, B::HOST_ANGLES);
+        if self.backend.begin_step(batch, &self.rope_step)? == StepStart::Run {
+            self.run(batch)?;
+        }
+        let wanted = (!batch.logits_rows.is_empty()).then_some(&self.scratch.logits);
+        self.backend.finish_step(wanted, logits)
+    }
+
+    /// The ops of a step: embed, layers, and the head for the rows whose logits are wanted.
+    fn run(&mut self, batch: &Batch) -> Result<()> {
         let Model { backend, scratch: s, .. } = self;
-        self.rope.fill(batch, &mut self.rope_step);
         let step = StepContext {
             batch,
             rope: &self.rope_step,
@@ -126,21 +145,15 @@ impl<B: Backend> Model<B> {
         for layer in &self.layers {
             layer.forward(backend, &step, s, &mut self.kv)?;
         }
-        logits.clear();
         if batch.logits_rows.is_empty() {
             return Ok(());
         }
         backend.gather_rows(&s.residual, &batch.logits_rows, &mut s.last);
         backend.gather_rows(&s.delta, &batch.logits_rows, &mut s.last_delta);
-        backend.add_norm(
-            Some(&s.last_delta),
-            &mut s.last,
-            &self.final_norm,
-            step.epsilon,
-            &mut s.last_normed,
-        );
+        let delta = Some(&s.last_delta);
+        backend.add_norm(delta, &mut s.last, &self.final_norm, step.epsilon, &mut s.last_normed);
         backend.linear(&s.last_normed, &self.lm_head, None, &mut s.logits);
-        backend.gather_logits(&s.logits, logits)
+        Ok(())
     }
 }
 

@@ -61,8 +61,9 @@ impl Rope {
         }
     }
 
-    /// Angles and query scales of every row of `batch`.
-    pub fn fill(&mut self, batch: &Batch, step: &mut RopeStep) {
+    /// Frequencies, angles (if `with_angles`) and query scales of every row of `batch`.
+    pub fn fill(&mut self, batch: &Batch, step: &mut RopeStep, with_angles: bool) {
+        step.inv_freq.clear();
         step.cos.clear();
         step.sin.clear();
         step.query_scale.clear();
@@ -78,9 +79,10 @@ impl Rope {
                 .frequencies
                 .entry(alpha.to_bits())
                 .or_insert_with(|| inv_freq(base, head_dim, alpha));
+            step.inv_freq.extend_from_slice(frequencies);
             for row in batch.rows(sequence) {
                 let position = batch.positions[row];
-                for frequency in frequencies.iter() {
+                for frequency in frequencies.iter().filter(|_| with_angles) {
                     let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
                     step.cos.push(cos as f32);
                     step.sin.push(sin as f32);

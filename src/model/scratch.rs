@@ -2,7 +2,7 @@
 
 use super::Limits;
 use super::config::ModelConfig;
-use crate::backend::{Backend, HeadShape};
+use crate::backend::{Backend, BufferKind, HeadShape};
 use crate::error::Result;
 
 /// Activations of one step, this rank's share.
@@ -38,17 +38,18 @@ impl<B: Backend> Scratch<B> {
     ) -> Result<Scratch<B>> {
         let (tokens, rows) = (limits.max_tokens, limits.max_logits_rows);
         let hidden = config.hidden_size;
+        use BufferKind::{Activation, Stream};
         Ok(Scratch {
-            residual: backend.buffer(tokens, hidden)?,
-            normed: backend.buffer(tokens, hidden)?,
-            qkv: backend.buffer(tokens, heads.qkv_cols())?,
-            attended: backend.buffer(tokens, heads.num_heads * heads.head_dim)?,
-            hidden: backend.buffer(tokens, config.intermediate_size / world)?,
-            delta: backend.buffer(tokens, hidden)?,
-            last: backend.buffer(rows, hidden)?,
-            last_delta: backend.buffer(rows, hidden)?,
-            last_normed: backend.buffer(rows, hidden)?,
-            logits: backend.buffer(rows, vocab_share)?,
+            residual: backend.buffer(Stream, tokens, hidden)?,
+            normed: backend.buffer(Activation, tokens, hidden)?,
+            qkv: backend.buffer(Activation, tokens, heads.qkv_cols())?,
+            attended: backend.buffer(Activation, tokens, heads.num_heads * heads.head_dim)?,
+            hidden: backend.buffer(Activation, tokens, config.intermediate_size / world)?,
+            delta: backend.buffer(Stream, tokens, hidden)?,
+            last: backend.buffer(Stream, rows, hidden)?,
+            last_delta: backend.buffer(Stream, rows, hidden)?,
+            last_normed: backend.buffer(Activation, rows, hidden)?,
+            logits: backend.buffer(Stream, rows, vocab_share)?,
         })
     }
 }

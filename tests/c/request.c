@@ -103,6 +103,7 @@ static void run_loses_nothing(const qwen_engine *engine) {
 static void a_queue_serves_many(const qwen_engine *engine) {
     enum { REQUESTS = 24 };
     qwen_options *options = long_reply(60, 5);
+    qwen_options *endless = long_reply(1500, 5); /* none ends before it is cancelled */
     qwen_queue *queue = NULL;
     qwen_events *events = NULL;
     qwen_event *event = NULL;
@@ -112,7 +113,7 @@ static void a_queue_serves_many(const qwen_engine *engine) {
     CHECK_FAILS(QWEN_E_END, qwen_queue_next(queue, 1, -1, &events, &err));
     CHECK_FAILS(QWEN_E_ARG, qwen_queue_next(queue, 0, -1, &events, &err));
     for (uint64_t tag = 0; tag < REQUESTS; ++tag) {
-        requests[tag] = new_request(engine, options);
+        requests[tag] = new_request(engine, tag % 3 ? endless : options);
         CHECK_OK(qwen_request_submit(requests[tag], queue, tag, &err));
         CHECK_FAILS(QWEN_E_STATE, qwen_request_next(requests[tag], 0, &event, &err));
         if (tag % 3 == 1)
@@ -142,7 +143,7 @@ static void a_queue_serves_many(const qwen_engine *engine) {
         CHECK(ends[tag] == wanted[tag % 3]);
         qwen_request_free(requests[tag]);
     }
-    qwen_queue_free(queue), qwen_options_free(options);
+    qwen_queue_free(queue), qwen_options_free(options), qwen_options_free(endless);
 }
 
 /* The caller's engine may go first, even before the submit. */

@@ -6,11 +6,11 @@
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use qwen::backend::Backend;
 use qwen::backend::comm::Solo;
 use qwen::backend::cpu::HostBuffer;
 use qwen::backend::cpu::fast::{Fast, Isa};
 use qwen::backend::cpu::reference::Reference;
+use qwen::backend::{Backend, BufferKind};
 use qwen::tensor::{Dtype, HostTensor};
 
 use super::Random;
@@ -61,8 +61,9 @@ pub fn buffer<B: Backend<Buffer = HostBuffer>>(
     data: &[f32],
     cols: usize,
 ) -> HostBuffer {
-    let mut buffer = backend.buffer(data.len() / cols, cols).expect("memory");
-    buffer.set_rows(data.len() / cols);
+    let rows = data.len() / cols;
+    let mut buffer = backend.buffer(BufferKind::Activation, rows, cols).expect("memory");
+    buffer.set_rows(rows);
     buffer.data_mut().copy_from_slice(data);
     buffer
 }

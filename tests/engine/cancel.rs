@@ -46,7 +46,9 @@ fn cancelled_neighbours_leave_no_trace() {
         let steady = prompt(round, 100);
         let params = endless(60);
         let kept = engine.submit_tokens(steady.clone(), &params, None).expect("accepted");
-        let submit = |n: u64| engine.submit_tokens(prompt(round + n, 700), &params, None);
+        // They go on until the context is full: none ends before it is cancelled.
+        let long = endless(7000);
+        let submit = |n: u64| engine.submit_tokens(prompt(round + n, 700), &long, None);
         let others: Vec<_> = (1..5).map(|n| submit(n).expect("accepted")).collect();
         for other in others {
             std::thread::sleep(Duration::from_micros(dice.roll(4000) as u64));

@@ -290,7 +290,7 @@ pub(crate) fn lab() -> Lab {
     Lab {
         num_pages: 4096,
         num_ranks: 1,
-        options: EngineOptions::default(),
+        options: EngineOptions { prefill_chunk_tokens: 512, ..EngineOptions::default() },
         chat_format: ChatFormat::ChatMl,
         stop_words_ids: Vec::new(),
         log: None,

@@ -276,8 +276,8 @@ fn the_log_hook_hears_of_failures_and_may_use_the_engine() {
     }));
     let (engine, control) = lab.start();
     control.break_at(1, Fault::Error);
-    let request = submit(&engine, 1, 1).expect("accepted");
     control.hold();
+    let request = submit(&engine, 1, 1).expect("accepted");
     *slot.lock() = Some(engine);
     control.release();
     read(&request);
@@ -296,7 +296,7 @@ fn options_that_can_never_work_are_refused_by_name() {
         ("max_queue_requests", |o| o.max_queue_requests = usize::MAX),
     ];
     for (name, spoil) in cases {
-        let mut options = EngineOptions::default();
+        let mut options = EngineOptions { prefill_chunk_tokens: 512, ..EngineOptions::default() };
         spoil(&mut options);
         match options.validate() {
             Err(Error::Option { key, .. }) => assert_eq!(key, name),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{HostBuffer, input_dtype, round_to, zeroed};
 use crate::backend::comm::Comm;
-use crate::backend::{Backend, HeadShape, KvSpec, RopeStep};
+use crate::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep};
 use crate::batch::{Batch, PAGE_TOKENS};
 use crate::error::Result;
 use crate::tensor::{Dtype, HostTensor};
@@ -48,6 +48,7 @@ impl ReferenceKv {
 
 impl Backend for Reference {
     type Matrix = ReferenceMatrix;
+    type GateUp = [ReferenceMatrix; 2];
     type Vector = Vec<f32>;
     type Buffer = HostBuffer;
     type KvCache = ReferenceKv;
@@ -56,11 +57,15 @@ impl Backend for Reference {
         Ok(ReferenceMatrix { dtype: source.dtype(), cols: source.cols(), data: source.to_f32() })
     }
 
+    fn gate_up(&mut self, gate: &HostTensor, up: &HostTensor) -> Result<[ReferenceMatrix; 2]> {
+        Ok([self.matrix(gate)?, self.matrix(up)?])
+    }
+
     fn vector(&mut self, source: &HostTensor) -> Result<Vec<f32>> {
         Ok(source.to_f32())
     }
 
-    fn buffer(&mut self, max_rows: usize, cols: usize) -> Result<HostBuffer> {
+    fn buffer(&mut self, _: BufferKind, max_rows: usize, cols: usize) -> Result<HostBuffer> {
         HostBuffer::new(max_rows, cols)
     }
 
@@ -115,13 +120,7 @@ impl Backend for Reference {
         }
     }
 
-    fn swiglu(
-        &mut self,
-        x: &HostBuffer,
-        gate: &ReferenceMatrix,
-        up: &ReferenceMatrix,
-        out: &mut HostBuffer,
-    ) {
+    fn swiglu(&mut self, x: &HostBuffer, [gate, up]: &[ReferenceMatrix; 2], out: &mut HostBuffer) {
         out.set_rows(x.rows());
         for row in 0..x.rows() {
             let input = rounded(x.row(row), input_dtype(gate.dtype));
@@ -204,7 +203,9 @@ impl Backend for Reference {
         self.comm.all_reduce(self.rank, x.data_mut())
     }
 
-    fn gather_logits(&mut self, local: &HostBuffer, out: &mut Vec<f32>) -> Result<()> {
+    fn finish_step(&mut self, logits: Option<&HostBuffer>, out: &mut Vec<f32>) -> Result<()> {
+        out.clear();
+        let Some(local) = logits else { return Ok(()) };
         let parts = self.comm.gather(self.rank, local.data())?;
         join_columns(&parts, local.rows(), out);
         Ok(())

@@ -30,7 +30,7 @@ use staging::{Rows, Staging};
 use super::HostBuffer;
 use super::reference::join_columns;
 use crate::backend::comm::Comm;
-use crate::backend::{Backend, HeadShape, KvSpec, RopeStep};
+use crate::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, HostTensor, decode_f32};
@@ -104,6 +104,7 @@ enum KvStore {
 
 impl Backend for Fast {
     type Matrix = HostTensor;
+    type GateUp = [HostTensor; 2];
     type Vector = Vec<f32>;
     type Buffer = HostBuffer;
     type KvCache = FastKv;
@@ -112,11 +113,15 @@ impl Backend for Fast {
         Ok(source.clone())
     }
 
+    fn gate_up(&mut self, gate: &HostTensor, up: &HostTensor) -> Result<[HostTensor; 2]> {
+        Ok([gate.clone(), up.clone()])
+    }
+
     fn vector(&mut self, source: &HostTensor) -> Result<Vec<f32>> {
         Ok(source.to_f32())
     }
 
-    fn buffer(&mut self, max_rows: usize, cols: usize) -> Result<HostBuffer> {
+    fn buffer(&mut self, _: BufferKind, max_rows: usize, cols: usize) -> Result<HostBuffer> {
         self.staging.reserve(max_rows, cols)?;
         HostBuffer::new(max_rows, cols)
     }
@@ -182,7 +187,7 @@ impl Backend for Fast {
         self.staging.linear(&self.pool, weight, bias.map(Vec::as_slice), out);
     }
 
-    fn swiglu(&mut self, x: &HostBuffer, gate: &HostTensor, up: &HostTensor, out: &mut HostBuffer) {
+    fn swiglu(&mut self, x: &HostBuffer, [gate, up]: &[HostTensor; 2], out: &mut HostBuffer) {
         out.set_rows(x.rows());
         self.staging.stage(&self.pool, self.isa, x, gate.dtype());
         self.staging.swiglu(&self.pool, gate, up, out);
@@ -228,9 +233,10 @@ impl Backend for Fast {
         self.comm.all_reduce(self.rank, x.data_mut())
     }
 
-    fn gather_logits(&mut self, local: &HostBuffer, out: &mut Vec<f32>) -> Result<()> {
+    fn finish_step(&mut self, logits: Option<&HostBuffer>, out: &mut Vec<f32>) -> Result<()> {
+        out.clear();
+        let Some(local) = logits else { return Ok(()) };
         if self.comm.world() == 1 {
-            out.clear();
             out.extend_from_slice(local.data());
             return Ok(());
         }

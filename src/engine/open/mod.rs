@@ -7,27 +7,28 @@
 //! |---|---|
 //! | `QWEN_NUM_THREADS` | `num_threads` |
 
+#[cfg(feature = "cuda")]
+mod gpu;
+mod target;
+
 use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
 
 use crate::backend::comm::{Comm, Solo, Threads};
-use crate::backend::cpu::fast::{Fast, Isa, MAX_HEAD_DIM};
-use crate::backend::cpu::reference::Reference;
 use crate::batch::PAGE_TOKENS;
 use crate::checkpoint::names::{self, LayerTensor};
 use crate::checkpoint::shard::check_world;
 use crate::checkpoint::{Checkpoint, Source};
-use crate::engine::memory::available_bytes;
 use crate::engine::options::{MAX_THREADS, wrong};
 use crate::engine::{Engine, EngineOptions, EngineParts, Estimate, LoadProgress, LogHook};
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::generation::GenerationConfig;
-use crate::model::{Limits, Model, Placement, Progress, Rank};
-use crate::tensor::Dtype;
+use crate::model::{Limits, Placement, Rank};
 use crate::text::tokenizer::Tokenizer;
+use target::{Needs, Target, load_rank};
 
 /// Sequences of full length that the KV cache holds when nothing else is said (and memory allows).
 const DEFAULT_FULL_SEQUENCES: usize = 4;
@@ -41,17 +42,13 @@ struct Plan {
     config: ModelConfig,
     generation: GenerationConfig,
     source: Source,
-    backend: CpuBackend,
+    target: Target,
+    /// Why a GPU was not taken, where one could have been.
+    no_gpu: String,
     num_threads: usize,
     kv_token_bytes: u64,
     num_pages: usize,
     estimate: Estimate,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum CpuBackend {
-    Fast,
-    Reference,
 }
 
 /// See `Engine::open`.
@@ -61,82 +58,85 @@ pub(crate) fn open(
     log: Option<LogHook>,
     progress: &mut dyn FnMut(LoadProgress) -> bool,
 ) -> Result<Engine> {
-    let mut plan = plan(folder, options)?;
+    let (mut plan, options) = plan(folder, options)?;
     if !plan.estimate.fits {
-        return Err(Error::OutOfHostMemory {
-            purpose: "weights, KV cache and workspace",
-            needed_bytes: needed_bytes(&plan.estimate),
-            available_bytes: Some(plan.estimate.available_bytes),
-        });
+        let needed = needed_bytes(&plan.estimate);
+        return Err(plan.target.too_small(needed, plan.estimate.available_bytes));
     }
     let tokenizer = Arc::new(Tokenizer::open(folder)?);
     check_vocabulary(folder, &tokenizer, &plan)?;
-    let ranks = load_ranks(&mut plan, options, progress)?;
+    let ranks = load_ranks(&mut plan, &options, progress)?;
     Engine::start(EngineParts {
-        info: info(folder, &plan, options),
+        info: info(folder, &plan, &options),
         tokenizer,
         config: plan.config,
         generation: plan.generation,
         ranks,
         num_pages: plan.num_pages,
-        options: options.clone(),
+        options,
         log,
     })
 }
 
 /// See `Engine::estimate`.
 pub(crate) fn estimate(folder: &Path, options: &EngineOptions) -> Result<Estimate> {
-    Ok(plan(folder, options)?.estimate)
+    Ok(plan(folder, options)?.0.estimate)
 }
 
-/// Reads headers and configuration, no weights.
-fn plan(folder: &Path, options: &EngineOptions) -> Result<Plan> {
+/// Reads headers and configuration, no weights. Also the options, with what they left open.
+fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)> {
     options.validate()?;
-    let backend = choose_backend(options)?;
+    let mut options = options.clone();
     let config = ModelConfig::open(folder)?;
     let generation = GenerationConfig::open(folder)?;
-    if config.head_dim > MAX_HEAD_DIM {
-        return Err(Error::Unsupported {
-            path: folder.join("config.json"),
-            field: "kv_channels".to_string(),
-            reason: format!("heads of {} elements, at most {MAX_HEAD_DIM}", config.head_dim),
-        });
-    }
     let world = options.tensor_parallel;
     check_world(config.num_heads, config.num_kv_heads, config.intermediate_size, world)?;
     let checkpoint = Checkpoint::open(folder)?;
     check_layers(folder, &checkpoint, &config)?;
     let (dtype, ..) = checkpoint.shape(&names::layer(0, LayerTensor::QkvWeight))?;
-    let head_elements = config.num_kv_heads * config.head_dim;
-    let element_bytes = if backend == CpuBackend::Fast { dtype.size_bytes() } else { 4 };
-    let kv_token_bytes = [config.num_layers, head_elements, element_bytes]
-        .iter()
-        .fold(2_u64, |bytes, factor| bytes.saturating_mul(*factor as u64));
+    let needs = Needs {
+        folder,
+        config: &config,
+        dtype,
+        stored_bytes: checkpoint.total_bytes(),
+        embedding_bytes: (config.vocab_size * config.hidden_size * dtype.size_bytes()) as u64,
+    };
+    let (target, no_gpu) = Target::choose(&options, &needs)?;
+    if options.prefill_chunk_tokens == 0 {
+        options.prefill_chunk_tokens = target.default_chunk_tokens();
+    }
+    let kv_factors =
+        [config.num_layers, config.num_kv_heads, config.head_dim, target.kv_element_bytes(dtype)];
+    let kv_token_bytes =
+        kv_factors.iter().fold(2_u64, |bytes, factor| bytes.saturating_mul(*factor as u64));
+    let (available_bytes, kv_share) = target.available();
     let mut estimate = Estimate {
-        weight_bytes: weight_bytes(&checkpoint, backend, dtype, options),
+        weight_bytes: target.weight_bytes(&needs, &options),
         kv_cache_bytes: 0,
         kv_cache_tokens: 0,
-        workspace_bytes: workspace_bytes(&config, options),
-        available_bytes: available_bytes().unwrap_or(u64::MAX),
+        workspace_bytes: target.workspace_bytes(&config, &options),
+        available_bytes,
         fits: false,
     };
-    let num_pages = num_pages(&config, options, &estimate, kv_token_bytes);
+    let num_pages = num_pages(&config, &options, &estimate, (kv_token_bytes, kv_share));
     estimate.kv_cache_tokens = (num_pages as u64).saturating_mul(PAGE_TOKENS as u64);
     estimate.kv_cache_bytes = estimate.kv_cache_tokens.saturating_mul(kv_token_bytes);
     estimate.fits = needed_bytes(&estimate) <= estimate.available_bytes;
-    let num_threads = num_threads(options, world)?;
-    let source = weights_source(options, &estimate)?;
-    Ok(Plan {
+    let num_threads = num_threads(&options, world)?;
+    let source = weights_source(&options, &target, &estimate)?;
+    let plan = Plan {
         checkpoint,
         config,
         generation,
         source,
-        backend,
+        target,
+        no_gpu,
         num_threads,
         kv_token_bytes,
         num_pages,
         estimate,
-    })
+    };
+    Ok((plan, options))
 }
 
 /// No layer may be left out silently: that would be another model.
@@ -154,37 +154,13 @@ fn needed_bytes(estimate: &Estimate) -> u64 {
     parts.into_iter().fold(0, u64::saturating_add)
 }
 
-/// Memory that the weights take: as stored; as f32 in the reference; twice where ranks cut their
-/// share out of a copy.
-fn weight_bytes(
-    checkpoint: &Checkpoint,
-    backend: CpuBackend,
-    dtype: Dtype,
-    options: &EngineOptions,
-) -> u64 {
-    let stored = checkpoint.total_bytes();
-    let is_cut_copy = options.tensor_parallel > 1 && options.weights == "copy";
-    match backend {
-        CpuBackend::Reference => stored.saturating_mul(4) / dtype.size_bytes() as u64,
-        CpuBackend::Fast if is_cut_copy => stored.saturating_mul(2),
-        CpuBackend::Fast => stored,
-    }
-}
-
-fn choose_backend(options: &EngineOptions) -> Result<CpuBackend> {
-    match options.backend.as_str() {
-        "auto" | "cpu" => Ok(CpuBackend::Fast),
-        "cpu-reference" => Ok(CpuBackend::Reference),
-        other => Err(wrong("backend", format!("`{other}` is not auto, cpu or cpu-reference"))),
-    }
-}
-
 /// `auto` copies where that leaves half of the free memory free: a copy in huge pages is read
-/// faster than a mapped file. Ranks that share a model map it, and copy what they must cut.
-fn weights_source(options: &EngineOptions, estimate: &Estimate) -> Result<Source> {
+/// faster than a mapped file. Ranks that share a model map it, and copy what they must cut; a GPU
+/// has its own copy.
+fn weights_source(options: &EngineOptions, target: &Target, estimate: &Estimate) -> Result<Source> {
     let is_small = needed_bytes(estimate) <= estimate.available_bytes / 2;
     match options.weights.as_str() {
-        "auto" if is_small && options.tensor_parallel == 1 => Ok(Source::Copy),
+        "auto" if is_small && options.tensor_parallel == 1 && target.is_host() => Ok(Source::Copy),
         "auto" | "map" => Ok(Source::Map),
         "copy" => Ok(Source::Copy),
         other => Err(wrong("weights", format!("`{other}` is not auto, map or copy"))),
@@ -204,21 +180,20 @@ fn num_threads(options: &EngineOptions, world: usize) -> Result<usize> {
     }
 }
 
-/// Pages of the KV cache: as asked, else a few full sequences within half of the free memory, but
-/// always enough for a short
-/// exchange (where even that does not fit, opening is refused).
+/// Pages of the KV cache: as asked, else a few full sequences within a share of the free memory, but
+/// always enough for a short exchange (where even that does not fit, opening is refused).
 fn num_pages(
     config: &ModelConfig,
     options: &EngineOptions,
     estimate: &Estimate,
-    kv_token_bytes: u64,
+    (kv_token_bytes, kv_share): (u64, f64),
 ) -> usize {
     if options.kv_cache_tokens > 0 {
         return options.kv_cache_tokens.div_ceil(PAGE_TOKENS);
     }
     let wanted = options.context_tokens(config).saturating_mul(DEFAULT_FULL_SEQUENCES);
     let weights = estimate.weight_bytes.saturating_add(estimate.workspace_bytes);
-    let free = estimate.available_bytes.saturating_sub(weights) / 2;
+    let free = (estimate.available_bytes.saturating_sub(weights) as f64 * kv_share) as u64;
     let affordable = usize::try_from(free / kv_token_bytes.max(1)).unwrap_or(usize::MAX);
     (wanted.min(affordable) / PAGE_TOKENS).max(FEWEST_PAGES)
 }
@@ -229,18 +204,6 @@ fn limits(plan_pages: usize, options: &EngineOptions) -> Limits {
         max_logits_rows: options.max_batch_sequences,
         num_pages: plan_pages,
     }
-}
-
-/// Activations and staging of all ranks, f32: what `model::scratch` and the backend make, rounded
-/// up.
-fn workspace_bytes(config: &ModelConfig, options: &EngineOptions) -> u64 {
-    let limits = limits(0, options);
-    let row = 4 * config.hidden_size
-        + (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-        + 4 * config.intermediate_size;
-    let token_rows = limits.max_tokens as u64 * row as u64;
-    let logits_rows = limits.max_logits_rows as u64 * 4 * config.vocab_size as u64;
-    4 * (token_rows + logits_rows).saturating_mul(options.tensor_parallel as u64)
 }
 
 /// The tokenizer must speak of rows that the model has, and mean the ids that the checkpoint means.
@@ -284,38 +247,13 @@ fn load_ranks(
     if plan.source == Source::Copy {
         plan.checkpoint.copy_to_memory(&mut advance)?;
     }
-    let limits = limits(plan.num_pages, options);
     (0..world)
-        .map(|rank| load_rank(plan, &comm, Placement { rank, world }, limits, &mut advance))
+        .map(|rank| load_rank(plan, options, &comm, Placement { rank, world }, &mut advance))
         .collect()
-}
-
-fn load_rank(
-    plan: &Plan,
-    comm: &Arc<dyn Comm>,
-    placement: Placement,
-    limits: Limits,
-    advance: Progress<'_>,
-) -> Result<Box<dyn Rank>> {
-    let (checkpoint, config, comm) = (&plan.checkpoint, &plan.config, comm.clone());
-    Ok(match plan.backend {
-        CpuBackend::Fast => {
-            let backend = Fast::new(comm, placement.rank, plan.num_threads)?;
-            Box::new(Model::load(backend, checkpoint, config, placement, limits, advance)?)
-        }
-        CpuBackend::Reference => {
-            let backend = Reference::new(comm, placement.rank);
-            Box::new(Model::load(backend, checkpoint, config, placement, limits, advance)?)
-        }
-    })
 }
 
 fn info(folder: &Path, plan: &Plan, options: &EngineOptions) -> serde_json::Value {
     let config = &plan.config;
-    let backend = match plan.backend {
-        CpuBackend::Fast => json!({ "name": "cpu", "instruction_set": Isa::best().name() }),
-        CpuBackend::Reference => json!({ "name": "cpu-reference" }),
-    };
     json!({
         "model": {
             "path": folder.to_string_lossy(),
@@ -328,7 +266,8 @@ fn info(folder: &Path, plan: &Plan, options: &EngineOptions) -> serde_json::Valu
             "train_context_tokens": config.train_context_tokens,
             "weight_bytes": plan.checkpoint.total_bytes(),
         },
-        "backend": backend,
+        "backend": plan.target.info(),
+        "no_gpu": plan.no_gpu,
         "num_threads": plan.num_threads,
         "tensor_parallel": options.tensor_parallel,
         "weights": if plan.source == Source::Copy { "copy" } else { "map" },

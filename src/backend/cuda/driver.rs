@@ -1,0 +1,255 @@
+//! The CUDA driver, checked: is it there, which devices, a context of our own, a stream, events.
+//!
+//! Libraries are opened at run time. The binding crate panics where one is missing, so presence is
+//! probed before its first call. An engine makes a context of its own rather than taking the
+//! device's primary one: a kernel that poisons it takes down this engine and nothing else in the
+//! process.
+
+use std::ffi::{CStr, c_int};
+use std::ptr::null_mut;
+use std::sync::Arc;
+
+use cudarc::cublaslt;
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
+
+use crate::error::{Error, Result};
+
+/// The oldest driver that runs what the kernels are compiled with.
+const MIN_DRIVER: c_int = 13_000;
+
+/// `Ok` when a driver call succeeded. `what` says what was being done.
+pub(super) fn check(result: CUresult, what: &'static str) -> Result<()> {
+    if result == CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    Err(Error::Device { operation: what, code: result as i32, reason: describe(result) })
+}
+
+/// CUDA's own words for a result.
+fn describe(result: CUresult) -> String {
+    let (mut name, mut text) = (std::ptr::null(), std::ptr::null());
+    // SAFETY: both calls write a pointer to a static string, or fail and leave NULL.
+    let found = unsafe {
+        sys::cuGetErrorName(result, &mut name) == CUresult::CUDA_SUCCESS
+            && sys::cuGetErrorString(result, &mut text) == CUresult::CUDA_SUCCESS
+    };
+    if !found || name.is_null() || text.is_null() {
+        return format!("CUDA error {}", result as i32);
+    }
+    // SAFETY: CUDA's static, NUL-terminated strings.
+    let (name, text) = unsafe { (CStr::from_ptr(name), CStr::from_ptr(text)) };
+    format!("{}: {}", name.to_string_lossy(), text.to_string_lossy())
+}
+
+/// Why device `index` cannot be used, or nothing if it can.
+pub(super) fn no_device(index: usize, reason: impl Into<String>) -> Error {
+    Error::NoDevice { device: format!("cuda:{index}"), reason: reason.into() }
+}
+
+/// A CUDA device that can be used.
+#[derive(Debug, Clone)]
+pub struct Device {
+    /// CUDA's index of it.
+    pub index: usize,
+    /// As its maker calls it.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
+    /// Streaming multiprocessors.
+    pub num_sms: u32,
+    /// Version of the driver, as CUDA writes it: 1000 * major + 10 * minor.
+    pub driver: u32,
+    handle: sys::CUdevice,
+}
+
+impl Device {
+    /// Device `index`, if driver, libraries and the device itself are there and new enough;
+    /// `Error::NoDevice` says which is not.
+    pub fn open(index: usize) -> Result<Device> {
+        // SAFETY: loads libraries (their initialisers run) and asks for nothing else.
+        let (cuda, blas) = unsafe { (sys::is_culib_present(), cublaslt::sys::is_culib_present()) };
+        if !cuda {
+            return Err(no_device(index, "the NVIDIA driver (libcuda) is not installed"));
+        }
+        let driver = driver_version(index)?;
+        if driver < MIN_DRIVER {
+            let (have, want) = (version(driver), version(MIN_DRIVER));
+            let reason = format!("the driver supports CUDA {have}, {want} or newer is needed");
+            return Err(no_device(index, reason));
+        }
+        if !blas {
+            return Err(no_device(index, "cuBLAS (libcublasLt) is not on the library path"));
+        }
+        let handle = device_handle(index)?;
+        let attribute = |which| attribute(handle, which);
+        let capability = (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
+        if capability < (8, 0) {
+            let (major, minor) = capability;
+            let reason = format!("its compute capability is {major}.{minor}, 8.0 is the least");
+            return Err(no_device(index, reason));
+        }
+        Ok(Device {
+            index,
+            name: device_name(handle)?,
+            capability,
+            num_sms: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            driver: driver as u32,
+            handle,
+        })
+    }
+}
+
+impl Device {
+    /// Bytes of its memory that a new context finds free.
+    pub fn free_bytes(&self) -> Result<u64> {
+        Ok(Context::new(self.clone())?.memory()?.0)
+    }
+}
+
+fn version(number: c_int) -> String {
+    format!("{}.{}", number / 1000, number % 1000 / 10)
+}
+
+fn driver_version(index: usize) -> Result<c_int> {
+    let mut number = 0;
+    // SAFETY: writes one integer; needs no initialisation.
+    let result = unsafe { sys::cuDriverGetVersion(&mut number) };
+    check(result, "ask for the driver's version").map_err(|e| no_device(index, e.to_string()))?;
+    Ok(number)
+}
+
+fn device_handle(index: usize) -> Result<sys::CUdevice> {
+    // SAFETY: initialises the driver; may be called again.
+    let result = unsafe { sys::cuInit(0) };
+    check(result, "initialise CUDA").map_err(|e| no_device(index, e.to_string()))?;
+    let (mut count, mut handle) = (0, 0);
+    // SAFETY: writes one integer.
+    check(unsafe { sys::cuDeviceGetCount(&mut count) }, "count devices")?;
+    if index >= count as usize {
+        return Err(no_device(index, format!("there are {count} CUDA devices")));
+    }
+    // SAFETY: writes one handle; the index is in range.
+    check(unsafe { sys::cuDeviceGet(&mut handle, index as c_int) }, "open a device")?;
+    Ok(handle)
+}
+
+fn attribute(device: sys::CUdevice, which: Attribute) -> Result<u32> {
+    let mut value = 0;
+    // SAFETY: writes one integer about a device that exists.
+    check(unsafe { sys::cuDeviceGetAttribute(&mut value, which, device) }, "ask for an attribute")?;
+    Ok(value as u32)
+}
+
+fn device_name(device: sys::CUdevice) -> Result<String> {
+    let mut bytes = [0_u8; 256];
+    // SAFETY: writes at most 256 bytes, NUL included.
+    let result =
+        unsafe { sys::cuDeviceGetName(bytes.as_mut_ptr().cast(), bytes.len() as c_int, device) };
+    check(result, "ask for a device's name")?;
+    let name = CStr::from_bytes_until_nul(&bytes).unwrap_or_default();
+    Ok(name.to_string_lossy().into_owned())
+}
+
+/// A context of this library's own on one device. It ends with the last `Arc`.
+pub(super) struct Context {
+    pub(super) device: Device,
+    handle: sys::CUcontext,
+}
+
+// SAFETY: a CUDA context may be current on any thread, on several at a time.
+unsafe impl Send for Context {}
+// SAFETY: as above; its handle never changes.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// Makes a context on `device` and has the calling thread use it.
+    pub(super) fn new(device: Device) -> Result<Arc<Context>> {
+        let mut handle = null_mut();
+        // Waiting threads sleep: a library must not burn a core of its host's.
+        let flags = sys::CUctx_flags_enum::CU_CTX_SCHED_BLOCKING_SYNC as u32;
+        // SAFETY: writes one handle; the device exists.
+        let result = unsafe { sys::cuCtxCreate_v4(&mut handle, null_mut(), flags, device.handle) };
+        check(result, "make a context")?;
+        Ok(Arc::new(Context { device, handle }))
+    }
+
+    /// Has the calling thread use this context: before any other call on it.
+    pub(super) fn enter(&self) -> Result<()> {
+        // SAFETY: the handle lives as long as self.
+        check(unsafe { sys::cuCtxSetCurrent(self.handle) }, "enter the context")
+    }
+
+    /// Free and total bytes of device memory.
+    pub(super) fn memory(&self) -> Result<(u64, u64)> {
+        self.enter()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes two integers about the current context's device.
+        check(unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) }, "ask for free memory")?;
+        Ok((free as u64, total as u64))
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: nothing made in it is left: everything holds an Arc. A poisoned context reports
+        // an error here, which says nothing new.
+        let _ = unsafe { sys::cuCtxDestroy_v2(self.handle) };
+    }
+}
+
+/// A queue of work on a device; its work runs in order.
+pub(super) struct Stream {
+    context: Arc<Context>,
+    handle: sys::CUstream,
+    /// Recorded at the end of the queue to sleep until it is reached.
+    done: sys::CUevent,
+}
+
+// SAFETY: a stream may be used from any thread, by one at a time (`&mut` or a single owner).
+unsafe impl Send for Stream {}
+
+impl Stream {
+    /// A new, empty queue.
+    pub(super) fn new(context: &Arc<Context>) -> Result<Stream> {
+        let (mut handle, mut done) = (null_mut(), null_mut());
+        let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: writes one handle.
+        check(unsafe { sys::cuStreamCreate(&mut handle, flags) }, "make a stream")?;
+        let flags = sys::CUevent_flags_enum::CU_EVENT_BLOCKING_SYNC as u32
+            | sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
+        // SAFETY: writes one handle.
+        check(unsafe { sys::cuEventCreate(&mut done, flags) }, "make an event")?;
+        Ok(Stream { context: Arc::clone(context), handle, done })
+    }
+
+    pub(super) fn raw(&self) -> sys::CUstream {
+        self.handle
+    }
+
+    pub(super) fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// Sleeps until all work so far is done; the first error of that work.
+    pub(super) fn wait(&self) -> Result<()> {
+        // SAFETY: both handles live as long as self.
+        check(unsafe { sys::cuEventRecord(self.done, self.handle) }, "record an event")?;
+        // SAFETY: as above.
+        check(unsafe { sys::cuEventSynchronize(self.done) }, "run a step")
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let _ = self.context.enter();
+        // SAFETY: both were made here; work that is still queued is finished by CUDA first.
+        unsafe {
+            let _ = sys::cuStreamSynchronize(self.handle);
+            let _ = sys::cuEventDestroy_v2(self.done);
+            let _ = sys::cuStreamDestroy_v2(self.handle);
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! CUDA graphs: the work of one step, recorded once and launched again with one call.
+//!
+//! A recorded step reads its inputs (tokens, positions, page tables, lengths) from fixed device
+//! memory, so the same graph serves every step of its number of rows, whatever the contexts.
+
+use std::ptr::null_mut;
+use std::sync::Arc;
+
+use cudarc::driver::sys;
+
+use super::driver::{Context, Stream, check};
+use crate::error::Result;
+
+/// Work that can be launched again and again.
+pub(super) struct Graph {
+    context: Arc<Context>,
+    handle: sys::CUgraphExec,
+}
+
+// SAFETY: a handle that any thread may use, one at a time.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// From here on, work queued on `stream` is recorded instead of run.
+    pub(super) fn begin(stream: &Stream) -> Result<()> {
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is alive and not being recorded.
+        check(unsafe { sys::cuStreamBeginCapture_v2(stream.raw(), mode) }, "record a step")
+    }
+
+    /// What was recorded since `begin`, uploaded to the device.
+    pub(super) fn end(stream: &Stream) -> Result<Graph> {
+        let mut graph = null_mut();
+        // SAFETY: ends the recording begun on this stream; writes one handle.
+        check(unsafe { sys::cuStreamEndCapture(stream.raw(), &mut graph) }, "record a step")?;
+        let mut handle = null_mut();
+        // SAFETY: writes one handle made from a sound graph.
+        let result = unsafe { sys::cuGraphInstantiateWithFlags(&mut handle, graph, 0) };
+        // SAFETY: made above, destroyed once; the instance does not need it.
+        let _ = unsafe { sys::cuGraphDestroy(graph) };
+        check(result, "make a step's graph")?;
+        let graph = Graph { context: Arc::clone(stream.context()), handle };
+        // SAFETY: both handles are alive.
+        check(unsafe { sys::cuGraphUpload(handle, stream.raw()) }, "upload a step's graph")?;
+        Ok(graph)
+    }
+
+    /// Queues the recorded work.
+    pub(super) fn launch(&self, stream: &Stream) -> Result<()> {
+        // SAFETY: both handles are alive.
+        check(unsafe { sys::cuGraphLaunch(self.handle, stream.raw()) }, "launch a step")
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        let _ = self.context.enter();
+        // SAFETY: made here, destroyed once; the stream is waited for before graphs are dropped.
+        let _ = unsafe { sys::cuGraphExecDestroy(self.handle) };
+    }
+}

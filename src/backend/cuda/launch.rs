@@ -1,0 +1,257 @@
+//! One safe, typed wrapper per kernel: it checks shapes, then launches once. What a kernel computes
+//! stands at the head of its file in `cuda/`.
+
+use std::ffi::c_void;
+use std::ptr::null_mut;
+
+use cudarc::driver::sys::{self, CUlaunchAttributeID_enum as AttributeId};
+
+use super::buffer::{DeviceBuffer, DeviceKv, DeviceMatrix, DeviceVector, Kind};
+use super::driver::{Stream, check};
+use super::kernels::{Kernel, Kernels};
+use super::memory::DeviceMemory;
+use super::step::{Extents, StepInputs};
+use crate::backend::HeadShape;
+use crate::error::Result;
+use crate::tensor::Dtype;
+
+/// A number as the argument of a kernel: CUDA reads as many bytes as the parameter has, so an
+/// argument of any size is the low end of a word.
+pub(super) fn int(value: usize) -> u64 {
+    value as u64
+}
+
+/// The same for a float.
+fn float(value: f32) -> u64 {
+    u64::from(value.to_bits())
+}
+
+/// Most arguments of a kernel.
+const MAX_ARGUMENTS: usize = 16;
+
+/// Grid, block and memory of a launch.
+#[derive(Clone, Copy)]
+pub(super) struct Config {
+    pub(super) grid: (u32, u32, u32),
+    pub(super) threads: u32,
+    pub(super) shared_bytes: u32,
+}
+
+impl Config {
+    /// A one-dimensional grid without dynamic shared memory.
+    fn line(blocks: usize, threads: u32) -> Config {
+        Config { grid: (blocks as u32, 1, 1), threads, shared_bytes: 0 }
+    }
+}
+
+/// Every kernel of one dtype, and the stream they go to.
+pub(super) struct Launcher {
+    pub(super) stream: Stream,
+    pub(super) kernels: Kernels,
+    dtype: Dtype,
+    embed: Kernel,
+    add_norm: Kernel,
+    silu_mul: Kernel,
+    gather_rows: Kernel,
+    rope_angles: Kernel,
+    rope_kv_write: Kernel,
+}
+
+impl Launcher {
+    /// The kernels for weights of `dtype` (bf16 or f16).
+    pub(super) fn new(stream: Stream, kernels: Kernels, dtype: Dtype) -> Result<Launcher> {
+        let typed = |name: &str| kernels.get(&format!("{name}_{}", dtype.name()), 0);
+        Ok(Launcher {
+            embed: typed("embed")?,
+            add_norm: typed("add_norm")?,
+            silu_mul: typed("silu_mul")?,
+            gather_rows: kernels.get("gather_rows", 0)?,
+            rope_angles: kernels.get("rope_angles", 0)?,
+            rope_kv_write: typed("rope_kv_write")?,
+            stream,
+            kernels,
+            dtype,
+        })
+    }
+
+    /// `out[row] = table[token_ids[row]]`. `out [rows, hidden]` f32.
+    pub(super) fn embed(
+        &self,
+        step: &StepInputs,
+        table: &DeviceMatrix,
+        out: &mut DeviceBuffer,
+    ) -> Result<()> {
+        out.set_rows(step.extents.rows);
+        assert!(table.cols == out.cols && out.kind == Kind::Stream);
+        let ids = step.addresses().token_ids;
+        let arguments = [out.address(), table.address(), ids, int(out.cols)];
+        self.launch(self.embed, Config::line(out.rows, 256), &arguments)
+    }
+
+    /// `residual += delta`; `out = norm(residual) * weight`.
+    pub(super) fn add_norm(
+        &self,
+        delta: Option<&DeviceBuffer>,
+        residual: &DeviceBuffer,
+        weight: &DeviceVector,
+        epsilon: f32,
+        out: &mut DeviceBuffer,
+    ) -> Result<()> {
+        out.set_rows(residual.rows);
+        assert!(residual.kind == Kind::Stream && out.kind == Kind::Activation);
+        assert!(residual.cols == out.cols && weight.len == out.cols && out.cols.is_multiple_of(4));
+        assert!(delta.is_none_or(|d| {
+            d.kind == Kind::Stream && d.cols == residual.cols && d.rows == residual.rows
+        }));
+        let delta = delta.map_or(0, DeviceBuffer::address);
+        let arguments = [
+            out.address(),
+            residual.address(),
+            delta,
+            weight.address(),
+            float(epsilon),
+            int(out.cols),
+        ];
+        self.launch(self.add_norm, Config::line(out.rows, 512), &arguments)
+    }
+
+    /// `out = up * silu(gate)`; `gate_up [rows, 2 * width]` interleaved in eights.
+    pub(super) fn silu_mul(&self, gate_up: &DeviceBuffer, out: &mut DeviceBuffer) -> Result<()> {
+        out.set_rows(gate_up.rows);
+        assert!(gate_up.kind == Kind::Activation && out.kind == Kind::Activation);
+        assert!(gate_up.cols == 2 * out.cols && out.cols.is_multiple_of(8));
+        let groups = (out.rows * out.cols / 8) as u64;
+        let blocks = groups.div_ceil(256).min(16 * u64::from(self.num_sms()));
+        let arguments = [out.address(), gate_up.address(), groups];
+        self.launch(self.silu_mul, Config::line(blocks as usize, 256), &arguments)
+    }
+
+    /// `out[i] = x[logits_rows[i]]`.
+    pub(super) fn gather_rows(
+        &self,
+        step: &StepInputs,
+        x: &DeviceBuffer,
+        out: &mut DeviceBuffer,
+    ) -> Result<()> {
+        out.set_rows(step.extents.logits_rows);
+        assert!(x.kind == Kind::Stream && out.kind == Kind::Stream && x.cols == out.cols);
+        assert!(out.cols.is_multiple_of(4));
+        let rows = step.addresses().logits_rows;
+        let arguments = [out.address(), x.address(), rows, int(out.cols)];
+        self.launch(self.gather_rows, Config::line(out.rows, 256), &arguments)
+    }
+
+    /// Cosines and sines `[rows, head_dim / 2]` of a step's rows.
+    pub(super) fn rope_angles(&self, step: &StepInputs, angles: &RopeTables) -> Result<()> {
+        let (rows, half) = (step.extents.rows, step.limits().head_dim / 2);
+        let at = step.addresses();
+        let arguments = [
+            angles.cos.address(),
+            angles.sin.address(),
+            at.inv_freq,
+            at.positions,
+            at.row_sequence,
+            int(rows),
+            int(half),
+        ];
+        self.launch(self.rope_angles, Config::line((rows * half).div_ceil(256), 256), &arguments)
+    }
+
+    /// Rotates queries and keys in `qkv` and writes keys and values of rows with a slot in `slots`.
+    pub(super) fn rope_kv_write(
+        &self,
+        step: &StepInputs,
+        angles: &RopeTables,
+        heads: HeadShape,
+        qkv: &DeviceBuffer,
+        (kv, layer): (&DeviceKv, usize),
+        slots: u64,
+    ) -> Result<()> {
+        self.check_heads(&step.extents, heads, qkv, kv);
+        let arguments = [
+            qkv.address(),
+            kv.layer(layer),
+            angles.cos.address(),
+            angles.sin.address(),
+            step.addresses().query_scale,
+            slots,
+            int(heads.num_heads),
+            int(heads.num_kv_heads),
+            int(heads.head_dim),
+        ];
+        self.launch(self.rope_kv_write, Config::line(qkv.rows, 256), &arguments)
+    }
+
+    fn check_heads(&self, extents: &Extents, heads: HeadShape, qkv: &DeviceBuffer, kv: &DeviceKv) {
+        assert!(qkv.kind == Kind::Activation && qkv.cols == heads.qkv_cols());
+        assert!(qkv.rows == extents.rows && kv.spec.num_kv_heads == heads.num_kv_heads);
+        assert!(kv.spec.head_dim == heads.head_dim && kv.spec.dtype == self.dtype);
+    }
+
+    fn num_sms(&self) -> u32 {
+        self.stream.context().device.num_sms
+    }
+
+    /// Launches `kernel` with words for arguments: addresses, and what `int` and `float` make.
+    pub(super) fn launch(&self, kernel: Kernel, config: Config, words: &[u64]) -> Result<()> {
+        let mut pointers: [*mut c_void; MAX_ARGUMENTS] = [null_mut(); MAX_ARGUMENTS];
+        assert!(words.len() <= MAX_ARGUMENTS);
+        for (pointer, word) in pointers.iter_mut().zip(words) {
+            *pointer = std::ptr::from_ref(word).cast_mut().cast();
+        }
+        self.launch_pointers(kernel, config, &mut pointers)
+    }
+
+    /// Launches `kernel` with one struct for its argument.
+    pub(super) fn launch_struct<T>(
+        &self,
+        kernel: Kernel,
+        config: Config,
+        argument: &T,
+    ) -> Result<()> {
+        let pointer = std::ptr::from_ref(argument).cast_mut().cast();
+        self.launch_pointers(kernel, config, &mut [pointer])
+    }
+
+    /// Nothing for an empty grid. Kernels may start while the one before still runs: each waits for
+    /// it where it must.
+    fn launch_pointers(
+        &self,
+        kernel: Kernel,
+        config: Config,
+        arguments: &mut [*mut c_void],
+    ) -> Result<()> {
+        let (x, y, z) = config.grid;
+        if x == 0 || y == 0 || z == 0 {
+            return Ok(());
+        }
+        let mut overlap = sys::CUlaunchAttribute {
+            id: AttributeId::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let launch = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: config.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: config.shared_bytes,
+            hStream: self.stream.raw(),
+            attrs: &mut overlap,
+            numAttrs: u32::from(self.kernels.is_hopper()),
+        };
+        // SAFETY: the wrappers above pass what the kernel's signature says, and have checked that
+        // its accesses stay inside the buffers; all memory outlives the stream's work.
+        let result =
+            unsafe { sys::cuLaunchKernelEx(&launch, kernel.0, arguments.as_mut_ptr(), null_mut()) };
+        check(result, "launch a kernel")
+    }
+}
+
+/// Cosines and sines of a step, `[max_tokens, head_dim / 2]` f32 each.
+pub(super) struct RopeTables {
+    pub(super) cos: DeviceMemory,
+    pub(super) sin: DeviceMemory,
+}

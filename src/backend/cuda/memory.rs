@@ -1,0 +1,175 @@
+//! Device memory and pinned host memory, owned; and copies between them.
+//!
+//! All of it is taken when an engine is opened; no step allocates.
+
+use std::ffi::c_void;
+use std::ptr::null_mut;
+use std::sync::Arc;
+
+use cudarc::driver::sys::{self, CUresult};
+
+use super::driver::{Context, Stream, check};
+use crate::error::{Error, Result};
+
+/// Bytes on a device. Not initialised unless it says so.
+pub(super) struct DeviceMemory {
+    context: Arc<Context>,
+    address: sys::CUdeviceptr,
+    len_bytes: usize,
+}
+
+impl DeviceMemory {
+    /// `len_bytes` on the context's device; `Error::OutOfDeviceMemory` names `purpose`.
+    pub(super) fn new(
+        context: &Arc<Context>,
+        len_bytes: usize,
+        purpose: &'static str,
+    ) -> Result<DeviceMemory> {
+        context.enter()?;
+        let mut address = 0;
+        // SAFETY: writes one address; a length of 0 is refused by CUDA, so at least 16 are asked for.
+        let result = unsafe { sys::cuMemAlloc_v2(&mut address, len_bytes.max(16)) };
+        if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            return Err(Error::OutOfDeviceMemory {
+                device: format!("cuda:{}", context.device.index),
+                purpose,
+                needed_bytes: len_bytes as u64,
+                available_bytes: context.memory().map_or(0, |(free, _)| free),
+            });
+        }
+        check(result, "allocate device memory")?;
+        Ok(DeviceMemory { context: Arc::clone(context), address, len_bytes })
+    }
+
+    /// The same, all bytes zero.
+    pub(super) fn zeroed(
+        stream: &Stream,
+        len_bytes: usize,
+        purpose: &'static str,
+    ) -> Result<DeviceMemory> {
+        let memory = DeviceMemory::new(stream.context(), len_bytes, purpose)?;
+        // SAFETY: the whole of an allocation made just now.
+        let result = unsafe { sys::cuMemsetD8Async(memory.address, 0, len_bytes, stream.raw()) };
+        check(result, "clear device memory")?;
+        Ok(memory)
+    }
+
+    /// Where it begins.
+    pub(super) fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Queues a copy of `from[..len_bytes]` to `offset` bytes into this memory. The pinned memory
+    /// must not change until the stream has passed the copy.
+    pub(super) fn upload(
+        &mut self,
+        stream: &Stream,
+        offset: usize,
+        from: &PinnedMemory,
+        len_bytes: usize,
+    ) -> Result<()> {
+        assert!(offset + len_bytes <= self.len_bytes && len_bytes <= from.len_bytes);
+        let to = self.address + offset as u64;
+        // SAFETY: both ranges are inside their allocations (checked above).
+        let result =
+            unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.start.cast(), len_bytes, stream.raw()) };
+        check(result, "copy to the device")
+    }
+
+    /// Queues a copy of the first `len_bytes` to pinned memory.
+    pub(super) fn download(
+        &self,
+        stream: &Stream,
+        to: &mut PinnedMemory,
+        len_bytes: usize,
+    ) -> Result<()> {
+        assert!(len_bytes <= self.len_bytes && len_bytes <= to.len_bytes);
+        // SAFETY: both ranges are inside their allocations (checked above).
+        let result = unsafe {
+            sys::cuMemcpyDtoHAsync_v2(to.start.cast(), self.address, len_bytes, stream.raw())
+        };
+        check(result, "copy from the device")
+    }
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        let _ = self.context.enter();
+        // SAFETY: allocated here, freed once. In a poisoned context the call fails, and the memory
+        // goes with the context.
+        let _ = unsafe { sys::cuMemFree_v2(self.address) };
+    }
+}
+
+/// Page-locked host memory, mapped into the device's address space. Zero at first.
+pub(super) struct PinnedMemory {
+    context: Arc<Context>,
+    start: *mut c_void,
+    len_bytes: usize,
+}
+
+// SAFETY: plain memory with one owner.
+unsafe impl Send for PinnedMemory {}
+
+impl PinnedMemory {
+    /// `len_bytes` of it; `Error::OutOfHostMemory` names `purpose`.
+    pub(super) fn new(
+        context: &Arc<Context>,
+        len_bytes: usize,
+        purpose: &'static str,
+    ) -> Result<PinnedMemory> {
+        context.enter()?;
+        let mut start = null_mut();
+        let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
+        // SAFETY: writes one address.
+        let result = unsafe { sys::cuMemHostAlloc(&mut start, len_bytes.max(16), flags) };
+        if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            return Err(Error::OutOfHostMemory {
+                purpose,
+                needed_bytes: len_bytes as u64,
+                available_bytes: None,
+            });
+        }
+        check(result, "allocate pinned memory")?;
+        let mut memory = PinnedMemory { context: Arc::clone(context), start, len_bytes };
+        memory.bytes_mut().fill(0);
+        Ok(memory)
+    }
+
+    /// Its address on the device.
+    pub(super) fn device_address(&self) -> Result<u64> {
+        let mut address = 0;
+        // SAFETY: writes one address; the memory was allocated as mapped.
+        let result = unsafe { sys::cuMemHostGetDevicePointer_v2(&mut address, self.start, 0) };
+        check(result, "map pinned memory")?;
+        Ok(address)
+    }
+
+    /// The memory. No copy from or to it may be under way.
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: allocated with this length, initialised in `new`, borrowed with self.
+        unsafe { std::slice::from_raw_parts_mut(self.start.cast(), self.len_bytes) }
+    }
+
+    /// The first `len` elements as 32-bit words.
+    pub(super) fn words(&self, len: usize) -> &[u32] {
+        assert!(len * 4 <= self.len_bytes);
+        // SAFETY: page-aligned, initialised, long enough.
+        unsafe { std::slice::from_raw_parts(self.start.cast(), len) }
+    }
+
+    /// The same, to be written.
+    pub(super) fn words_mut(&mut self, len: usize) -> &mut [u32] {
+        assert!(len * 4 <= self.len_bytes);
+        // SAFETY: page-aligned, initialised, long enough.
+        unsafe { std::slice::from_raw_parts_mut(self.start.cast(), len) }
+    }
+}
+
+impl Drop for PinnedMemory {
+    fn drop(&mut self) {
+        let _ = self.context.enter();
+        // SAFETY: allocated here, freed once.
+        let _ = unsafe { sys::cuMemFreeHost(self.start) };
+    }
+}

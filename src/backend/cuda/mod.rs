@@ -1,0 +1,377 @@
+//! The CUDA backend of one rank: queues the ops of a step on a stream, or launches the whole step
+//! from a recorded graph.
+//!
+//! Nothing waits inside a step: an op that cannot be queued is remembered, and `finish_step` reports
+//! it, or what went wrong on the device, when the step's results are fetched.
+//!
+//! Rounding, beyond what `backend` says: linears' inputs (`BufferKind::Activation`) are kept in the
+//! weights' dtype, so the rows of Q, K, V and the gate and up products are rounded once more than on
+//! the CPU. The residual stream, all sums, scores and logits are f32.
+
+mod attention;
+pub mod buffer;
+mod driver;
+mod gemm;
+mod graph;
+mod kernels;
+mod launch;
+mod load;
+mod memory;
+mod step;
+
+use std::collections::HashMap;
+
+use attention::Attention;
+pub use buffer::{DeviceBuffer, DeviceKv, DeviceMatrix, DeviceVector};
+pub use driver::Device;
+use driver::{Context, Stream};
+use gemm::Gemm;
+use graph::Graph;
+use kernels::Kernels;
+use launch::{Launcher, RopeTables};
+use load::Uploader;
+use memory::{DeviceMemory, PinnedMemory};
+use step::StepInputs;
+pub use step::StepLimits;
+
+use super::{Backend, BufferKind, HeadShape, KvSpec, RopeStep, StepStart};
+use crate::batch::Batch;
+use crate::error::{Error, Result};
+use crate::tensor::{Dtype, HostTensor};
+
+/// Head sizes that the attention kernels are made for.
+pub const HEAD_DIMS: [usize; 2] = [64, 128];
+
+/// What the backend is made for, decided when an engine is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct CudaSettings {
+    /// Element type of weights, activations and cache: bf16 or f16.
+    pub dtype: Dtype,
+    /// Extents of the largest step.
+    pub limits: StepLimits,
+    /// Rows of logits of the largest step, and their width on this rank.
+    pub logits: (usize, usize),
+    /// Half the columns of the largest gate-and-up product on this rank.
+    pub mlp_width: usize,
+    /// Keep the embedding table in host memory.
+    pub host_embedding: bool,
+}
+
+/// The CUDA backend of one rank.
+pub struct Cuda {
+    settings: CudaSettings,
+    // Dropped in this order: what runs first, what it runs on last.
+    graphs: HashMap<usize, Graph>,
+    launcher: Launcher,
+    attention: Attention,
+    gemm: Gemm,
+    step: StepInputs,
+    angles: RopeTables,
+    gate_up: DeviceBuffer,
+    logits: PinnedMemory,
+    uploader: Option<Uploader>,
+    /// Rows of the graph that is being recorded.
+    recording: Option<usize>,
+    /// The first op of this step that could not be queued.
+    failed: Option<Error>,
+}
+
+/// A gate and an up matrix as one: `[2 * width, hidden]`, rows in blocks of 16, eight of the gate
+/// and then the eight of up that go with them.
+pub struct GateUp(DeviceMatrix);
+
+impl Cuda {
+    /// A backend on `device`. Takes its workspaces at once, so that what is free afterwards can be
+    /// counted on.
+    pub fn new(device: Device, settings: CudaSettings) -> Result<Cuda> {
+        let context = Context::new(device)?;
+        let stream = Stream::new(&context)?;
+        let kernels = Kernels::load(&context)?;
+        let limits = settings.limits;
+        let angle_bytes = limits.max_tokens * limits.head_dim / 2 * 4;
+        let table = || DeviceMemory::new(&context, angle_bytes, "rotary tables");
+        let gate_up_bytes = limits.max_tokens * 2 * settings.mlp_width * 2;
+        let attention = Attention::new(&stream, &kernels, settings.dtype, limits.head_dim)?;
+        Ok(Cuda {
+            settings,
+            graphs: HashMap::new(),
+            attention,
+            launcher: Launcher::new(stream, kernels, settings.dtype)?,
+            gemm: Gemm::new(&context, settings.dtype)?,
+            step: StepInputs::new(&context, limits)?,
+            angles: RopeTables { cos: table()?, sin: table()? },
+            gate_up: DeviceBuffer {
+                memory: DeviceMemory::new(&context, gate_up_bytes, "activations")?,
+                kind: BufferKind::Activation,
+                max_rows: limits.max_tokens,
+                cols: 2 * settings.mlp_width,
+                rows: 0,
+            },
+            logits: PinnedMemory::new(
+                &context,
+                settings.logits.0 * settings.logits.1 * 4,
+                "logits",
+            )?,
+            uploader: Some(Uploader::new(&context)?),
+            recording: None,
+            failed: None,
+        })
+    }
+
+    /// Bytes of device memory that `new` takes.
+    pub fn workspace_bytes(settings: &CudaSettings, device: &Device) -> u64 {
+        let limits = &settings.limits;
+        let attention = Attention::workspace_bytes(device.num_sms, limits.head_dim);
+        let angles = 2 * limits.max_tokens * limits.head_dim / 2 * 4;
+        let gate_up = limits.max_tokens * 2 * settings.mlp_width * 2;
+        let inputs = StepInputs::device_bytes(limits);
+        (angles + gate_up + Gemm::workspace_bytes() + inputs + attention) as u64
+    }
+
+    fn context(&self) -> &std::sync::Arc<Context> {
+        self.launcher.stream.context()
+    }
+
+    /// Puts `data` `[rows, cols]` into `buffer`, rounded to its precision. For tests.
+    pub fn write(&mut self, buffer: &mut DeviceBuffer, data: &[f32]) -> Result<()> {
+        buffer.set_rows(data.len() / buffer.cols());
+        let mut host = PinnedMemory::new(self.context(), data.len() * 4, "a buffer's contents")?;
+        let bytes = load::encode(data, buffer.element(self.settings.dtype));
+        host.bytes_mut()[..bytes.len()].copy_from_slice(&bytes);
+        buffer.memory.upload(&self.launcher.stream, 0, &host, bytes.len())?;
+        self.launcher.stream.wait()
+    }
+
+    /// The rows in use of `buffer`. For tests.
+    pub fn read(&self, buffer: &DeviceBuffer) -> Result<Vec<f32>> {
+        let dtype = buffer.element(self.settings.dtype);
+        let len = buffer.rows() * buffer.cols() * dtype.size_bytes();
+        let mut host = PinnedMemory::new(self.context(), len, "a buffer's contents")?;
+        buffer.memory.download(&self.launcher.stream, &mut host, len)?;
+        self.launcher.stream.wait()?;
+        Ok(crate::tensor::decode_f32(dtype, &host.bytes_mut()[..len]))
+    }
+
+    fn uploader(&mut self) -> Result<(&mut Uploader, &Stream)> {
+        let Cuda { uploader, launcher, .. } = self;
+        let uploader = uploader.as_mut().ok_or_else(|| Error::EngineFailed {
+            reason: "a bug in the library: weights after loading".to_string(),
+        })?;
+        Ok((uploader, &launcher.stream))
+    }
+
+    /// Remembers the first op of a step that failed.
+    fn note(&mut self, result: Result<()>) {
+        if let Err(error) = result {
+            self.failed.get_or_insert(error);
+        }
+    }
+
+    /// The rows of the graph that a decode step of `batch` runs in; none for other steps.
+    fn graph_rows(&self, batch: &Batch) -> Option<usize> {
+        let rows = batch.num_tokens();
+        let is_decode = rows == batch.num_sequences() && rows == batch.logits_rows.len();
+        let most = self.settings.limits.max_sequences;
+        (is_decode && rows > 0 && rows <= most).then(|| bucket(rows).min(most))
+    }
+}
+
+/// The size of graph that serves a step of `rows`: a few sizes, so that few are recorded.
+fn bucket(rows: usize) -> usize {
+    match rows {
+        0..=4 => rows.next_power_of_two(),
+        5..=32 => rows.next_multiple_of(8),
+        33..=64 => rows.next_multiple_of(16),
+        _ => rows.next_multiple_of(64),
+    }
+}
+
+impl Backend for Cuda {
+    type Matrix = DeviceMatrix;
+    type GateUp = GateUp;
+    type Vector = DeviceVector;
+    type Buffer = DeviceBuffer;
+    type KvCache = DeviceKv;
+
+    const HOST_ANGLES: bool = false;
+
+    fn matrix(&mut self, source: &HostTensor) -> Result<DeviceMatrix> {
+        let dtype = self.settings.dtype;
+        let (uploader, stream) = self.uploader()?;
+        uploader.matrix(stream, source, dtype)
+    }
+
+    fn embedding(&mut self, source: &HostTensor) -> Result<DeviceMatrix> {
+        if !self.settings.host_embedding {
+            return self.matrix(source);
+        }
+        load::host_matrix(self.context(), source, self.settings.dtype)
+    }
+
+    fn gate_up(&mut self, gate: &HostTensor, up: &HostTensor) -> Result<GateUp> {
+        let dtype = self.settings.dtype;
+        let (uploader, stream) = self.uploader()?;
+        Ok(GateUp(uploader.interleaved(stream, (gate, up), dtype)?))
+    }
+
+    fn vector(&mut self, source: &HostTensor) -> Result<DeviceVector> {
+        let dtype = self.settings.dtype;
+        let (uploader, stream) = self.uploader()?;
+        uploader.vector(stream, source, dtype)
+    }
+
+    fn buffer(&mut self, kind: BufferKind, max_rows: usize, cols: usize) -> Result<DeviceBuffer> {
+        let element_bytes = if kind == BufferKind::Stream { 4 } else { 2 };
+        let bytes = max_rows * cols * element_bytes;
+        let memory = DeviceMemory::new(self.context(), bytes, "activations")?;
+        Ok(DeviceBuffer { memory, kind, max_rows, cols, rows: 0 })
+    }
+
+    fn kv_cache(&mut self, spec: KvSpec) -> Result<DeviceKv> {
+        // Loading is over: its staging memory goes back.
+        self.launcher.stream.wait()?;
+        self.uploader = None;
+        let bytes = spec.num_layers * buffer::kv_layer_bytes(&spec);
+        let memory = DeviceMemory::zeroed(&self.launcher.stream, bytes, "KV cache")?;
+        self.launcher.stream.wait()?;
+        Ok(DeviceKv { memory, spec })
+    }
+
+    fn warm_up_rows(&self) -> Vec<usize> {
+        let most = self.settings.limits.max_sequences;
+        let mut sizes: Vec<usize> = (1..=most).map(|rows| bucket(rows).min(most)).collect();
+        sizes.dedup();
+        sizes
+    }
+
+    fn begin_step(&mut self, batch: &Batch, rope: &RopeStep) -> Result<StepStart> {
+        self.context().enter()?;
+        self.failed = None;
+        let padded = self.graph_rows(batch);
+        self.step.upload(&self.launcher.stream, batch, rope, padded)?;
+        if let Some(rows) = padded {
+            if let Some(graph) = self.graphs.get(&rows) {
+                graph.launch(&self.launcher.stream)?;
+                return Ok(StepStart::Replayed);
+            }
+            Graph::begin(&self.launcher.stream)?;
+            self.recording = Some(rows);
+        }
+        let result = self.launcher.rope_angles(&self.step, &self.angles);
+        self.note(result);
+        Ok(StepStart::Run)
+    }
+
+    fn embed(&mut self, table: &DeviceMatrix, _token_ids: &[u32], out: &mut DeviceBuffer) {
+        let result = self.launcher.embed(&self.step, table, out);
+        self.note(result);
+    }
+
+    fn add_norm(
+        &mut self,
+        delta: Option<&DeviceBuffer>,
+        residual: &mut DeviceBuffer,
+        weight: &DeviceVector,
+        epsilon: f32,
+        out: &mut DeviceBuffer,
+    ) {
+        let result = self.launcher.add_norm(delta, residual, weight, epsilon, out);
+        self.note(result);
+    }
+
+    fn linear(
+        &mut self,
+        x: &DeviceBuffer,
+        weight: &DeviceMatrix,
+        bias: Option<&DeviceVector>,
+        out: &mut DeviceBuffer,
+    ) {
+        out.set_rows(x.rows());
+        let result = self.gemm.linear(&self.launcher.stream, x, weight, bias, out);
+        self.note(result);
+    }
+
+    fn swiglu(&mut self, x: &DeviceBuffer, gate_up: &GateUp, out: &mut DeviceBuffer) {
+        self.gate_up.set_rows(x.rows());
+        self.gate_up.cols = gate_up.0.rows;
+        let stream = &self.launcher.stream;
+        let product = self.gemm.linear(stream, x, &gate_up.0, None, &self.gate_up);
+        self.note(product);
+        let result = self.launcher.silu_mul(&self.gate_up, out);
+        self.note(result);
+    }
+
+    fn rope_kv_write(
+        &mut self,
+        _batch: &Batch,
+        _rope: &RopeStep,
+        heads: HeadShape,
+        qkv: &mut DeviceBuffer,
+        (kv, layer): (&mut DeviceKv, usize),
+    ) {
+        // Rows alone in their sequence are rotated and written by the decode kernel itself.
+        if self.step.extents.longest > 1 {
+            let slots = self.step.addresses().many_slots;
+            let target = (&*kv, layer);
+            let result =
+                self.launcher.rope_kv_write(&self.step, &self.angles, heads, qkv, target, slots);
+            self.note(result);
+        }
+    }
+
+    fn attention(
+        &mut self,
+        _batch: &Batch,
+        heads: HeadShape,
+        qkv: &DeviceBuffer,
+        (kv, layer): (&DeviceKv, usize),
+        out: &mut DeviceBuffer,
+    ) {
+        let shape = (heads, &self.angles);
+        let result = self.attention.run(&self.launcher, &self.step, shape, qkv, (kv, layer), out);
+        self.note(result);
+    }
+
+    fn gather_rows(&mut self, x: &DeviceBuffer, _rows: &[u32], out: &mut DeviceBuffer) {
+        let result = self.launcher.gather_rows(&self.step, x, out);
+        self.note(result);
+    }
+
+    fn all_reduce(&mut self, _x: &mut DeviceBuffer) -> Result<()> {
+        Ok(())
+    }
+
+    fn finish_step(&mut self, logits: Option<&DeviceBuffer>, out: &mut Vec<f32>) -> Result<()> {
+        let recorded = match self.recording.take() {
+            Some(rows) => Some((rows, Graph::end(&self.launcher.stream)?)),
+            None => None,
+        };
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        if let Some((rows, graph)) = recorded {
+            graph.launch(&self.launcher.stream)?;
+            self.graphs.insert(rows, graph);
+        }
+        out.clear();
+        if let Some(logits) = logits {
+            let bytes = self.step.extents.wanted_rows * logits.cols() * 4;
+            logits.memory.download(&self.launcher.stream, &mut self.logits, bytes)?;
+        }
+        self.launcher.stream.wait()?;
+        if let Some(logits) = logits {
+            let words = self.logits.words(self.step.extents.wanted_rows * logits.cols());
+            out.extend(words.iter().map(|word| f32::from_bits(*word)));
+        }
+        Ok(())
+    }
+
+    fn abandon(&mut self) {}
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        let _ = self.context().enter();
+        let _ = self.launcher.stream.wait();
+    }
+}

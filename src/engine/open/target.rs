@@ -1,0 +1,201 @@
+//! Where a model will run: the choice of a backend, what it takes of which memory, and the making of
+//! its ranks.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+#[cfg(feature = "cuda")]
+use super::gpu::Gpu;
+use super::{Plan, limits};
+use crate::backend::comm::Comm;
+use crate::backend::cpu::fast::{Fast, Isa, MAX_HEAD_DIM};
+use crate::backend::cpu::reference::Reference;
+use crate::engine::EngineOptions;
+use crate::engine::memory::available_bytes;
+use crate::engine::options::wrong;
+use crate::error::{Error, Result};
+use crate::model::config::ModelConfig;
+use crate::model::{Model, Placement, Progress, Rank};
+use crate::tensor::Dtype;
+
+/// A backend, and the device it will use.
+pub(super) enum Target {
+    Fast,
+    Reference,
+    #[cfg(feature = "cuda")]
+    Cuda(Box<Gpu>),
+}
+
+/// What is known of a model when its target is chosen.
+pub(super) struct Needs<'a> {
+    pub(super) folder: &'a Path,
+    pub(super) config: &'a ModelConfig,
+    pub(super) dtype: Dtype,
+    /// Bytes of all tensors, and of the embedding table among them.
+    pub(super) stored_bytes: u64,
+    pub(super) embedding_bytes: u64,
+}
+
+impl Target {
+    /// As `options.backend` says. `auto` takes a GPU that can run the model and has room for it,
+    /// and otherwise the CPU; why not the GPU is in the second part.
+    pub(super) fn choose(options: &EngineOptions, needs: &Needs<'_>) -> Result<(Target, String)> {
+        match options.backend.as_str() {
+            "cpu" => Target::cpu(Target::Fast, needs, String::new()),
+            "cpu-reference" => Target::cpu(Target::Reference, needs, String::new()),
+            "cuda" => Ok((Target::gpu(options, needs)?, String::new())),
+            "auto" => match Target::gpu(options, needs) {
+                Ok(target) => Ok((target, String::new())),
+                Err(error) => Target::cpu(Target::Fast, needs, error.to_string()),
+            },
+            other => {
+                let reason = format!("`{other}` is not auto, cpu, cpu-reference or cuda");
+                Err(wrong("backend", reason))
+            }
+        }
+    }
+
+    fn cpu(target: Target, needs: &Needs<'_>, why: String) -> Result<(Target, String)> {
+        if needs.config.head_dim > MAX_HEAD_DIM {
+            let found =
+                format!("heads of {} elements, at most {MAX_HEAD_DIM}", needs.config.head_dim);
+            return Err(unsupported(needs, "kv_channels", found));
+        }
+        Ok((target, why))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn gpu(options: &EngineOptions, needs: &Needs<'_>) -> Result<Target> {
+        Ok(Target::Cuda(Box::new(Gpu::choose(options, needs)?)))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn gpu(_options: &EngineOptions, _needs: &Needs<'_>) -> Result<Target> {
+        let reason = "this library was built without CUDA".to_string();
+        Err(Error::NoDevice { device: "cuda".to_string(), reason })
+    }
+
+    /// Does the model run on the host's own memory?
+    pub(super) fn is_host(&self) -> bool {
+        matches!(self, Target::Fast | Target::Reference)
+    }
+
+    /// Bytes of one element in the KV cache.
+    pub(super) fn kv_element_bytes(&self, dtype: Dtype) -> usize {
+        if matches!(self, Target::Reference) { 4 } else { dtype.size_bytes() }
+    }
+
+    /// Prompt tokens of a step when nothing else is said: enough rows to keep the arithmetic busy.
+    pub(super) fn default_chunk_tokens(&self) -> usize {
+        if self.is_host() { 512 } else { 2048 }
+    }
+
+    /// Memory that the weights take: as stored; as f32 in the reference; twice where ranks cut their
+    /// share out of a copy.
+    pub(super) fn weight_bytes(&self, needs: &Needs<'_>, options: &EngineOptions) -> u64 {
+        let stored = needs.stored_bytes;
+        let is_cut_copy = options.tensor_parallel > 1 && options.weights == "copy";
+        match self {
+            Target::Reference => stored.saturating_mul(4) / needs.dtype.size_bytes() as u64,
+            Target::Fast if is_cut_copy => stored.saturating_mul(2),
+            Target::Fast => stored,
+            #[cfg(feature = "cuda")]
+            Target::Cuda(gpu) => gpu.weight_bytes(needs),
+        }
+    }
+
+    /// Activations, staging and workspaces of all ranks.
+    pub(super) fn workspace_bytes(&self, config: &ModelConfig, options: &EngineOptions) -> u64 {
+        match self {
+            Target::Fast | Target::Reference => host_workspace_bytes(config, options),
+            #[cfg(feature = "cuda")]
+            Target::Cuda(gpu) => gpu.workspace_bytes(config, options),
+        }
+    }
+
+    /// What the memory that the model will live in has free, and the share of what the weights leave
+    /// that the KV cache may have.
+    pub(super) fn available(&self) -> (u64, f64) {
+        match self {
+            Target::Fast | Target::Reference => (available_bytes().unwrap_or(u64::MAX), 0.5),
+            #[cfg(feature = "cuda")]
+            Target::Cuda(gpu) => (gpu.free_bytes, 0.97),
+        }
+    }
+
+    /// The error of too little of that memory.
+    pub(super) fn too_small(&self, needed_bytes: u64, available_bytes: u64) -> Error {
+        const PURPOSE: &str = "weights, KV cache and workspace";
+        match self {
+            Target::Fast | Target::Reference => Error::OutOfHostMemory {
+                purpose: PURPOSE,
+                needed_bytes,
+                available_bytes: Some(available_bytes),
+            },
+            #[cfg(feature = "cuda")]
+            Target::Cuda(gpu) => Error::OutOfDeviceMemory {
+                device: gpu.name(),
+                purpose: PURPOSE,
+                needed_bytes,
+                available_bytes,
+            },
+        }
+    }
+
+    /// For `Engine::info`.
+    pub(super) fn info(&self) -> Value {
+        match self {
+            Target::Fast => json!({ "name": "cpu", "instruction_set": Isa::best().name() }),
+            Target::Reference => json!({ "name": "cpu-reference" }),
+            #[cfg(feature = "cuda")]
+            Target::Cuda(gpu) => gpu.info(),
+        }
+    }
+}
+
+/// Loads one rank's share of the model.
+pub(super) fn load_rank(
+    plan: &Plan,
+    options: &EngineOptions,
+    comm: &Arc<dyn Comm>,
+    placement: Placement,
+    advance: Progress<'_>,
+) -> Result<Box<dyn Rank>> {
+    let (checkpoint, config, comm) = (&plan.checkpoint, &plan.config, comm.clone());
+    let limits = limits(plan.num_pages, options);
+    Ok(match &plan.target {
+        Target::Fast => {
+            let backend = Fast::new(comm, placement.rank, plan.num_threads)?;
+            Box::new(Model::load(backend, checkpoint, config, placement, limits, advance)?)
+        }
+        Target::Reference => {
+            let backend = Reference::new(comm, placement.rank);
+            Box::new(Model::load(backend, checkpoint, config, placement, limits, advance)?)
+        }
+        #[cfg(feature = "cuda")]
+        Target::Cuda(gpu) => {
+            let backend = gpu.backend(config, options)?;
+            Box::new(Model::load(backend, checkpoint, config, placement, limits, advance)?)
+        }
+    })
+}
+
+/// Activations and staging of all ranks, f32: what `model::scratch` and the CPU backends make,
+/// rounded up.
+fn host_workspace_bytes(config: &ModelConfig, options: &EngineOptions) -> u64 {
+    let limits = limits(0, options);
+    let row = 4 * config.hidden_size
+        + (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+        + 4 * config.intermediate_size;
+    let token_rows = limits.max_tokens as u64 * row as u64;
+    let logits_rows = limits.max_logits_rows as u64 * 4 * config.vocab_size as u64;
+    4 * (token_rows + logits_rows).saturating_mul(options.tensor_parallel as u64)
+}
+
+/// A sound checkpoint that this target cannot run.
+pub(super) fn unsupported(needs: &Needs<'_>, field: &str, reason: String) -> Error {
+    let path = needs.folder.join("config.json");
+    Error::Unsupported { path, field: field.to_string(), reason }
+}

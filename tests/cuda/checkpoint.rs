@@ -1,0 +1,96 @@
+//! Random checkpoints of any shape, written as a Qwen-1 folder.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use qwen::tensor::Dtype;
+use safetensors::tensor::TensorView;
+
+use crate::common::Random;
+use crate::common::ops::weights;
+
+/// Sizes of a model.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) layers: usize,
+    pub(crate) hidden: usize,
+    pub(crate) heads: usize,
+    pub(crate) width: usize,
+    pub(crate) vocab: usize,
+    pub(crate) dtype: Dtype,
+    /// Dynamic NTK and log-n, with a training length of 64.
+    pub(crate) stretched: bool,
+}
+
+/// Writes config.json and model.safetensors into `folder`.
+pub(crate) fn write(folder: &Path, random: &mut Random, shape: &Shape) {
+    std::fs::create_dir_all(folder).expect("a folder");
+    let config = serde_json::json!({
+        "architectures": ["QWenLMHeadModel"],
+        "model_type": "qwen",
+        "hidden_size": shape.hidden,
+        "intermediate_size": 2 * shape.width,
+        "num_attention_heads": shape.heads,
+        "num_hidden_layers": shape.layers,
+        "kv_channels": shape.hidden / shape.heads,
+        "layer_norm_epsilon": 1e-6,
+        "rotary_emb_base": 10000,
+        "rotary_pct": 1.0,
+        "seq_length": if shape.stretched { 64 } else { 8192 },
+        "max_position_embeddings": 32768,
+        "use_dynamic_ntk": shape.stretched,
+        "use_logn_attn": shape.stretched,
+        "no_bias": true,
+        "tie_word_embeddings": false,
+        "vocab_size": shape.vocab,
+        "bf16": shape.dtype == Dtype::Bf16,
+        "fp16": shape.dtype == Dtype::F16,
+    });
+    std::fs::write(folder.join("config.json"), config.to_string()).expect("written");
+    let tensors = tensors(random, shape);
+    let kind = match shape.dtype {
+        Dtype::Bf16 => safetensors::Dtype::BF16,
+        Dtype::F16 => safetensors::Dtype::F16,
+        Dtype::F32 => safetensors::Dtype::F32,
+    };
+    let views: HashMap<&str, TensorView<'_>> = tensors
+        .iter()
+        .map(|(name, size, bytes)| {
+            (name.as_str(), TensorView::new(kind, size.clone(), bytes).expect("a tensor"))
+        })
+        .collect();
+    let path = folder.join("model.safetensors");
+    safetensors::serialize_to_file(views, None, &path).expect("written");
+}
+
+type Tensor = (String, Vec<usize>, Vec<u8>);
+
+fn tensors(random: &mut Random, s: &Shape) -> Vec<Tensor> {
+    let mut made = Vec::new();
+    let mut matrix = |name: String, rows: usize, cols: usize| {
+        let bytes = weights(random, s.dtype, rows, cols).bytes().to_vec();
+        made.push((name, vec![rows, cols], bytes));
+    };
+    matrix("transformer.wte.weight".to_string(), s.vocab, s.hidden);
+    matrix("lm_head.weight".to_string(), s.vocab, s.hidden);
+    for layer in 0..s.layers {
+        let name = |tail: &str| format!("transformer.h.{layer}.{tail}.weight");
+        matrix(name("attn.c_attn"), 3 * s.hidden, s.hidden);
+        matrix(name("attn.c_proj"), s.hidden, s.hidden);
+        matrix(name("mlp.w1"), s.width, s.hidden);
+        matrix(name("mlp.w2"), s.width, s.hidden);
+        matrix(name("mlp.c_proj"), s.hidden, s.width);
+    }
+    let mut vector = |name: String, len: usize| {
+        // One column, so that the elements are N(0, 1).
+        let bytes = weights(random, s.dtype, len, 1).bytes().to_vec();
+        made.push((name, vec![len], bytes));
+    };
+    vector("transformer.ln_f.weight".to_string(), s.hidden);
+    for layer in 0..s.layers {
+        vector(format!("transformer.h.{layer}.ln_1.weight"), s.hidden);
+        vector(format!("transformer.h.{layer}.ln_2.weight"), s.hidden);
+        vector(format!("transformer.h.{layer}.attn.c_attn.bias"), 3 * s.hidden);
+    }
+    made
+}

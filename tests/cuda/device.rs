@@ -1,0 +1,41 @@
+//! The GPU of the tests, and a backend on it.
+
+use qwen::backend::cuda::{Cuda, CudaSettings, Device, StepLimits};
+use qwen::tensor::Dtype;
+
+/// Device 0; or nothing, said aloud (and a failure if a GPU is required).
+pub(crate) fn gpu() -> Option<Device> {
+    match Device::open(0) {
+        Ok(device) => Some(device),
+        Err(error) => {
+            let required = std::env::var("QWEN_REQUIRE_GPU").is_ok_and(|value| value == "1");
+            assert!(!required, "a GPU is required: {error}");
+            eprintln!("SKIPPED, no GPU: {error}");
+            None
+        }
+    }
+}
+
+/// Extents for small steps.
+pub(crate) fn limits(head_dim: usize, (num_heads, num_kv_heads): (usize, usize)) -> StepLimits {
+    StepLimits {
+        max_tokens: 4096,
+        max_sequences: 64,
+        max_pages: 2048,
+        head_dim,
+        num_heads,
+        num_kv_heads,
+    }
+}
+
+/// A backend with room for `mlp_width` and `logits` columns.
+pub(crate) fn backend(
+    device: &Device,
+    dtype: Dtype,
+    limits: StepLimits,
+    (mlp_width, vocab): (usize, usize),
+) -> Cuda {
+    let settings =
+        CudaSettings { dtype, limits, logits: (64, vocab), mlp_width, host_embedding: false };
+    Cuda::new(device.clone(), settings).expect("a backend on the GPU")
+}

@@ -1,0 +1,12 @@
+//! The CUDA backend on a GPU, against the plain CPU reference: ops, whole models, engines, faults.
+//!
+//! Without a usable GPU each test says so and ends; with `QWEN_REQUIRE_GPU=1` that is a failure.
+#![cfg(feature = "cuda")]
+#![allow(clippy::expect_used, clippy::panic, clippy::print_stderr)]
+
+mod checkpoint;
+#[path = "../common/mod.rs"]
+mod common;
+mod device;
+mod model;
+mod ops;
