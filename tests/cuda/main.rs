@@ -8,6 +8,7 @@ mod checkpoint;
 #[path = "../common/mod.rs"]
 mod common;
 mod device;
+mod logits;
 mod model;
 mod ops;
 mod random;
