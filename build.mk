@@ -13,6 +13,12 @@ PREFIX ?= /usr/local
 LIBDIR := $(PREFIX)/lib
 INCLUDEDIR := $(PREFIX)/include
 
+# 1: with the CUDA backend, which takes nvcc to build (and nothing to load). By default where there is
+# a compiler for it, or a GPU.
+CUDA ?= $(if $(or $(shell command -v nvcc),$(wildcard .tools/cuda/ready /proc/driver/nvidia/version)),1,0)
+FEATURES = $(if $(filter 1,$(CUDA)),--features cuda)
+NVCC := .tools/cuda/nvidia/cu13/bin/nvcc
+
 # The one place of each number is the code.
 QWEN_ABI := $(shell sed -n 's/^pub const QWEN_ABI_VERSION: u32 = \(.*\);/\1/p' src/capi/codes.rs)
 QWEN_VERSION := $(shell sed -n '/^\[package\]/,/^\[dep/s/^version = "\(.*\)"/\1/p' Cargo.toml)
@@ -30,13 +36,20 @@ WHOLE = -Wl,--whole-archive $(1) -Wl,--no-whole-archive
 HOOKS_PROFILE ?= checked
 HOOKS_TARGET := $(HOOKS_PROFILE)
 
-.PHONY: lib hooks-lib header examples install abi-test c-test cargo-release
+.PHONY: lib hooks-lib header examples install abi-test c-test cargo-release cuda-toolkit
 
 lib: build/lib/libqwen.so ## libqwen.so and its header, in build/lib and include
 hooks-lib: build/hooks/libqwen.so
 
-cargo-release:
-	cargo build --locked --release --lib $(CARGO_CUDA)
+cargo-release: $(if $(filter 1,$(CUDA)),cuda-toolkit)
+	cargo build --locked --release --lib $(FEATURES)
+
+# nvcc from PyPI, where the machine has none of its own.
+cuda-toolkit: $(if $(shell command -v nvcc),,.tools/cuda/ready) ## the CUDA compiler, if the machine has none
+
+.tools/cuda/ready: .ci/cuda-requirements.txt | .venv/ready
+	.venv/bin/pip install --disable-pip-version-check --no-deps --upgrade --target .tools/cuda -r $<
+	@touch $@
 
 # Cargo knows better than make whether the archive is old.
 target/release/libqwen.a: cargo-release ;
@@ -94,11 +107,6 @@ abi-test: c-test ## header, symbols, C and C++ programs, sanitizers, installed t
 
 c-test: lib hooks-lib examples
 	tests/c/run.sh
-
-# 1: the library has the CUDA backend (its compiler is needed to build it; a GPU or CUDA is not needed
-# to load it). 0: CPU only. Unless said, 1 where there is a compiler.
-CUDA ?= $(if $(or $(shell command -v nvcc),$(wildcard .tools/cuda/nvidia/cu13/bin/nvcc)),1,0)
-CARGO_CUDA = $(if $(filter 1,$(CUDA)),--features cuda)
 
 BENCH_PARTS := $(wildcard benches/support/*.hpp)
 

@@ -141,6 +141,7 @@ impl Bench {
             max_pages: pages,
             ntk_lens: vec![PROMPT_TOKENS as u32],
             logits_rows: vec![len as u32 - 1],
+            ..Batch::default()
         }
     }
 

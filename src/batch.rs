@@ -23,7 +23,39 @@ pub struct Batch {
     pub ntk_lens: Vec<u32>,
     /// `[rows wanted]` rows (indices into the tokens) whose logits are returned, ascending.
     pub logits_rows: Vec<u32>,
+    /// `[rows wanted]` how the token after each of those rows is drawn; empty where the caller draws.
+    pub draws: Vec<Draw>,
+    /// What the sequences have seen, for the penalties: an id, and how often the reply has it.
+    pub seen: Vec<(u32, u32)>,
 }
+
+/// How one token is drawn (see `sample::SamplingParams` for the meaning of each number).
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Draw {
+    /// 0: greedy.
+    pub temperature: f32,
+    /// 0: off.
+    pub top_k: u32,
+    /// 1: off.
+    pub top_p: f32,
+    /// 0: off.
+    pub min_p: f32,
+    /// 1: off.
+    pub repetition_penalty: f32,
+    /// 0: off.
+    pub presence_penalty: f32,
+    /// 0: off.
+    pub frequency_penalty: f32,
+    /// The random number, in [0, 1).
+    pub uniform: f64,
+    /// Where in `Batch::seen` its sequence's ids begin, and how many there are.
+    pub seen_start: u32,
+    /// How many.
+    pub seen_count: u32,
+}
+
+/// In place of a drawn token: the logits were no numbers.
+pub const NO_TOKEN: u32 = u32::MAX;
 
 impl Batch {
     /// A decode step of `rows` rows that are all padding: nothing is read from the cache or written
@@ -40,6 +72,7 @@ impl Batch {
             max_pages: 0,
             ntk_lens: vec![1; rows],
             logits_rows: (0..count).collect(),
+            ..Batch::default()
         }
     }
 

@@ -36,6 +36,13 @@ pub struct SamplingParams {
 }
 
 impl SamplingParams {
+    /// Does anything depend on the ids seen so far?
+    pub fn has_penalties(&self) -> bool {
+        self.repetition_penalty != 1.0
+            || self.presence_penalty != 0.0
+            || self.frequency_penalty != 0.0
+    }
+
     /// `Error::Option`, naming the key, when a value can never work.
     pub fn validate(&self) -> Result<()> {
         let at_least_0 = |value: f32| value.is_finite() && value >= 0.0;
@@ -68,6 +75,11 @@ pub struct SeenTokens {
 }
 
 impl SeenTokens {
+    /// Every id, with how often the reply has it (0: in the prompt only), in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.reply_counts.iter().map(|(&id, &count)| (id, count))
+    }
+
     /// The ids of `prompt`, and no reply yet.
     pub fn from_prompt(prompt: &[u32]) -> SeenTokens {
         SeenTokens { reply_counts: prompt.iter().map(|&id| (id, 0)).collect() }
@@ -243,10 +255,10 @@ fn total_weight(candidates: &[Candidate]) -> f64 {
 
 /// Repetition, then presence and frequency penalties, in place.
 fn apply_penalties(logits: &mut [f32], params: &SamplingParams, seen: &SeenTokens) {
-    let repetition = params.repetition_penalty;
-    if repetition == 1.0 && params.presence_penalty == 0.0 && params.frequency_penalty == 0.0 {
+    if !params.has_penalties() {
         return;
     }
+    let repetition = params.repetition_penalty;
     for (&id, &count) in &seen.reply_counts {
         let Some(logit) = logits.get_mut(id as usize) else { continue };
         if repetition != 1.0 {
@@ -276,7 +288,7 @@ fn finite_max(logits: &[f32]) -> Option<f32> {
 
 /// A number in [0, 1) that depends on `seed` and `position` only: two rounds of the splitmix64
 /// finaliser, whose output passes for random even for counters that differ in one bit.
-fn uniform(seed: u64, position: u64) -> f64 {
+pub fn uniform(seed: u64, position: u64) -> f64 {
     const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
     let key = mix(seed.wrapping_add(GOLDEN));
     let bits = mix(key ^ position.wrapping_add(1).wrapping_mul(GOLDEN));

@@ -198,6 +198,15 @@ pub trait Backend: Send {
     /// Sums `x` over all ranks; every rank gets the same bits. World 1: nothing to do.
     fn all_reduce(&mut self, x: &mut Self::Buffer) -> Result<()>;
 
+    /// Does it draw tokens itself, where a batch says how? Then no logits leave it for such a batch.
+    const DRAWS: bool = false;
+
+    /// The tokens drawn by the step that `finish_step` ended, one a wanted row (`batch::NO_TOKEN`
+    /// where the logits were no numbers); none if the batch had no `draws`.
+    fn drawn(&self) -> &[u32] {
+        &[]
+    }
+
     /// Ends a step, waiting for what was queued. Joins the ranks' logits `[rows, vocab share]`, if
     /// the step has any, along the columns, in rank order, into `out [rows, vocab]` on rank 0 (left
     /// empty elsewhere).

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Draw, NO_TOKEN};
 use crate::engine::LogLevel;
 use crate::engine::metrics::Metrics;
 use crate::engine::request::{Cancel, FinishReason};
@@ -14,7 +14,7 @@ use crate::engine::shared::Shared;
 use crate::engine::worker::Workers;
 use crate::error::{Error, Result};
 use crate::kv::PagePool;
-use crate::sample::Sampler;
+use crate::sample::{Sampler, uniform};
 
 /// The loop's state.
 pub(crate) struct Stepper {
@@ -133,7 +133,10 @@ impl Stepper {
             if !self.pool.grow(&mut sequence.pages, context) {
                 return Err(bug("the scheduler gave pages that are not there"));
             }
-            push_rows(batch, sequence, *run, &self.pool)?;
+            let wanted = push_rows(batch, sequence, *run, &self.pool)?;
+            if wanted && self.workers.draws_tokens() {
+                push_draw(batch, sequence);
+            }
         }
         write_block_table(batch, &self.plan.runs, &self.sequences);
         self.shared.metrics.pages_used.set(self.pool.num_used());
@@ -143,9 +146,13 @@ impl Stepper {
     fn forward(&mut self) -> Result<()> {
         let start = Instant::now();
         self.workers.forward(&self.batch, &mut self.logits)?;
-        let wanted = self.batch.logits_rows.len() * self.vocab_size;
-        if self.logits.len() != wanted {
-            return Err(bug(&format!("{} logits instead of {wanted}", self.logits.len())));
+        let rows = self.batch.logits_rows.len();
+        let (what, made, wanted) = match self.batch.draws.is_empty() {
+            true => ("logits", self.logits.len(), rows * self.vocab_size),
+            false => ("tokens", self.workers.drawn().len(), rows),
+        };
+        if made != wanted {
+            return Err(bug(&format!("{made} {what} instead of {wanted}")));
         }
         let metrics = &self.shared.metrics;
         metrics.steps.add(1);
@@ -154,19 +161,19 @@ impl Stepper {
         Ok(())
     }
 
-    /// Draws the next token of every sequence whose tokens are all in the cache now.
+    /// Gives every sequence whose tokens are all in the cache now its next token.
     fn draw(&mut self) -> Vec<Ended> {
         let mut ended = std::mem::take(&mut self.ended);
-        let mut rows = self.logits.chunks_exact_mut(self.vocab_size.max(1));
-        for run in &self.plan.runs {
-            let sequence = &mut self.sequences[run.index];
-            if !sequence.advance(run.tokens) {
+        let mut row = 0;
+        for index in 0..self.plan.runs.len() {
+            let run = self.plan.runs[index];
+            if !self.sequences[run.index].advance(run.tokens) {
                 continue;
             }
-            let Some(row) = rows.next() else { break };
-            let (params, seen) = sequence.sampling();
-            let usable = &mut row[..self.shared.usable_ids];
-            match self.sampler.sample(usable, params, seen, sequence.next_position()) {
+            let token = self.next_token(row, run.index);
+            row += 1;
+            let sequence = &mut self.sequences[run.index];
+            match token {
                 None => ended.push((run.index, Err(no_number(sequence.next_position())))),
                 Some(token) => {
                     self.shared.metrics.generated_tokens.add(1);
@@ -177,6 +184,18 @@ impl Stepper {
             }
         }
         ended
+    }
+
+    /// The token drawn from wanted row `row`, which is sequence `index`'s: by the rank, or here.
+    fn next_token(&mut self, row: usize, index: usize) -> Option<u32> {
+        if !self.batch.draws.is_empty() {
+            return self.workers.drawn().get(row).copied().filter(|token| *token != NO_TOKEN);
+        }
+        let logits = &mut self.logits[row * self.vocab_size..(row + 1) * self.vocab_size];
+        let usable = &mut logits[..self.shared.usable_ids];
+        let sequence = &self.sequences[index];
+        let (params, seen) = sequence.sampling();
+        self.sampler.sample(usable, params, seen, sequence.next_position())
     }
 
     /// Takes `ended` (ascending) out of the loop. First the pages and numbers, then the last
@@ -239,10 +258,13 @@ fn clear(batch: &mut Batch) {
     batch.block_table.clear();
     batch.ntk_lens.clear();
     batch.logits_rows.clear();
+    batch.draws.clear();
+    batch.seen.clear();
 }
 
-/// Appends the tokens that `run` computes of `sequence`, which has the pages for them.
-fn push_rows(batch: &mut Batch, sequence: &Sequence, run: Run, pool: &PagePool) -> Result<()> {
+/// Appends the tokens that `run` computes of `sequence`, which has the pages for them. Is a token
+/// drawn after them?
+fn push_rows(batch: &mut Batch, sequence: &Sequence, run: Run, pool: &PagePool) -> Result<bool> {
     let first = sequence.computed_tokens();
     for position in first..first + run.tokens {
         let slot = pool.slot(&sequence.pages, position);
@@ -254,10 +276,32 @@ fn push_rows(batch: &mut Batch, sequence: &Sequence, run: Run, pool: &PagePool) 
     batch.cu_seqlens.push(end);
     batch.context_lens.push((first + run.tokens) as u32);
     batch.ntk_lens.push(sequence.prompt_tokens() as u32);
-    if run.tokens == sequence.view().pending_tokens() {
+    let wanted = run.tokens == sequence.view().pending_tokens();
+    if wanted {
         batch.logits_rows.push(end - 1);
     }
-    Ok(())
+    Ok(wanted)
+}
+
+/// Appends how the token after the rows of `sequence` is drawn.
+fn push_draw(batch: &mut Batch, sequence: &Sequence) {
+    let (params, seen) = sequence.sampling();
+    let seen_start = batch.seen.len();
+    if params.has_penalties() {
+        batch.seen.extend(seen.iter());
+    }
+    batch.draws.push(Draw {
+        temperature: params.temperature,
+        top_k: params.top_k,
+        top_p: params.top_p,
+        min_p: params.min_p,
+        repetition_penalty: params.repetition_penalty,
+        presence_penalty: params.presence_penalty,
+        frequency_penalty: params.frequency_penalty,
+        uniform: uniform(params.seed, sequence.next_position()),
+        seen_start: seen_start as u32,
+        seen_count: (batch.seen.len() - seen_start) as u32,
+    });
 }
 
 fn write_block_table(batch: &mut Batch, runs: &[Run], sequences: &[Sequence]) {

@@ -39,6 +39,16 @@ impl Workers {
         Ok(Workers { first, others: others.collect::<Result<Vec<Worker>>>()? })
     }
 
+    /// Does rank 0 draw tokens itself where a batch says how?
+    pub(crate) fn draws_tokens(&self) -> bool {
+        self.first.as_ref().is_some_and(|rank| rank.draws_tokens())
+    }
+
+    /// The tokens that rank 0 drew in the last step.
+    pub(crate) fn drawn(&self) -> &[u32] {
+        self.first.as_ref().map_or(&[], |rank| rank.drawn())
+    }
+
     /// Runs one step on all ranks; `logits` is rank 0's. The first failure by rank is reported.
     pub(crate) fn forward(&mut self, batch: &Arc<Batch>, logits: &mut Vec<f32>) -> Result<()> {
         let sent = self.others.iter().map(|worker| worker.send(batch)).collect::<Vec<_>>();

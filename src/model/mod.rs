@@ -29,6 +29,18 @@ pub trait Rank: Send {
     /// leave it empty. After an error or a panic the rank must be dropped: that releases the
     /// ranks that wait for it.
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()>;
+
+    /// Does rank 0 draw the tokens itself where the batch says how? Then `logits` stays empty for
+    /// such a batch, and `drawn` has them.
+    fn draws_tokens(&self) -> bool {
+        false
+    }
+
+    /// The tokens drawn in the last step, one a wanted row; `batch::NO_TOKEN` where the logits were
+    /// no numbers.
+    fn drawn(&self) -> &[u32] {
+        &[]
+    }
 }
 
 /// What one step may hold at most, and the size of the KV cache.
@@ -161,6 +173,14 @@ impl<B: Backend> Model<B> {
 impl<B: Backend> Rank for Model<B> {
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
         self.step(batch, logits)
+    }
+
+    fn draws_tokens(&self) -> bool {
+        B::DRAWS
+    }
+
+    fn drawn(&self) -> &[u32] {
+        self.backend.drawn()
     }
 }
 

@@ -83,6 +83,7 @@ impl Ranks {
             block_table: pages,
             ntk_lens: vec![prompt_tokens as u32],
             logits_rows: (0..(end - start) as u32).collect(),
+            ..Batch::default()
         };
         let mut logits = vec![Vec::new(); self.ranks.len()];
         std::thread::scope(|scope| {

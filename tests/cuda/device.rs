@@ -35,7 +35,13 @@ pub(crate) fn backend(
     limits: StepLimits,
     (mlp_width, vocab): (usize, usize),
 ) -> Cuda {
-    let settings =
-        CudaSettings { dtype, limits, logits: (64, vocab), mlp_width, host_embedding: false };
+    let settings = CudaSettings {
+        dtype,
+        limits,
+        logits: (64, vocab),
+        usable_ids: vocab,
+        mlp_width,
+        host_embedding: false,
+    };
     Cuda::new(device.clone(), settings).expect("a backend on the GPU")
 }

@@ -7,6 +7,7 @@
 mod checkpoint;
 #[path = "../common/mod.rs"]
 mod common;
+mod demo;
 mod device;
 mod logits;
 mod model;

@@ -68,6 +68,7 @@ pub(crate) fn begin(cuda: &mut Cuda, tokens: usize, logits_rows: Vec<u32>) -> Ba
         max_pages: 0,
         ntk_lens: vec![1],
         logits_rows,
+        ..Batch::default()
     };
     let rope = RopeStep { query_scale: vec![1.0; tokens], ..RopeStep::default() };
     cuda.begin_step(&batch, &rope).expect("a step begins");
@@ -179,10 +180,12 @@ fn add_norm_agrees_with_float64() {
                     row.iter().zip(weight).map(|(&x, w)| f64::from(x) * scale * f64::from(w)),
                 );
             }
+            // The one rounding, with room: its mean error is a third of its largest, and few
+            // elements may come near half.
             let sum_error = (cols as f64 / 2.0 + 6.0) * U;
             let bound: Vec<f64> = want
                 .iter()
-                .map(|y| (sum_error + half_step(dtype) * 1.01) * y.abs() + smallest(dtype))
+                .map(|y| (sum_error + half_step(dtype) * 1.3) * y.abs() + smallest(dtype))
                 .collect();
             let vector = cuda.vector(&weight).expect("memory");
             let mut stream = filled(&mut cuda, BufferKind::Stream, &residual, cols);

@@ -291,7 +291,7 @@ fn options_that_can_never_work_are_refused_by_name() {
     type Case = (&'static str, fn(&mut EngineOptions));
     let cases: [Case; 4] = [
         ("max_batch_sequences", |o| o.max_batch_sequences = 0),
-        ("prefill_chunk_tokens", |o| o.prefill_chunk_tokens = 0),
+        ("prefill_chunk_tokens", |o| o.prefill_chunk_tokens = usize::MAX),
         ("max_queue_requests", |o| o.max_queue_requests = 0),
         ("max_queue_requests", |o| o.max_queue_requests = usize::MAX),
     ];
@@ -313,4 +313,8 @@ fn options_that_can_never_work_are_refused_by_name() {
     assert_eq!(start(0, vec![Box::new(Short)]), "kv_cache_tokens");
     assert_eq!(start(usize::MAX, vec![Box::new(Short)]), "kv_cache_tokens");
     assert_eq!(start(1, vec![]), "tensor_parallel");
+    // What `open` would have chosen.
+    let mut parts = lab().parts(vec![Box::new(Short)]);
+    parts.options.prefill_chunk_tokens = 0;
+    assert!(matches!(Engine::start(parts), Err(Error::Option { .. })));
 }

@@ -210,7 +210,7 @@ impl Launcher {
         assert!(kv.spec.head_dim == heads.head_dim && kv.spec.dtype == self.dtype);
     }
 
-    fn num_sms(&self) -> u32 {
+    pub(super) fn num_sms(&self) -> u32 {
         self.stream.context().device.num_sms
     }
 
@@ -237,7 +237,7 @@ impl Launcher {
 
     /// Nothing for an empty grid. Kernels may start while the one before still runs: each waits for
     /// it where it must.
-    fn launch_pointers(
+    pub(super) fn launch_pointers(
         &self,
         kernel: Kernel,
         config: Config,

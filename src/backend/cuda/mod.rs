@@ -8,8 +8,8 @@
 //! weights' dtype, so the rows of Q, K, V and the gate and up products are rounded once more than on
 //! the CPU. The residual stream, all sums, scores and logits are f32.
 
-mod attention;
 pub mod buffer;
+mod decode;
 mod driver;
 mod gemm;
 mod graph;
@@ -17,12 +17,15 @@ mod kernels;
 mod launch;
 mod load;
 mod memory;
+mod prefill;
+mod sample;
 mod step;
+mod tensor_map;
 
 use std::collections::HashMap;
 
-use attention::Attention;
 pub use buffer::{DeviceBuffer, DeviceKv, DeviceMatrix, DeviceVector};
+use decode::DecodeAttention;
 pub use driver::Device;
 use driver::{Context, Stream};
 use gemm::Gemm;
@@ -31,6 +34,8 @@ use kernels::Kernels;
 use launch::{Launcher, RopeTables};
 use load::Uploader;
 use memory::{DeviceMemory, PinnedMemory};
+use prefill::PrefillAttention;
+use sample::TokenSampler;
 use step::StepInputs;
 pub use step::StepLimits;
 
@@ -52,6 +57,8 @@ pub struct CudaSettings {
     pub limits: StepLimits,
     /// Rows of logits of the largest step, and their width on this rank.
     pub logits: (usize, usize),
+    /// Ids that can be drawn: 0..usable_ids.
+    pub usable_ids: usize,
     /// Half the columns of the largest gate-and-up product on this rank.
     pub mlp_width: usize,
     /// Keep the embedding table in host memory.
@@ -64,15 +71,19 @@ pub struct Cuda {
     // Dropped in this order: what runs first, what it runs on last.
     graphs: HashMap<usize, Graph>,
     launcher: Launcher,
-    attention: Attention,
+    decode: DecodeAttention,
+    prefill: PrefillAttention,
     gemm: Gemm,
     step: StepInputs,
+    sampler: TokenSampler,
     angles: RopeTables,
     gate_up: DeviceBuffer,
     logits: PinnedMemory,
     uploader: Option<Uploader>,
     /// Rows of the graph that is being recorded.
     recording: Option<usize>,
+    /// This step came from a recording.
+    replayed: bool,
     /// The first op of this step that could not be queued.
     failed: Option<Error>,
 }
@@ -92,14 +103,19 @@ impl Cuda {
         let angle_bytes = limits.max_tokens * limits.head_dim / 2 * 4;
         let table = || DeviceMemory::new(&context, angle_bytes, "rotary tables");
         let gate_up_bytes = limits.max_tokens * 2 * settings.mlp_width * 2;
-        let attention = Attention::new(&stream, &kernels, settings.dtype, limits.head_dim)?;
+        let (dtype, dim) = (settings.dtype, limits.head_dim);
+        let decode = DecodeAttention::new(&stream, &kernels, dtype, dim)?;
+        let prefill = PrefillAttention::new(&stream, &kernels, dtype, dim)?;
+        let sampler = TokenSampler::new(&stream, &kernels, &limits, settings.usable_ids)?;
         Ok(Cuda {
             settings,
             graphs: HashMap::new(),
-            attention,
+            decode,
+            prefill,
             launcher: Launcher::new(stream, kernels, settings.dtype)?,
             gemm: Gemm::new(&context, settings.dtype)?,
             step: StepInputs::new(&context, limits)?,
+            sampler,
             angles: RopeTables { cos: table()?, sin: table()? },
             gate_up: DeviceBuffer {
                 memory: DeviceMemory::new(&context, gate_up_bytes, "activations")?,
@@ -115,6 +131,7 @@ impl Cuda {
             )?,
             uploader: Some(Uploader::new(&context)?),
             recording: None,
+            replayed: false,
             failed: None,
         })
     }
@@ -122,11 +139,12 @@ impl Cuda {
     /// Bytes of device memory that `new` takes.
     pub fn workspace_bytes(settings: &CudaSettings, device: &Device) -> u64 {
         let limits = &settings.limits;
-        let attention = Attention::workspace_bytes(device.num_sms, limits.head_dim);
+        let attention = DecodeAttention::workspace_bytes(device.num_sms, limits.head_dim);
         let angles = 2 * limits.max_tokens * limits.head_dim / 2 * 4;
         let gate_up = limits.max_tokens * 2 * settings.mlp_width * 2;
         let inputs = StepInputs::device_bytes(limits);
-        (angles + gate_up + Gemm::workspace_bytes() + inputs + attention) as u64
+        let sampler = TokenSampler::device_bytes(limits, settings.usable_ids, device.num_sms);
+        (angles + gate_up + Gemm::workspace_bytes() + inputs + attention + sampler) as u64
     }
 
     fn context(&self) -> &std::sync::Arc<Context> {
@@ -195,6 +213,7 @@ impl Backend for Cuda {
     type KvCache = DeviceKv;
 
     const HOST_ANGLES: bool = false;
+    const DRAWS: bool = true;
 
     fn matrix(&mut self, source: &HostTensor) -> Result<DeviceMatrix> {
         let dtype = self.settings.dtype;
@@ -256,11 +275,14 @@ impl Backend for Cuda {
     fn begin_step(&mut self, batch: &Batch, rope: &RopeStep) -> Result<StepStart> {
         self.context().enter()?;
         self.failed = None;
+        self.replayed = false;
         let padded = self.graph_rows(batch);
         self.step.upload(&self.launcher.stream, batch, rope, padded)?;
+        self.sampler.upload(&self.launcher.stream, batch, padded)?;
         if let Some(rows) = padded {
             if let Some(graph) = self.graphs.get(&rows) {
                 graph.launch(&self.launcher.stream)?;
+                self.replayed = true;
                 return Ok(StepStart::Replayed);
             }
             Graph::begin(&self.launcher.stream)?;
@@ -336,9 +358,18 @@ impl Backend for Cuda {
         (kv, layer): (&DeviceKv, usize),
         out: &mut DeviceBuffer,
     ) {
-        let shape = (heads, &self.angles);
-        let result = self.attention.run(&self.launcher, &self.step, shape, qkv, (kv, layer), out);
-        self.note(result);
+        out.set_rows(qkv.rows());
+        assert!(out.cols() == heads.num_heads * heads.head_dim && out.kind() == qkv.kind());
+        let Cuda { launcher, step, angles, .. } = self;
+        self.failed = self.failed.take().or_else(|| {
+            let singles = step
+                .extents
+                .has_single
+                .then(|| self.decode.run(launcher, step, (heads, angles), qkv, (kv, layer), out));
+            let many = (step.extents.longest > 1)
+                .then(|| self.prefill.run(launcher, step, heads, qkv, (kv, layer), out));
+            singles.into_iter().chain(many).find_map(Result::err)
+        });
     }
 
     fn gather_rows(&mut self, x: &DeviceBuffer, _rows: &[u32], out: &mut DeviceBuffer) {
@@ -351,6 +382,10 @@ impl Backend for Cuda {
     }
 
     fn finish_step(&mut self, logits: Option<&DeviceBuffer>, out: &mut Vec<f32>) -> Result<()> {
+        if let Some(logits) = logits.filter(|_| !self.replayed) {
+            let result = self.sampler.draw(&self.launcher, &self.step.extents, logits);
+            self.note(result);
+        }
         let recorded = match self.recording.take() {
             Some(rows) => Some((rows, Graph::end(&self.launcher.stream)?)),
             None => None,
@@ -363,16 +398,24 @@ impl Backend for Cuda {
             self.graphs.insert(rows, graph);
         }
         out.clear();
+        // Either the tokens or the logits leave the device.
+        let logits = logits.filter(|_| !self.sampler.is_active());
+        self.sampler.fetch(&self.launcher.stream)?;
         if let Some(logits) = logits {
             let bytes = self.step.extents.wanted_rows * logits.cols() * 4;
             logits.memory.download(&self.launcher.stream, &mut self.logits, bytes)?;
         }
         self.launcher.stream.wait()?;
+        self.sampler.take();
         if let Some(logits) = logits {
             let words = self.logits.words(self.step.extents.wanted_rows * logits.cols());
             out.extend(words.iter().map(|word| f32::from_bits(*word)));
         }
         Ok(())
+    }
+
+    fn drawn(&self) -> &[u32] {
+        self.sampler.drawn()
     }
 
     fn abandon(&mut self) {}

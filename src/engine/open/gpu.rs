@@ -87,11 +87,19 @@ impl Gpu {
         let logits_row = 10 * config.hidden_size + 4 * config.vocab_size;
         let scratch = limits.max_tokens * row + limits.max_logits_rows * logits_row;
         scratch as u64
-            + Cuda::workspace_bytes(&self.settings(config, options), &self.device)
+            + Cuda::workspace_bytes(
+                &self.settings(config, options, config.vocab_size),
+                &self.device,
+            )
             + RESERVE_BYTES
     }
 
-    fn settings(&self, config: &ModelConfig, options: &EngineOptions) -> CudaSettings {
+    fn settings(
+        &self,
+        config: &ModelConfig,
+        options: &EngineOptions,
+        usable_ids: usize,
+    ) -> CudaSettings {
         let limits = limits(0, options);
         CudaSettings {
             dtype: self.dtype,
@@ -104,18 +112,24 @@ impl Gpu {
                 num_kv_heads: config.num_kv_heads,
             },
             logits: (limits.max_logits_rows, config.vocab_size),
+            usable_ids,
             mlp_width: config.intermediate_size,
             host_embedding: self.host_embedding,
         }
     }
 
     /// A backend on the device, its workspaces taken.
-    pub(super) fn backend(&self, config: &ModelConfig, options: &EngineOptions) -> Result<Cuda> {
+    pub(super) fn backend(
+        &self,
+        config: &ModelConfig,
+        options: &EngineOptions,
+        usable_ids: usize,
+    ) -> Result<Cuda> {
         if options.tensor_parallel > 1 {
             let reason = "one device runs one rank: must be 1 on CUDA".to_string();
             return Err(wrong("tensor_parallel", reason));
         }
-        Cuda::new(self.device.clone(), self.settings(config, options))
+        Cuda::new(self.device.clone(), self.settings(config, options, usable_ids))
     }
 
     pub(super) fn name(&self) -> String {

@@ -47,6 +47,8 @@ struct Plan {
     /// Why a GPU was not taken, where one could have been.
     no_gpu: String,
     num_threads: usize,
+    /// Ids that can be drawn; all rows of the model until the vocabulary is known.
+    usable_ids: usize,
     kv_token_bytes: u64,
     num_pages: usize,
     estimate: Estimate,
@@ -66,6 +68,7 @@ pub(crate) fn open(
     }
     let tokenizer = Arc::new(Tokenizer::open(folder)?);
     check_vocabulary(folder, &tokenizer, &plan)?;
+    plan.usable_ids = tokenizer.num_tokens().min(plan.config.vocab_size);
     let ranks = load_ranks(&mut plan, &options, progress)?;
     Engine::start(EngineParts {
         info: info(folder, &plan, &options),
@@ -99,6 +102,7 @@ fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)>
         config: &config,
         dtype,
         stored_bytes: weights.total_bytes,
+        #[cfg(feature = "cuda")]
         embedding_bytes: (config.vocab_size * config.hidden_size * dtype.size_bytes()) as u64,
     };
     let (target, no_gpu) = Target::choose(&options, &needs)?;
@@ -125,6 +129,7 @@ fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)>
     let num_threads = num_threads(&options, world)?;
     let source = weights::source(&options, &target, &estimate)?;
     let plan = Plan {
+        usable_ids: config.vocab_size,
         weights,
         config,
         generation,

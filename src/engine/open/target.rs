@@ -33,8 +33,10 @@ pub(super) struct Needs<'a> {
     pub(super) folder: &'a Path,
     pub(super) config: &'a ModelConfig,
     pub(super) dtype: Dtype,
-    /// Bytes of all tensors, and of the embedding table among them.
+    /// Bytes of all tensors.
     pub(super) stored_bytes: u64,
+    /// Bytes of the embedding table among them.
+    #[cfg(feature = "cuda")]
     pub(super) embedding_bytes: u64,
 }
 
@@ -176,7 +178,7 @@ pub(super) fn load_rank(
         }
         #[cfg(feature = "cuda")]
         Target::Cuda(gpu) => {
-            let backend = gpu.backend(config, options)?;
+            let backend = gpu.backend(config, options, plan.usable_ids)?;
             Box::new(Model::load(backend, weights, config, placement, limits, advance)?)
         }
     })

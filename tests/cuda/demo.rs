@@ -1,0 +1,160 @@
+//! The demo model's greedy replies on the GPU are the CPU's, token for token, on 200 prompts; or, at
+//! the first difference, the two top logits lie closer than the noise of rounding.
+//!
+//! That noise, per logit and relative to the rms of the row's logits, is the bound of `model.rs` for 30 layers:
+//! 2 sqrt(8 * 30) 2^-7 / sqrt(12) = 0.07 rms. The difference of two logits may be off by sqrt(2) of
+//! it, and the largest of a few hundred such draws by four times that.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use qwen::backend::comm::Solo;
+use qwen::backend::cpu::fast::Fast;
+use qwen::batch::{Batch, PAGE_TOKENS};
+use qwen::checkpoint::Checkpoint;
+use qwen::engine::{Engine, EngineOptions, EventKind};
+use qwen::model::config::ModelConfig;
+use qwen::model::{Limits, Model, Placement, Rank};
+use qwen::text::chat::{Message, Role, render};
+
+use crate::device::gpu;
+
+const REPLY_TOKENS: usize = 48;
+
+/// The demo model: in the tree, or where the environment says (a machine that has only the tests).
+fn folder() -> PathBuf {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/chat-model");
+    PathBuf::from(std::env::var("QWEN_DEMO_MODEL").unwrap_or_else(|_| default.to_string()))
+}
+
+fn prompts() -> Vec<String> {
+    const TOPICS: [&str; 20] = [
+        "the Moon",
+        "bread",
+        "the French Revolution",
+        "photosynthesis",
+        "a bicycle",
+        "Mozart",
+        "the number seven",
+        "rain",
+        "ancient Rome",
+        "chess",
+        "a volcano",
+        "the heart",
+        "Japan",
+        "electricity",
+        "a good friend",
+        "the ocean",
+        "gravity",
+        "coffee",
+        "a computer",
+        "winter",
+    ];
+    const QUESTIONS: [&str; 10] = [
+        "What is {}?",
+        "Write one sentence about {}.",
+        "Give me three facts about {}.",
+        "Explain {} to a child.",
+        "Why is {} important?",
+        "Write a short poem about {}.",
+        "What is the history of {}?",
+        "List some words that go with {}.",
+        "Is {} good or bad? Say why.",
+        "Tell me a story that begins with {}.",
+    ];
+    QUESTIONS
+        .iter()
+        .flat_map(|question| TOPICS.iter().map(|topic| question.replace("{}", topic)))
+        .collect()
+}
+
+/// Greedy replies to all prompts, batched as they come.
+fn replies(backend: &str) -> Vec<Vec<u32>> {
+    let options = EngineOptions { backend: backend.to_string(), ..EngineOptions::default() };
+    let engine = Engine::open(&folder(), &options, None, &mut |_| true).expect("it opens");
+    let mut params = engine.generation_defaults();
+    params.sampling.temperature = 0.0;
+    params.sampling.repetition_penalty = 1.0;
+    params.max_tokens = REPLY_TOKENS;
+    let requests: Vec<_> = prompts()
+        .into_iter()
+        .map(|content| {
+            let message = Message { role: Role::User, content };
+            engine.submit_chat(&[message], &params, None).expect("submitted")
+        })
+        .collect();
+    let reply = |request: &qwen::engine::Request| {
+        let mut ids = Vec::new();
+        loop {
+            let event = request.next(Some(Duration::from_secs(120))).expect("an event");
+            ids.extend(event.token_ids);
+            match event.kind {
+                EventKind::Finished => return ids,
+                EventKind::Failed => panic!("{:?}", event.error),
+                _ => {}
+            }
+        }
+    };
+    requests.iter().map(reply).collect()
+}
+
+/// Logits after `tokens`, by the CPU.
+fn logits(model: &mut dyn Rank, tokens: &[u32]) -> Vec<f32> {
+    let len = tokens.len() as u32;
+    let batch = Batch {
+        token_ids: tokens.to_vec(),
+        positions: (0..len).collect(),
+        slot_mapping: (0..len).collect(),
+        cu_seqlens: vec![0, len],
+        context_lens: vec![len],
+        max_pages: tokens.len().div_ceil(PAGE_TOKENS),
+        block_table: (0..tokens.len().div_ceil(PAGE_TOKENS) as u32).collect(),
+        ntk_lens: vec![len],
+        logits_rows: vec![len - 1],
+        ..Batch::default()
+    };
+    let mut logits = Vec::new();
+    model.forward(&batch, &mut logits).expect("a step");
+    logits
+}
+
+fn cpu_model(folder: &Path) -> Box<dyn Rank> {
+    let config = ModelConfig::open(folder).expect("config.json");
+    let checkpoint = Checkpoint::open(folder).expect("checkpoint");
+    let limits = Limits { max_tokens: 512, max_logits_rows: 1, num_pages: 32 };
+    let backend = Fast::new(Arc::new(Solo), 0, 8).expect("threads");
+    let placement = Placement { rank: 0, world: 1 };
+    let model = Model::load(backend, &checkpoint, &config, placement, limits, &mut |_| true);
+    Box::new(model.expect("the model loads"))
+}
+
+#[test]
+fn greedy_replies_are_the_cpus() {
+    let Some(_) = gpu() else { return };
+    let folder = folder();
+    assert!(folder.join("config.json").is_file(), "no demo model: `make demo-model`");
+    let (cpu, gpu) = (replies("cpu"), replies("cuda"));
+    let tokenizer = qwen::text::tokenizer::Tokenizer::open(&folder).expect("tokenizer");
+    let mut model = cpu_model(&folder);
+    let mut same = 0;
+    for ((want, got), content) in cpu.iter().zip(&gpu).zip(prompts()) {
+        let Some(at) = (0..want.len().max(got.len())).find(|&i| want.get(i) != got.get(i)) else {
+            same += 1;
+            continue;
+        };
+        let message = Message { role: Role::User, content };
+        let mut tokens = render(&tokenizer, &[message], 8192).expect("rendered");
+        tokens.extend(&want[..at]);
+        let row = logits(&mut *model, &tokens);
+        let rms = (row.iter().map(|x| f64::from(x * x)).sum::<f64>() / row.len() as f64).sqrt();
+        let mut sorted = row.clone();
+        sorted.sort_unstable_by(|a, b| b.total_cmp(a));
+        let gap = f64::from(sorted[0] - sorted[1]);
+        let allowed = 4.0 * 2_f64.sqrt() * 0.07 * rms;
+        eprintln!("token {at} of {want:?} is {:?}: gap {gap:.3} of {allowed:.3}", got.get(at));
+        assert!(gap < allowed, "the replies part at token {at}, where the lead is {gap}");
+    }
+    eprintln!("{same} of {} replies are the same", cpu.len());
+    assert!(same >= cpu.len() * 7 / 10, "only {same} replies are the same");
+}
