@@ -113,3 +113,14 @@ BENCH_PARTS := $(wildcard benches/support/*.hpp)
 build/bin/qwen-bench: benches/qwen_bench.cpp $(BENCH_PARTS) include/qwen.hpp $(HPP_PARTS) include/qwen.h build/lib/libqwen.so
 	@mkdir -p build/bin
 	$(CXX) -std=c++17 -Wall -Wextra $(CXXFLAGS) -O3 -Iinclude $< -o $@ -Lbuild/lib -lqwen -pthread $(RUNPATH)
+
+NVCC ?= $(or $(wildcard .tools/cuda/nvidia/cu13/bin/nvcc),nvcc)
+
+build/bin/ceilings: benches/ceilings.cu
+	@mkdir -p build/bin
+	$(NVCC) -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=sm_80 -O3 -std=c++17 \
+		-lineinfo $< -o $@ -L$(dir $(NVCC))../lib -lcudart_static -ldl
+
+.PHONY: gpu-bundle
+gpu-bundle: lib examples build/bin/qwen-bench build/bin/ceilings ## build/gpu-bundle: tests and benchmarks for a GPU host
+	NVCC="$(NVCC)" tests/bundle/build.sh

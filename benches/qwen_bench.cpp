@@ -54,7 +54,8 @@ long number(const std::string &key, const std::string &text, long least) {
     char *end = nullptr;
     const long value = std::strtol(text.c_str(), &end, 10);
     if (text.empty() || *end || value < least || value > 1L << 30)
-        throw std::runtime_error(key + ": `" + text + "` is no number from " + std::to_string(least));
+        throw std::runtime_error(key + ": `" + text + "` is no number from " +
+                                 std::to_string(least));
     return value;
 }
 
@@ -136,7 +137,9 @@ struct Opened {
 };
 
 qwen::Options engine_options(const Arguments &a) {
-    const auto largest = [](const std::vector<int> &v) { return *std::max_element(v.begin(), v.end()); };
+    const auto largest = [](const std::vector<int> &values) {
+        return *std::max_element(values.begin(), values.end());
+    };
     auto options = qwen::Options::engine();
     options.set("backend", a.backend).set("devices", a.devices).set("embedding", a.embedding);
     options.set("weights", a.shape.empty() ? "auto" : "random");
@@ -240,7 +243,8 @@ int main(int argc, char **argv) try {
     std::unique_ptr<ModelFolder> made;
     std::string folder = arguments.model;
     if (!arguments.shape.empty()) {
-        made = std::make_unique<ModelFolder>(find_shape(arguments.shape), arguments.format, arguments.layers);
+        made = std::make_unique<ModelFolder>(find_shape(arguments.shape), arguments.format,
+                                             arguments.layers);
         folder = made->path();
     }
     measure(arguments, open(arguments, folder));

@@ -4,16 +4,18 @@
 //   r(p) = sqrt(-2 ln ((bits(p) >> 40) + 1/2) / 2^24),  u(p) = (bits(p) mod 2^24) / 2^24
 //   bits(p) = SplitMix64's finaliser of seed + (p + 1) * 0x9e3779b97f4a7c15
 //
-// Inputs: seed, mean, deviation. Output: T [8 * groups], row-major; after every `gap` groups of eight
-// elements, `gap` groups are left as they are (0: none), so that two matrices can lie interleaved.
-// The twin on the host is src/backend/random.rs; the two differ by rounding of ln, cos and sin.
+// Inputs: seed, mean, deviation. Output: T [8 * groups], row-major; after every `gap` groups of
+// eight elements, `gap` groups are left as they are (0: none), so that two matrices can lie
+// interleaved. The twin on the host is src/backend/random.rs; the two differ by rounding of ln, cos
+// and sin.
 //
 // Grid: blocks of 256 threads stride over groups of eight elements.
 //
 //   |thread 0: elements 0-7|thread 1: elements 8-15| ... |thread 0 of the next block| ...
 //
 // Bytes: 16 * groups written. About 60 instructions a pair, so that arithmetic bounds it: 72e9
-// elements, the whole of a 72B model, are expected to take 0.1 to 0.2 s on an H200.
+// elements, the whole of a 72B model, are expected to take 0.1 to 0.2 s on an H200 (not timed alone
+// yet; the 1.8B shape opened in 1.9 s there, 2026-11-24, vocabulary and cache included).
 // Arithmetic in f32, rounded once to T. Deterministic: element i depends on seed and i alone.
 //
 // Ladder

@@ -93,7 +93,8 @@ fn loading_can_be_cancelled() {
 fn random_weights_need_no_files_and_are_always_the_same() {
     let folder = copy("tiny/plain-bf16", "random");
     std::fs::remove_file(folder.join("model.safetensors")).expect("no weights");
-    let options = EngineOptions { backend: "cpu".to_string(), ..EngineOptions::default() };
+    let backend = "cpu".to_string();
+    let options = EngineOptions { backend, max_context_tokens: 200, ..EngineOptions::default() };
     assert!(matches!(fails(&folder, &options), Error::NotFound { .. }));
     let random = EngineOptions { weights: "random".to_string(), ..options.clone() };
     let reply = || {

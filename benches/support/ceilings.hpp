@@ -49,7 +49,8 @@ struct Ceilings {
     double gemm_flops = 0.0;
 
     static Ceilings parse(const std::string &json) {
-        return {json_number(json, "read_gb_s") * 1e9, json_number(json, "gemm_sustained_tflop_s") * 1e12};
+        return {json_number(json, "read_gb_s") * 1e9,
+                json_number(json, "gemm_sustained_tflop_s") * 1e12};
     }
 
     static Ceilings read(const std::string &path) {

@@ -29,9 +29,10 @@ struct Model {
         // Ids of ordinary tokens: prompts are made of these.
         auto tokenizer = engine.tokenizer();
         const double ranks = json_number(tokenizer.info(), "end_of_text");
-        return {size("num_layers"),        size("hidden_size"),  size("num_heads") * size("head_dim"),
-                size("intermediate_size"), size("vocab_size"),   ranks,
-                size("weight_bytes"),      size("kv_token_bytes")};
+        const double head_cols = size("num_heads") * size("head_dim");
+        return {size("num_layers"),   size("hidden_size"),   head_cols,
+                size("intermediate_size"), size("vocab_size"), ranks,
+                size("weight_bytes"), size("kv_token_bytes")};
     }
 
     double layer_parameters() const { return layers * hidden * (4.0 * head_cols + 3.0 * width); }
@@ -134,7 +135,8 @@ inline Figures figures(const Model &model, const Cell &cell, const Arrivals &arr
     f.gap_p95_ms = percentile(gaps, 0.95);
     f.card_tok_s = batch * n / end;
     // Halfway through the generation.
-    f.step_bytes = model.step_weight_bytes() + batch * (cell.context + n / 2.0) * model.kv_token_bytes;
+    const double tokens_cached = batch * (cell.context + n / 2.0);
+    f.step_bytes = model.step_weight_bytes() + tokens_cached * model.kv_token_bytes;
     f.read_bytes_per_s = f.step_bytes * f.all_tok_s / batch;
     f.prefill_flops_per_s = batch * model.prefill_flops(cell.context) / all_from;
     return f;

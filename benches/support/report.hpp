@@ -81,7 +81,8 @@ class Report {
                     cell.batch, f.first_all_s, f.decode_tok_s, f.all_tok_s, f.gap_p5_ms,
                     f.gap_p50_ms, f.gap_p95_ms, f.step_bytes / 1e9, f.read_bytes_per_s / 1e9);
         if (has_read())
-            std::printf(" %5.1f%%", 100.0 * f.read_bytes_per_s / setting_.ceilings.read_bytes_per_s);
+            std::printf(" %5.1f%%",
+                        100.0 * f.read_bytes_per_s / setting_.ceilings.read_bytes_per_s);
         if (cell.context < PREFILL_TOKENS)
             std::printf(" %8s%s", "-", has_gemm() ? "      -" : "");
         else if (has_gemm())

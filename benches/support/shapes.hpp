@@ -4,6 +4,7 @@
 // an engine with the option `weights` = "random" reads. It goes away with its object.
 #pragma once
 
+#include <cerrno>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -42,14 +43,14 @@ inline const Shape &find_shape(const std::string &name) {
 }
 
 inline std::string base64(const std::string &bytes) {
-    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    static const char DIGITS[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     std::string text;
     for (std::size_t at = 0; at < bytes.size(); at += 3) {
         unsigned bits = 0;
-        for (std::size_t i = 0; i < 3; i++)
-            bits = bits << 8 | (at + i < bytes.size() ? static_cast<unsigned char>(bytes[at + i]) : 0);
-        for (int i = 0; i < 4; i++)
-            text += at + static_cast<std::size_t>(i) > bytes.size() ? '=' : digits[bits >> (18 - 6 * i) & 63];
+        for (std::size_t i = at; i < at + 3; i++)
+            bits = bits << 8 | (i < bytes.size() ? static_cast<unsigned char>(bytes[i]) : 0u);
+        for (std::size_t i = 0; i < 4; i++)
+            text += at + i > bytes.size() ? '=' : DIGITS[bits >> (18 - 6 * i) & 63];
     }
     return text;
 }
@@ -68,7 +69,8 @@ class ModelFolder {
   public:
     /// `format`: bf16 or fp16.
     ModelFolder(const Shape &shape, const std::string &format, int layers) {
-        std::string pattern = (std::filesystem::temp_directory_path() / "qwen-bench-XXXXXX").string();
+        const auto place = std::filesystem::temp_directory_path() / "qwen-bench-XXXXXX";
+        std::string pattern = place.string();
         if (!mkdtemp(pattern.data()))
             throw std::system_error(errno, std::generic_category(), pattern);
         path_ = pattern;

@@ -24,7 +24,7 @@ use crate::checkpoint::{Shape, write};
 use crate::common::Random;
 use crate::device::{backend, gpu, limits};
 
-const LIMITS: Limits = Limits { max_tokens: 512, max_logits_rows: 16, num_pages: 256 };
+pub(crate) const LIMITS: Limits = Limits { max_tokens: 512, max_logits_rows: 16, num_pages: 256 };
 
 fn load<B: Backend + 'static>(folder: &Path, backend: B) -> Box<dyn Rank> {
     let config = ModelConfig::open(folder).expect("config.json");
@@ -34,21 +34,27 @@ fn load<B: Backend + 'static>(folder: &Path, backend: B) -> Box<dyn Rank> {
     Box::new(model.expect("the model loads"))
 }
 
-fn on_gpu(device: &Device, folder: &Path, shape: &Shape) -> Box<dyn Rank> {
-    let mut sizes = limits(shape.hidden / shape.heads, (shape.heads, shape.heads));
+/// The checkpoint in `folder` on the GPU.
+pub(crate) fn on_gpu(
+    device: &Device,
+    folder: &Path,
+    dtype: Dtype,
+    config: &ModelConfig,
+) -> Box<dyn Rank> {
+    let mut sizes = limits(config.head_dim, (config.num_heads, config.num_kv_heads));
     sizes.max_tokens = LIMITS.max_tokens;
     sizes.max_sequences = LIMITS.max_logits_rows;
-    load(folder, backend(device, shape.dtype, sizes, (shape.width, shape.vocab)))
+    load(folder, backend(device, dtype, sizes, (config.intermediate_size, config.vocab_size)))
 }
 
 /// Sequences that grow step by step, each in pages of its own, handed out in falling order.
-struct Script {
-    sequences: Vec<(Vec<u32>, usize)>,
+pub(crate) struct Script {
+    pub(crate) sequences: Vec<(Vec<u32>, usize)>,
 }
 
 impl Script {
     /// A step that computes `counts[s]` more tokens of each sequence.
-    fn step(&mut self, counts: &[usize]) -> Batch {
+    pub(crate) fn step(&mut self, counts: &[usize]) -> Batch {
         let mut batch = Batch { cu_seqlens: vec![0], max_pages: 32, ..Batch::default() };
         for (index, ((tokens, done), &count)) in self.sequences.iter_mut().zip(counts).enumerate() {
             if count == 0 {
@@ -109,7 +115,8 @@ fn logits_agree_with_the_reference() {
         let folder = folder(&format!("logits-{index}"));
         write(&folder, &mut random, &shape);
         let mut cpu = load(&folder, Reference::new(Arc::new(Solo), 0));
-        let mut gpu = on_gpu(&device, &folder, &shape);
+        let config = ModelConfig::open(&folder).expect("config.json");
+        let mut gpu = on_gpu(&device, &folder, dtype, &config);
         compare_steps(&mut *cpu, &mut *gpu, &mut random, &shape);
         std::fs::remove_dir_all(&folder).expect("removed");
     }

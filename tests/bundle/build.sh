@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Puts all that a GPU host needs into one folder: the library with CUDA, programs, prebuilt tests,
+# kernel harnesses, benchmarks, and two scripts that run them. `make gpu-bundle` runs it, with NVCC
+# naming the compiler. The host needs a driver and cuBLAS, and Python with torch and transformers
+# for the comparison with those.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+OUT=build/gpu-bundle
+LIMIT_MIB=60
+# The tests that touch a GPU, and those that say whether the CPU of the host is used rightly.
+TESTS=(cuda ops attention engine)
+
+rm -rf "$OUT"
+mkdir -p "$OUT"/{bin,lib,tests,kernels,oracles}
+
+cp build/lib/libqwen.so.? "$OUT/lib/"
+(cd "$OUT/lib" && ln -sf libqwen.so.? libqwen.so)
+for program in chat hello qwen-bench ceilings; do
+    cp "build/bin/$program" "$OUT/bin/"
+done
+
+# Cargo says where it has put each test.
+args=()
+for name in "${TESTS[@]}"; do args+=(--test "$name"); done
+cargo test --locked --profile checked --features cuda --no-run --message-format=json "${args[@]}" |
+    python3 -c '
+import json, sys
+for message in map(json.loads, sys.stdin):
+    if message.get("executable"):
+        print(message["target"]["name"], message["executable"])
+' | while read -r name path; do cp "$path" "$OUT/tests/$name"; done
+
+# Static CUDA runtime: the host may have none, or another.
+toolkit=$(dirname "$(dirname "$(readlink -f "$(command -v "$NVCC")")")")
+for source in tests/cuda/*.cu; do
+    [ -e "$source" ] || continue
+    "$NVCC" -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=sm_80 -O3 \
+        -std=c++17 -lineinfo "$source" -o "$OUT/kernels/$(basename "$source" .cu)" \
+        -L"$toolkit/lib" -lcudart_static -ldl
+done
+for oracle in tests/data/transformers_logits.py tests/cuda/*.py; do
+    [ -e "$oracle" ] && cp "$oracle" "$OUT/oracles/"
+done
+
+find "$OUT/bin" "$OUT/tests" "$OUT/kernels" -type f -exec strip --strip-debug {} +
+cp tests/bundle/{common,run-tests,run-benchmarks}.sh "$OUT/"
+git describe --always --dirty > "$OUT/commit"
+
+size_mib=$(($(du -sk "$OUT" | cut -f1) / 1024))
+echo "$OUT: $size_mib MiB, $(find "$OUT" -type f | wc -l) files"
+if [ "$size_mib" -ge "$LIMIT_MIB" ]; then
+    echo "it must stay under $LIMIT_MIB MiB" >&2
+    exit 1
+fi

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Runs every test of this bundle on GPU 0: run-tests.sh [sanitize]. With `sanitize`, the op tests
+# also run under compute-sanitizer's four tools, which takes long. Full logs: logs/. Last: a table.
+set -euo pipefail
+. "$(dirname "$0")/common.sh"
+export QWEN_REQUIRE_GPU=1
+
+machine
+for test in "$HERE"/tests/*; do
+    name=$(basename "$test")
+    # One at a time: each takes the GPU's memory as it pleases.
+    step "test-$name" 300 "$test" --test-threads 1
+done
+for kernel in "$HERE"/kernels/*; do
+    [ -e "$kernel" ] && step "kernel-$(basename "$kernel")" 120 "$kernel"
+done
+if python3 -c 'import torch, transformers, safetensors' 2> /dev/null; then
+    step transformers-logits 300 python3 "$HERE/oracles/transformers_logits.py" "$HERE/tests/cuda"
+else
+    echo "transformers-logits: SKIPPED, no torch and transformers here" >> "$LOGS/table"
+fi
+step c-abi-bf16 60 "$HERE/bin/qwen-bench" --backend cuda --shape tiny --ceilings none \
+    --context 1,700 --generate 64 --batch 1,8
+step c-abi-fp16 60 "$HERE/bin/qwen-bench" --backend cuda --shape tiny --ceilings none \
+    --format fp16 --embedding host --temperature 0.8 --top-p 0.8 --generate 64 --batch 3
+if [ "${1:-}" = sanitize ]; then
+    for tool in memcheck racecheck initcheck synccheck; do
+        step "sanitizer-$tool" 600 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+            "$HERE/tests/cuda" --test-threads 1 ops:: random::
+    done
+fi
+echo
+cat "$LOGS/table"
+[ "$failures" -eq 0 ] || { echo "$failures failed"; exit 1; }
