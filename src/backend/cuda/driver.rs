@@ -8,6 +8,7 @@
 use std::ffi::{CStr, c_int};
 use std::ptr::null_mut;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cudarc::cublaslt;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
@@ -241,6 +242,40 @@ impl Stream {
         check(unsafe { sys::cuEventSynchronize(self.done) }, "run a step")
     }
 }
+
+/// How long the work between two waits takes.
+#[derive(Default)]
+pub(super) struct Pace {
+    expected: Duration,
+}
+
+impl Stream {
+    /// The same as `wait`, without the delay of being woken: sleeps for most of the time that work
+    /// took lately, then looks again and again. Work that takes much longer is slept for.
+    pub(super) fn wait_awake(&self, pace: &mut Pace) -> Result<()> {
+        let start = Instant::now();
+        // SAFETY: both handles live as long as self.
+        check(unsafe { sys::cuEventRecord(self.done, self.handle) }, "record an event")?;
+        if let Some(nap) = (pace.expected * 4 / 5).checked_sub(SHORTEST_NAP) {
+            std::thread::sleep(nap);
+        }
+        let patience = pace.expected * 2 + SHORTEST_NAP;
+        // SAFETY: the handle lives as long as self.
+        while unsafe { sys::cuEventQuery(self.done) } == CUresult::CUDA_ERROR_NOT_READY {
+            if start.elapsed() > patience {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        // SAFETY: as above.
+        check(unsafe { sys::cuEventSynchronize(self.done) }, "run a step")?;
+        pace.expected = (pace.expected * 3 + start.elapsed()) / 4;
+        Ok(())
+    }
+}
+
+/// Work shorter than this is not slept for.
+const SHORTEST_NAP: Duration = Duration::from_micros(500);
 
 impl Drop for Stream {
     fn drop(&mut self) {

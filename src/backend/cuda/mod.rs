@@ -19,6 +19,7 @@ mod load;
 mod memory;
 mod prefill;
 mod sample;
+mod skinny;
 mod step;
 mod tensor_map;
 
@@ -27,7 +28,7 @@ use std::collections::HashMap;
 pub use buffer::{DeviceBuffer, DeviceKv, DeviceMatrix, DeviceVector};
 use decode::DecodeAttention;
 pub use driver::Device;
-use driver::{Context, Stream};
+use driver::{Context, Pace, Stream};
 use gemm::Gemm;
 use graph::Graph;
 use kernels::Kernels;
@@ -36,6 +37,7 @@ use load::Uploader;
 use memory::{DeviceMemory, PinnedMemory};
 use prefill::PrefillAttention;
 use sample::TokenSampler;
+use skinny::SkinnyLinear;
 use step::StepInputs;
 pub use step::StepLimits;
 
@@ -74,6 +76,7 @@ pub struct Cuda {
     decode: DecodeAttention,
     prefill: PrefillAttention,
     gemm: Gemm,
+    skinny: SkinnyLinear,
     step: StepInputs,
     sampler: TokenSampler,
     angles: RopeTables,
@@ -82,6 +85,8 @@ pub struct Cuda {
     uploader: Option<Uploader>,
     /// Rows of the graph that is being recorded.
     recording: Option<usize>,
+    /// How long steps take, to sleep for most of it.
+    pace: Pace,
     /// This step came from a recording.
     replayed: bool,
     /// The first op of this step that could not be queued.
@@ -112,6 +117,7 @@ impl Cuda {
             graphs: HashMap::new(),
             decode,
             prefill,
+            skinny: SkinnyLinear::new(&kernels, dtype)?,
             launcher: Launcher::new(stream, kernels, settings.dtype)?,
             gemm: Gemm::new(&context, settings.dtype)?,
             step: StepInputs::new(&context, limits)?,
@@ -131,6 +137,7 @@ impl Cuda {
             )?,
             uploader: Some(Uploader::new(&context)?),
             recording: None,
+            pace: Pace::default(),
             replayed: false,
             failed: None,
         })
@@ -318,15 +325,25 @@ impl Backend for Cuda {
         out: &mut DeviceBuffer,
     ) {
         out.set_rows(x.rows());
-        let result = self.gemm.linear(&self.launcher.stream, x, weight, bias, out);
+        let Cuda { launcher, gemm, skinny, .. } = self;
+        let result = match skinny.fits(x.rows(), weight) {
+            true => skinny.linear(launcher, x, weight, bias, out),
+            false => gemm.linear(&launcher.stream, x, weight, bias, out),
+        };
         self.note(result);
     }
 
     fn swiglu(&mut self, x: &DeviceBuffer, gate_up: &GateUp, out: &mut DeviceBuffer) {
+        let weight = &gate_up.0;
+        if self.skinny.fits(x.rows(), weight) {
+            out.set_rows(x.rows());
+            let result = self.skinny.gate_up(&self.launcher, x, weight, out);
+            return self.note(result);
+        }
         self.gate_up.set_rows(x.rows());
-        self.gate_up.cols = gate_up.0.rows;
+        self.gate_up.cols = weight.rows;
         let stream = &self.launcher.stream;
-        let product = self.gemm.linear(stream, x, &gate_up.0, None, &self.gate_up);
+        let product = self.gemm.linear(stream, x, weight, None, &self.gate_up);
         self.note(product);
         let result = self.launcher.silu_mul(&self.gate_up, out);
         self.note(result);
@@ -405,7 +422,7 @@ impl Backend for Cuda {
             let bytes = self.step.extents.wanted_rows * logits.cols() * 4;
             logits.memory.download(&self.launcher.stream, &mut self.logits, bytes)?;
         }
-        self.launcher.stream.wait()?;
+        self.launcher.stream.wait_awake(&mut self.pace)?;
         self.sampler.take();
         if let Some(logits) = logits {
             let words = self.logits.words(self.step.extents.wanted_rows * logits.cols());
