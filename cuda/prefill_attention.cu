@@ -1,6 +1,8 @@
-// Causal attention of many new rows a sequence over the paged KV cache (prefill, chunked or not).
+// Causal attention of many new rows a sequence over the paged KV cache (prefill, chunked or not),
+// for any GPU with mma.sync and cp.async. prefill_attention_sm90.cu is the faster one for Hopper.
 //
-//   out[row, h] = sum_key p[key] v[key, g] / sum_key p[key],   p[key] = exp(q[row, h] . k[key, g] / sqrt(D))
+//   out[row, h] = sum_key p[key] v[key, g] / sum_key p[key],  p[key] = exp(q[row, h] . k[key, g] /
+//   sqrt(D))
 //
 // over the keys 0..=position of the row's sequence, g = h * num_kv_heads / num_heads. An earlier
 // kernel has rotated, scaled and rounded the queries in place in the qkv rows and has written the
@@ -20,228 +22,38 @@
 // anything, NaN too.
 //
 // Launch: grid (ceil(rows / 128) + num_seqs, num_heads, 1), any upper bound of the first will do;
-// block 128 threads; dynamic shared memory 256 D bytes * 2 = 512 D (65,536 at D = 128, 32,768 at
-// D = 64; above 48 KiB the function attribute has to be raised). sm_80 and later.
+// block 128 threads; dynamic shared memory 512 D bytes (64 KiB at D = 128; above 48 KiB the
+// function attribute has to be raised). sm_80 and later, two blocks a multiprocessor where 128 KiB
+// of shared memory allow it.
 //
-//   grid.x, one sequence after the other:   | tiles of seq 0: last rows ... first rows | seq 1 | ..
+//   grid.x, one sequence after the other:  | tiles of seq 0: last rows ... first rows | seq 1 | ...
 //   block = 128 query rows x all keys they see, right to left in tiles of 64
 //   warp = 32 query rows (two m16 tiles) x 64 keys: scores, softmax and output stay in registers
+//   time:  copy values | scores | copy next keys | softmax, values | copy values | ...
 //
-// FLOPs: 4 D sum over rows and heads of (position + 1). Bytes: D elements * 2 of queries and
-// output a row and head; 4 D bytes a key, head and row tile, mostly from the L2.
-// Accumulates in f32; probabilities are rounded to T for the second product. No atomics.
+// FLOPs: 4 D sum over rows and heads of (position + 1). Bytes: 2 D of queries and 2 D of output a
+// row and head; 4 D a key, head and row tile, mostly from the L2.
+// Accumulates in f32; probabilities are rounded to T for the second product. No atomics: the same
+// input gives the same bits.
 //
-// Roofline: mma.sync runs at about 62 % of the wgmma rate. Measured on an H200, 2026-11-24, bf16,
-// 64 heads of 128, n = 2048 / 6144 / 14336 / 30720: 216 / 282 / 304 / 314 TFLOP/s (PyTorch's
-// FlashAttention-2 in the same job: 227 / 315 / 337 / 349; cuDNN 374 / 581 / 650 / 614).
-#include <cstdint>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+// Roofline: mma.sync runs at about 62 % of the wgmma rate, 415 of 670 TFLOP/s sustained. Measured
+// on an H200, 2026-11-24, bf16, 64 heads of 128, TFLOP/s:
+//   n =                            2048   6144  14336  30720
+//   this kernel                     244    319    337    338   (81 % of the roofline)
+//   PyTorch's FlashAttention-2      240    318    335    344   (same job)
+//
+// Ladder:
+//   1. 4 warps x 32 rows, keys 64 a tile, one buffer each for keys and values, two blocks a
+//      multiprocessor; expected about FlashAttention-2's rate:      216  282  304  314
+//   2. one swizzled offset for all copies of a thread instead of eight; the accumulators are only
+//      rescaled when a maximum of the warp has moved (no spills any more, on any target); expected
+//      a few percent, got 8 to 13:                                  244  319  337  338
+//   3. rescaling only when a maximum grows by more than 2^8: nothing (243 317 337 332), left out.
+#include "prefill_attention.cuh"
+
 #include <type_traits>
 
-namespace prefill {
-
-constexpr int PAGE_TOKENS = 16;  // tokens of one cache page
-constexpr int ROW_TILE = 128;    // query rows of one block
-constexpr uint32_t FLAG_SINGLE_ROWS = 1;  // also do sequences of exactly one new row
-
-// One row tile of one sequence.
-struct Tile {
-    int first_row;   // row of qkv and out where the tile starts
-    int num_rows;    // rows of the tile that exist, 1..ROW_TILE
-    int position;    // position of the first row in its sequence
-    int sequence;    // -1: no such tile
-    int num_keys;    // keys that the last row of the tile sees
-    int context;     // tokens of the sequence in the cache
-};
-
-__device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
-__device__ __forceinline__ int lane_index() { return threadIdx.x & 31; }
-
-// New rows of sequence s that this kernel has to do.
-__device__ __forceinline__ int new_rows(const uint32_t *cu_seqlens, const uint32_t *context_lens,
-                                        int s, uint32_t flags) {
-    const int rows = int(cu_seqlens[s + 1]) - int(cu_seqlens[s]);
-    const bool skip = context_lens[s] == 0 || (rows == 1 && !(flags & FLAG_SINGLE_ROWS));
-    return skip ? 0 : rows;
-}
-
-// The sequence that a unit of work belongs to.
-struct Owner {
-    int sequence;  // -1: no sequence is that far
-    int within;    // the unit's number within the sequence
-    int rows, tiles;
-};
-
-// Who owns a unit of work, where each sequence has units_per_tile units a row tile. All 32 lanes
-// of a warp call it together: each looks at one sequence of 32 and a prefix sum places it.
-__device__ __forceinline__ Owner find_owner(const uint32_t *cu_seqlens,
-                                            const uint32_t *context_lens, int num_seqs,
-                                            uint32_t flags, int units_per_tile, int unit) {
-    int before = 0;
-    for (int base = 0; base < num_seqs; base += 32) {
-        const int s = base + lane_index();
-        const int rows = s < num_seqs ? new_rows(cu_seqlens, context_lens, s, flags) : 0;
-        const int units = ceil_div(rows, ROW_TILE) * units_per_tile;
-        int end = units;
-        for (int step = 1; step < 32; step *= 2) {
-            const int other = __shfl_up_sync(~0u, end, step);
-            if (lane_index() >= step) end += other;
-        }
-        end += before;
-        const unsigned hit = __ballot_sync(~0u, unit >= end - units && unit < end);
-        before = __shfl_sync(~0u, end, 31);
-        if (!hit) continue;
-        const int lane = __ffs(hit) - 1;
-        const int total = __shfl_sync(~0u, rows, lane);
-        return Owner{base + lane, unit - __shfl_sync(~0u, end - units, lane), total,
-                     ceil_div(total, ROW_TILE)};
-    }
-    return Owner{-1, 0, 0, 0};
-}
-
-__device__ __forceinline__ Tile make_tile(const uint32_t *cu_seqlens, const uint32_t *context_lens,
-                                          const Owner &owner, int row_tile) {
-    const int row = row_tile * ROW_TILE;
-    Tile tile;
-    tile.sequence = owner.sequence;
-    tile.first_row = int(cu_seqlens[owner.sequence]) + row;
-    tile.num_rows = min(ROW_TILE, owner.rows - row);
-    tile.context = int(context_lens[owner.sequence]);
-    tile.position = tile.context - owner.rows + row;
-    tile.num_keys = tile.position + tile.num_rows;
-    return tile;
-}
-
-// ---- arithmetic shared by both implementations ------------------------------------------------
-
-// log2(e) / sqrt(D): raw scores times this are exponents of two.
-template <int D> __device__ __forceinline__ constexpr float score_scale_log2() {
-    static_assert(D == 64 || D == 128, "head dimensions of the family");
-    return 1.4426950408889634f / (D == 128 ? 11.313708498984761f : 8.0f);
-}
-
-template <typename T> __device__ __forceinline__ uint32_t pack(float low, float high);
-template <> __device__ __forceinline__ uint32_t pack<__nv_bfloat16>(float low, float high) {
-    uint32_t word;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-    return word;
-}
-template <> __device__ __forceinline__ uint32_t pack<__half>(float low, float high) {
-    uint32_t word;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-    return word;
-}
-
-// 2^x in one instruction; exp2(-inf) is exactly 0, which is what makes masked keys vanish.
-__device__ __forceinline__ float exp2_approx(float x) {
-    float y;
-    asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-// The running softmax of the two rows (r and r + 8) that a thread holds parts of.
-struct RowState {
-    float max[2];  // largest raw score so far, over the quad
-    float sum[2];  // sum of 2^((score - max) * scale), this thread's columns only
-};
-
-__device__ __forceinline__ RowState empty_rows() {
-    return RowState{{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
-}
-
-// Scores of N keys in the accumulator layout: s[4 j + e] is key 8 j + 2 (lane % 4) + (e & 1) of
-// row r + 8 (e >> 1). Keys above the row's own position become -inf. `offset` is the position of
-// row r less the first key of the tile.
-template <int N> __device__ __forceinline__ void mask_scores(float (&s)[N / 2], int offset) {
-    const int column = 2 * (lane_index() & 3);
-#pragma unroll
-    for (int i = 0; i < N / 2; ++i) {
-        const int key = 8 * (i / 4) + column + (i & 1);
-        if (key > offset + 8 * ((i >> 1) & 1)) s[i] = -INFINITY;
-    }
-}
-
-// Turns raw scores into probabilities relative to the running maximum, updates sum and maximum
-// and returns in `rescale` the factors for what was accumulated before. A row with no visible key
-// in the tile keeps its state exactly, so the result of a row depends on its own keys only and
-// not on how the rows were cut into tiles.
-template <int N>
-__device__ __forceinline__ void softmax_step(float (&s)[N / 2], RowState &state, float scale_log2,
-                                             float (&rescale)[2]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        float top = state.max[half];
-#pragma unroll
-        for (int i = 2 * half; i < N / 2; i += 4) top = fmaxf(top, fmaxf(s[i], s[i + 1]));
-        top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-        top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-        const float shift = top == -INFINITY ? 0.0f : top * scale_log2;
-        rescale[half] = exp2_approx(__fmaf_rn(state.max[half], scale_log2, -shift));
-        state.max[half] = top;
-        float sum = 0.0f;
-#pragma unroll
-        for (int i = 2 * half; i < N / 2; i += 4) {
-            s[i] = exp2_approx(__fmaf_rn(s[i], scale_log2, -shift));
-            s[i + 1] = exp2_approx(__fmaf_rn(s[i + 1], scale_log2, -shift));
-            sum += s[i] + s[i + 1];
-        }
-        state.sum[half] = __fmaf_rn(state.sum[half], rescale[half], sum);
-    }
-}
-
-template <int D>
-__device__ __forceinline__ void rescale_rows(float (&o)[D / 2], const float (&rescale)[2]) {
-#pragma unroll
-    for (int i = 0; i < D / 2; ++i) o[i] *= rescale[(i >> 1) & 1];
-}
-
-// 4 x 4 words across the four lanes of a quad: word k of lane t becomes word t of lane k.
-__device__ __forceinline__ void transpose_quad(uint32_t (&w)[4]) {
-#pragma unroll
-    for (int step = 1; step <= 2; step *= 2) {
-        const bool upper = lane_index() & step;
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-            const int low = step == 1 ? 2 * j : j, high = low + step;
-            const uint32_t got = __shfl_xor_sync(~0u, upper ? w[low] : w[high], step);
-            (upper ? w[low] : w[high]) = got;
-        }
-    }
-}
-
-// Divides by the softmax sum and writes row r (and r + 8) where they exist. The quad transposes
-// its words first so that each lane stores 16 bytes and a quad 64 contiguous ones.
-template <typename T, int D>
-__device__ __forceinline__ void store_rows(const float (&o)[D / 2], const RowState &state, T *row,
-                                           size_t stride8, int rows_left) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        float sum = state.sum[half];
-        sum += __shfl_xor_sync(~0u, sum, 1);
-        sum += __shfl_xor_sync(~0u, sum, 2);
-        const float inverse = 1.0f / sum;
-#pragma unroll
-        for (int block = 0; block < D / 32; ++block) {
-            uint32_t words[4];
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const int i = 4 * (4 * block + j) + 2 * half;
-                words[j] = pack<T>(o[i] * inverse, o[i + 1] * inverse);
-            }
-            transpose_quad(words);
-            T *target = row + half * stride8 + 32 * block + 8 * (lane_index() & 3);
-            if (8 * half < rows_left)
-                *reinterpret_cast<uint4 *>(target) =
-                    make_uint4(words[0], words[1], words[2], words[3]);
-        }
-    }
-}
-
-// ---- mma.sync and cp.async (sm_80 and later) --------------------------------------------------
-
-namespace warp_mma {
+namespace qwen::prefill::any_gpu {
 
 constexpr int KEY_TILE = 64;
 constexpr int NUM_WARPS = 4;
@@ -287,7 +99,7 @@ __device__ __forceinline__ void load_matrices_trans(uint32_t (&r)[4], uint32_t s
 // c += a b on 16 x 8 x 16, f32 accumulate.
 template <typename T>
 __device__ __forceinline__ void mma(float *c, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    if constexpr (sizeof(T) == 2 && std::is_same<T, __half>::value)
+    if constexpr (std::is_same<T, f16>::value)
         asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
                      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -299,17 +111,25 @@ __device__ __forceinline__ void mma(float *c, const uint32_t (&a)[4], uint32_t b
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// How the block's threads share a tile's 16-byte chunks: ROWS rows at a time, a whole number of
+// swizzle periods, so that one offset serves all passes.
+template <int D> struct CopyPlan {
+    static constexpr int CHUNKS = D / 8, ROWS = THREADS / CHUNKS;
+    static_assert(ROWS % 8 == 0 && PAGE_TOKENS % ROWS == 0, "a pass stays within one page");
+    int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+    uint32_t offset = swizzled<D>(row, chunk);
+};
+
 // The tile's query rows; rows past its end are zero.
 template <typename T, int D>
 __device__ __forceinline__ void copy_queries(uint32_t shared, const T *q, size_t row_stride,
                                              int num_rows) {
-    constexpr int CHUNKS = D / 8;
+    const CopyPlan<D> plan;
 #pragma unroll
-    for (int i = 0; i < ROW_TILE * CHUNKS / THREADS; ++i) {
-        const int row = (i * THREADS + threadIdx.x) / CHUNKS, chunk = threadIdx.x % CHUNKS;
-        const bool valid = row < num_rows;
-        copy16(shared + swizzled<D>(row, chunk), q + (valid ? row : 0) * row_stride + chunk * 8,
-               valid);
+    for (int first = 0; first < ROW_TILE; first += plan.ROWS) {
+        const bool valid = first + plan.row < num_rows;
+        const T *source = q + (valid ? first + plan.row : 0) * row_stride + plan.chunk * 8;
+        copy16(shared + plan.offset + first * D * 2, source, valid);
     }
 }
 
@@ -318,15 +138,14 @@ __device__ __forceinline__ void copy_queries(uint32_t shared, const T *q, size_t
 template <typename T, int D>
 __device__ __forceinline__ void copy_keys(uint32_t shared, const T *heads, uint32_t page_stride,
                                           const uint32_t *pages, int first_key, int context) {
-    constexpr int CHUNKS = D / 8;
+    const CopyPlan<D> plan;
+    const T *source = heads + plan.row * D + plan.chunk * 8;
 #pragma unroll
-    for (int i = 0; i < KEY_TILE * CHUNKS / THREADS; ++i) {
-        const int row = (i * THREADS + threadIdx.x) / CHUNKS, chunk = threadIdx.x % CHUNKS;
-        const int key = first_key + row;
-        const bool valid = key < context;
-        const uint32_t page = valid ? pages[key / PAGE_TOKENS] : 0;
-        const T *source = heads + (key % PAGE_TOKENS) * D + chunk * 8;
-        copy16(shared + swizzled<D>(row, chunk), source + uint64_t(page) * page_stride, valid);
+    for (int first = 0; first < KEY_TILE; first += plan.ROWS) {
+        const bool valid = first_key + first + plan.row < context;
+        const uint32_t page = valid ? pages[first_key / PAGE_TOKENS + first / PAGE_TOKENS] : 0;
+        copy16(shared + plan.offset + first * D * 2,
+               source + uint64_t(page) * page_stride + first % PAGE_TOKENS * D, valid);
     }
 }
 
@@ -337,7 +156,8 @@ __device__ __forceinline__ void score_tile(float (&s)[2][KEY_TILE / 2], uint32_t
 #pragma unroll
     for (int m = 0; m < 2; ++m)
 #pragma unroll
-        for (int i = 0; i < KEY_TILE / 2; ++i) s[m][i] = 0.0f;
+        for (int i = 0; i < KEY_TILE / 2; ++i)
+            s[m][i] = 0.0f;
 #pragma unroll
     for (int step = 0; step < D / 16; ++step) {
         uint32_t a[2][4];
@@ -394,12 +214,13 @@ attend(T *out, const T *qkv, const T *cache, const uint32_t *cu_seqlens,
     const uint32_t q_tile = uint32_t(__cvta_generic_to_shared(shared));
     const uint32_t k_tile = q_tile + ROW_TILE * D * 2, v_tile = k_tile + KEY_TILE * D * 2;
     const Owner owner = find_owner(cu_seqlens, context_lens, num_seqs, flags, 1, blockIdx.x);
-    if (owner.sequence < 0) return;
+    if (owner.sequence < 0)
+        return;
     // the last rows see the most keys: the heaviest tiles of a head start first
     const Tile tile =
-        make_tile(cu_seqlens, context_lens, owner, owner.tiles - 1 - owner.within);
+        make_tile(cu_seqlens, context_lens, owner, owner.tiles - 1 - owner.within, blockIdx.y);
 
-    const int head = blockIdx.y, kv_head = head * num_kv_heads / num_heads;
+    const int head = tile.head, kv_head = head * num_kv_heads / num_heads;
     const size_t qkv_stride = size_t(num_heads + 2 * num_kv_heads) * D;
     const uint32_t page_stride = 2 * num_kv_heads * PAGE_TOKENS * D;
     const uint32_t *pages = block_table + size_t(tile.sequence) * max_pages;
@@ -417,19 +238,20 @@ attend(T *out, const T *qkv, const T *cache, const uint32_t *cu_seqlens,
     const uint32_t q_warp = q_tile + warp_row * D * 2;
     float o[2][D / 2];
 #pragma unroll
-    for (int i = 0; i < D; ++i) o[i / (D / 2)][i % (D / 2)] = 0.0f;
+    for (int i = 0; i < D; ++i)
+        o[i / (D / 2)][i % (D / 2)] = 0.0f;
     RowState rows[2] = {empty_rows(), empty_rows()};
 
     for (; block >= 0; --block) {
         const int first_key = block * KEY_TILE;
         wait_copies<0>();
-        __syncthreads();  // keys are here, and everyone is done with the last values
+        __syncthreads(); // keys are here, and everyone is done with the last values
         copy_keys<T, D>(v_tile, values, page_stride, pages, first_key, tile.context);
         commit_copies();
         float s[2][KEY_TILE / 2], rescale[2];
         score_tile<T, D>(s, q_warp, k_tile);
         wait_copies<0>();
-        __syncthreads();  // values are here, and everyone is done with the keys
+        __syncthreads(); // values are here, and everyone is done with the keys
         if (block > 0)
             copy_keys<T, D>(k_tile, keys, page_stride, pages, first_key - KEY_TILE, tile.context);
         commit_copies();
@@ -439,7 +261,8 @@ attend(T *out, const T *qkv, const T *cache, const uint32_t *cu_seqlens,
             if (tile.position + warp_row + 16 * m - first_key < KEY_TILE)
                 mask_scores<KEY_TILE>(s[m], offset);
             softmax_step<KEY_TILE>(s[m], rows[m], scale_log2, rescale);
-            rescale_rows<D>(o[m], rescale);
+            if (__any_sync(~0u, rescale[0] != 1.0f || rescale[1] != 1.0f))
+                rescale_rows<D>(o[m], rescale);
         }
         accumulate_tile<T, D>(o, s, v_tile);
     }
@@ -454,19 +277,20 @@ attend(T *out, const T *qkv, const T *cache, const uint32_t *cu_seqlens,
     }
 }
 
-}  // namespace warp_mma
-}  // namespace prefill
+} // namespace qwen::prefill::any_gpu
 
 #define PREFILL_ATTENTION(NAME, T, D)                                                              \
-    extern "C" __global__ void __launch_bounds__(prefill::warp_mma::THREADS, 2) NAME(              \
-        T *out, const T *qkv, const T *cache, const uint32_t *cu_seqlens,                          \
-        const uint32_t *context_lens, const uint32_t *block_table, uint32_t max_pages,             \
-        uint32_t num_seqs, uint32_t num_heads, uint32_t num_kv_heads, uint32_t flags) {            \
-        prefill::warp_mma::attend<T, D>(out, qkv, cache, cu_seqlens, context_lens, block_table,    \
-                                        max_pages, num_seqs, num_heads, num_kv_heads, flags);      \
+    extern "C" __global__ void __launch_bounds__(qwen::prefill::any_gpu::THREADS, 2)               \
+        NAME(T *out, const T *qkv, const T *cache, const uint32_t *cu_seqlens,                     \
+             const uint32_t *context_lens, const uint32_t *block_table, uint32_t max_pages,        \
+             uint32_t num_seqs, uint32_t num_heads, uint32_t num_kv_heads, uint32_t flags) {       \
+        qwen::wait_for_predecessor();                                                              \
+        qwen::prefill::any_gpu::attend<T, D>(out, qkv, cache, cu_seqlens, context_lens,            \
+                                             block_table, max_pages, num_seqs, num_heads,          \
+                                             num_kv_heads, flags);                                 \
     }
 
-PREFILL_ATTENTION(prefill_attention_bf16_128, __nv_bfloat16, 128)
-PREFILL_ATTENTION(prefill_attention_bf16_64, __nv_bfloat16, 64)
-PREFILL_ATTENTION(prefill_attention_f16_128, __half, 128)
-PREFILL_ATTENTION(prefill_attention_f16_64, __half, 64)
+PREFILL_ATTENTION(prefill_attention_bf16_128, qwen::bf16, 128)
+PREFILL_ATTENTION(prefill_attention_bf16_64, qwen::bf16, 64)
+PREFILL_ATTENTION(prefill_attention_f16_128, qwen::f16, 128)
+PREFILL_ATTENTION(prefill_attention_f16_64, qwen::f16, 64)

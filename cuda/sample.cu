@@ -1,6 +1,8 @@
-// Sampling: logits -> one token a row, without a sort; the steps and their order are src/sample.rs's.
+// Sampling: logits -> one token a row, without a sort; the steps and their order are those of
+// src/sample.rs.
 //
-//   sample_tokens   repetition penalty, presence and frequency penalties, temperature, top-k, top-p,
+//   sample_tokens   repetition penalty, presence and frequency penalties, temperature, top-k,
+//   top-p,
 //                   min-p, softmax, draw; or, at temperature 0, the largest logit after penalties
 //
 // One kernel, one parameter: SampleArguments (below) by value.
@@ -52,7 +54,7 @@ namespace sampling {
 constexpr uint32_t NO_TOKEN = 0xffffffffu;
 constexpr uint32_t INFINITY_KEY = 0xff800000u; // ordered(+infinity)
 constexpr float WEIGHT_ONE = 1099511627776.0f; // 2^40: weight 1 in fixed point
-constexpr float COUNT_RANGE = 16.0f;           // logits below the largest that coarse bins tell apart
+constexpr float COUNT_RANGE = 16.0f; // logits below the largest that coarse bins tell apart
 
 // The launch. Groups go round the rows, so more rows than groups are fine.
 constexpr uint32_t SHARED_BYTES = sizeof(Shared);
@@ -62,7 +64,7 @@ constexpr uint32_t num_groups(uint32_t num_sms, uint32_t max_rows) {
 }
 constexpr size_t workspace_bytes(uint32_t groups) { return groups * BOARD_BYTES; }
 
-// ---- the logits of a block -----------------------------------------------------------------------
+// ---- the logits of a block ---------------------------------------------------------------------
 
 template <uint32_t BYTES> __device__ void copy_async(float *to, const float *from, uint32_t count) {
     constexpr uint32_t STEP = BYTES / sizeof(float);
@@ -142,7 +144,7 @@ __device__ Best find_best(Group &group, const Slice &slice) {
     return warp_best({uint32_t(word >> 32), uint32_t(word)});
 }
 
-// ---- weights -------------------------------------------------------------------------------------
+// ---- weights -----------------------------------------------------------------------------------
 
 // exp((x - max) / temperature), in (0, 1], by one instruction with a relative error of 2^-22.
 struct Weights {
@@ -175,7 +177,7 @@ struct Measure {
     }
 };
 
-// ---- thresholds ----------------------------------------------------------------------------------
+// ---- thresholds --------------------------------------------------------------------------------
 
 // Bins of equal width in logits, so that a bell of them spreads over many bins.
 struct CoarseBins {
@@ -195,7 +197,8 @@ struct CoarseBins {
             const uint32_t digit = threadIdx.x % 32 & (shift == 30 ? 3 : 31);
             const uint32_t key = found + (digit << shift);
             const bool later = key < LOWEST_KEY || (key < max_key && of(from_ordered(key)) > bin);
-            found += (__popc(__ballot_sync(ALL_LANES, later) & (shift == 30 ? 15 : ~0u)) - 1) << shift;
+            found += (__popc(__ballot_sync(ALL_LANES, later) & (shift == 30 ? 15 : ~0u)) - 1)
+                     << shift;
         }
         return found;
     }
@@ -204,7 +207,9 @@ struct CoarseBins {
     __device__ Interval keys(Shared *shared, uint32_t bin) const {
         const uint32_t warp = threadIdx.x / 32;
         if (warp < 2) {
-            const uint32_t edge = warp == 0 ? below(bin) + 1 : bin == 0 ? ordered(max) : below(bin - 1);
+            const uint32_t edge = warp == 0  ? below(bin) + 1
+                                  : bin == 0 ? ordered(max)
+                                             : below(bin - 1);
             if (threadIdx.x % 32 == 0)
                 shared->edges[warp] = edge;
         }
@@ -231,7 +236,8 @@ __device__ uint64_t fill_coarse(Group &group, const Slice &slice, const Measure 
     return peers_total(group, BINS);
 }
 
-__device__ void narrow_keys(Group &group, const Slice &slice, const Measure &measure, Threshold &t) {
+__device__ void narrow_keys(Group &group, const Slice &slice, const Measure &measure,
+                            Threshold &t) {
     narrow(group, slice, t, [&](uint32_t, float x, Interval keys, uint32_t &key, uint64_t &amount) {
         key = ordered(x);
         if (key < keys.low || key > keys.high)
@@ -292,7 +298,7 @@ __device__ Kept keep_nucleus(Group &group, const Slice &slice, const Weights &we
     return kept;
 }
 
-// ---- the draw ------------------------------------------------------------------------------------
+// ---- the draw ----------------------------------------------------------------------------------
 
 // The weight of element i as the draw sees it: 0 for what was dropped.
 struct Drawable {
@@ -310,7 +316,8 @@ struct Drawable {
     }
 };
 
-// The lane in which a running sum passes `target`, and what is left of the target there; 32 if none.
+// The lane in which a running sum passes `target`, and what is left of the target there; 32 if
+// none.
 __device__ __forceinline__ uint32_t passing_lane(uint64_t sum, uint64_t &target) {
     const uint64_t through = warp_scan(sum);
     const uint32_t passed = __ballot_sync(ALL_LANES, through > target);
@@ -323,8 +330,8 @@ __device__ __forceinline__ uint32_t passing_lane(uint64_t sum, uint64_t &target)
     return lane;
 }
 
-// The first id, in order, at which the running sum of weights passes uniform * total. Each warp sums
-// neighbouring ids; then all find the block, its warps the warp, and that one the id.
+// The first id, in order, at which the running sum of weights passes uniform * total. Each warp
+// sums neighbouring ids; then all find the block, its warps the warp, and that one the id.
 __device__ void draw(Group &group, const Slice &slice, const Drawable &drawable, double uniform,
                      uint32_t *token) {
     const uint32_t warp = threadIdx.x / 32;

@@ -1,11 +1,13 @@
-// Where a running sum over a row's logits, from the largest, reaches a target: radix selection by the
-// eight blocks of a group. What is summed is up to the caller: counts for top-k, weights for top-p.
-// No kernels here; sample.cu has the one that uses it.
+// Where a running sum over a row's logits, from the largest, reaches a target: radix selection by
+// the eight blocks of a group. What is summed is up to the caller: counts for top-k, weights for
+// top-p. No kernels here; sample.cu has the one that uses it.
 //
 //   block r of a group:  slice r of the row --fill_bins--> 1024 sums --meet--> cross: all add the
-//   eight blocks' sums, bin by bin, and find the bin that the target is in --> narrow: its keys again
+//   eight blocks' sums, bin by bin, and find the bin that the target is in --> narrow: its keys
+//   again
 //
-// Sums are 64-bit integers: exact, so that their order, and who else is on the GPU, changes nothing.
+// Sums are 64-bit integers: exact, so that their order, and who else is on the GPU, changes
+// nothing.
 #pragma once
 
 #include "common.cuh"
@@ -21,7 +23,7 @@ constexpr uint32_t LAST_BIN = BINS - 1;
 constexpr uint32_t WORDS = BINS + 1; // what blocks tell each other: bins, then a total
 constexpr uint32_t SLICE_CAPACITY = 20480;
 constexpr uint32_t ALL_LANES = 0xffffffffu;
-constexpr uint32_t LOWEST_KEY = 0x007fffffu;   // ordered(-infinity)
+constexpr uint32_t LOWEST_KEY = 0x007fffffu; // ordered(-infinity)
 static_assert(BINS == 1u << BIN_BITS && BINS == THREADS, "cross() gives each thread a bin");
 static_assert(WARPS == 32, "one lane a warp in the second step of scans");
 
@@ -43,7 +45,7 @@ struct Shared {
 constexpr size_t BOARD_BYTES = 128 + sizeof(uint64_t) * 2 * BLOCKS * WORDS;
 static_assert(BOARD_BYTES % 128 == 0, "a counter has its own line");
 
-// ---- numbers -------------------------------------------------------------------------------------
+// ---- numbers -----------------------------------------------------------------------------------
 
 // Keys compare as the floats do, 0 and -0 being equal; NaN (of either sign) is above +infinity.
 __device__ __forceinline__ uint32_t ordered(float x) {
@@ -84,7 +86,7 @@ __device__ __forceinline__ void add_exact(uint64_t *sum, uint64_t amount) {
         atomicAdd(words + 1, high);
 }
 
-// ---- the blocks of a group -----------------------------------------------------------------------
+// ---- the blocks of a group ---------------------------------------------------------------------
 
 // Blocks that share a row speak in rounds: each fills mine(), all meet, each reads its peers. Two
 // buffers in turn: by the next meeting, everybody has read what is overwritten after it.
@@ -98,24 +100,17 @@ struct Group {
     __device__ uint64_t *mine() { return shared->exchange[round % 2]; }
 
 #if __CUDA_ARCH__ >= 900
-    // The hardware's barrier of a cluster; release and acquire order what it exchanges.
+    // The hardware's barrier of a cluster; it orders what the blocks exchange.
     __device__ void meet(uint32_t) {
-        asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                     "barrier.cluster.wait.acquire.aligned;" ::: "memory");
+        __cluster_barrier_arrive();
+        __cluster_barrier_wait();
         round++;
     }
 
-    // Reads the shared memory of another block of the cluster: mapa turns an address of ours into
-    // the same place there.
+    // Reads the shared memory of another block of the cluster.
     __device__ uint64_t peer(uint32_t block, uint32_t word) const {
         const uint64_t *here = &shared->exchange[(round - 1) % 2][word];
-        uint32_t there;
-        uint64_t value;
-        asm("mapa.shared::cluster.u32 %0, %1, %2;"
-            : "=r"(there)
-            : "r"(uint32_t(__cvta_generic_to_shared(here))), "r"(block));
-        asm volatile("ld.shared::cluster.u64 %0, [%1];" : "=l"(value) : "r"(there) : "memory");
-        return value;
+        return *static_cast<const volatile uint64_t *>(__cluster_map_shared_rank(here, block));
     }
 
     // Nobody's shared memory may go while a peer still reads it.
@@ -150,7 +145,8 @@ struct Group {
 };
 
 __device__ Group join_group(Shared *shared, void *workspace) {
-    unsigned char *own = static_cast<unsigned char *>(workspace) + blockIdx.x / BLOCKS * BOARD_BYTES;
+    unsigned char *own =
+        static_cast<unsigned char *>(workspace) + blockIdx.x / BLOCKS * BOARD_BYTES;
     return {shared, reinterpret_cast<uint32_t *>(own), reinterpret_cast<uint64_t *>(own + 128),
             blockIdx.x % BLOCKS, 0};
 }
@@ -254,7 +250,8 @@ __device__ void narrow(Group &group, const Slice &slice, Threshold &t, const Amo
         const uint32_t high = keys.high - (crossing.bin << shift);
         const uint32_t width = (1u << shift) - 1;
         t = {{high - keys.low > width ? high - width : keys.low, high},
-             t.target - crossing.above, crossing.amount};
+             t.target - crossing.above,
+             crossing.amount};
     }
 }
 

@@ -1,9 +1,9 @@
 //! The demo model's greedy replies on the GPU are the CPU's, token for token, on 200 prompts; or, at
 //! the first difference, the two top logits lie closer than the noise of rounding.
 //!
-//! That noise, per logit and relative to the rms of the row's logits, is the bound of `model.rs` for 30 layers:
-//! 2 sqrt(8 * 30) 2^-7 / sqrt(12) = 0.07 rms. The difference of two logits may be off by sqrt(2) of
-//! it, and the largest of a few hundred such draws by four times that.
+//! That noise is 0.055 rms on a logit of this model: a float64 forward pass that rounds as bf16 does,
+//! against one that does not. The difference of two logits is off by sqrt(2) of it, and the largest of
+//! a few hundred such draws by four times that: 0.31.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +21,8 @@ use qwen::text::chat::{Message, Role, render};
 use crate::device::gpu;
 
 const REPLY_TOKENS: usize = 48;
+/// See above.
+const NOISE: f64 = 0.31;
 
 /// The demo model: in the tree, or where the environment says (a machine that has only the tests).
 fn folder() -> PathBuf {
@@ -137,7 +139,7 @@ fn greedy_replies_are_the_cpus() {
     let (cpu, gpu) = (replies("cpu"), replies("cuda"));
     let tokenizer = qwen::text::tokenizer::Tokenizer::open(&folder).expect("tokenizer");
     let mut model = cpu_model(&folder);
-    let mut same = 0;
+    let (mut same, mut largest) = (0, 0.0);
     for ((want, got), content) in cpu.iter().zip(&gpu).zip(prompts()) {
         let Some(at) = (0..want.len().max(got.len())).find(|&i| want.get(i) != got.get(i)) else {
             same += 1;
@@ -147,14 +149,16 @@ fn greedy_replies_are_the_cpus() {
         let mut tokens = render(&tokenizer, &[message], 8192).expect("rendered");
         tokens.extend(&want[..at]);
         let row = logits(&mut *model, &tokens);
-        let rms = (row.iter().map(|x| f64::from(x * x)).sum::<f64>() / row.len() as f64).sqrt();
         let mut sorted = row.clone();
         sorted.sort_unstable_by(|a, b| b.total_cmp(a));
         let gap = f64::from(sorted[0] - sorted[1]);
-        let allowed = 4.0 * 2_f64.sqrt() * 0.07 * rms;
-        eprintln!("token {at} of {want:?} is {:?}: gap {gap:.3} of {allowed:.3}", got.get(at));
-        assert!(gap < allowed, "the replies part at token {at}, where the lead is {gap}");
+        largest = gap.max(largest);
+        assert!(gap < NOISE, "the replies part at token {at}, where the lead is {gap}");
     }
-    eprintln!("{same} of {} replies are the same", cpu.len());
-    assert!(same >= cpu.len() * 7 / 10, "only {same} replies are the same");
+    eprintln!(
+        "{same} of {} replies are the same; others part where the lead is at most {largest:.3}",
+        cpu.len()
+    );
+    // Half of the replies have no token within their reach that leads by less than the noise.
+    assert!(same >= cpu.len() / 2, "only {same} replies are the same");
 }

@@ -11,13 +11,12 @@ use crate::batch::PAGE_TOKENS;
 use crate::error::Result;
 use crate::tensor::Dtype;
 
-/// As `decode_attention.cu` has them.
-const THREADS: u32 = 128;
-const BLOCKS_PER_SM: u32 = 2;
-const RING_PAGES: usize = 12;
-const WARPS: usize = 4;
+/// As `decode_attention.cuh` has them.
+const WARPS: usize = 8;
+const STAGES: usize = 2;
+const BLOCKS_PER_SM: u32 = 1;
 
-/// The one argument of the decode kernel; field by field as in `decode_attention.cu`.
+/// The one argument of the decode kernel; field by field as in `decode_attention.cuh`.
 #[repr(C)]
 struct DecodeArguments {
     attended: u64,
@@ -52,26 +51,26 @@ impl DecodeAttention {
         head_dim: usize,
     ) -> Result<DecodeAttention> {
         let num_sms = stream.context().device.num_sms;
-        let shared_bytes = RING_PAGES * 2 * PAGE_TOKENS * head_dim * 2
-            + 2 * WARPS * (head_dim + 4) * 4
-            + RING_PAGES * 8;
+        let shared_bytes = WARPS * STAGES * 2 * PAGE_TOKENS * head_dim * 2
+            + WARPS * (head_dim + 4) * 4
+            + WARPS * (STAGES + 1) * (6 * head_dim + 32);
         let name = format!("decode_attention_{}_{head_dim}", dtype.name());
         let workspace_bytes = DecodeAttention::workspace_bytes(num_sms, head_dim);
         Ok(DecodeAttention {
             kernel: kernels.get(&name, shared_bytes)?,
             config: Config {
                 grid: (BLOCKS_PER_SM * num_sms, 1, 1),
-                threads: THREADS,
+                threads: 32 * WARPS as u32,
                 shared_bytes: shared_bytes as u32,
             },
             workspace: DeviceMemory::zeroed(stream, workspace_bytes, "attention workspace")?,
         })
     }
 
-    /// Bytes of device memory that `new` takes: a counter, and two partial results, for each block.
+    /// Bytes of device memory that `new` takes: a counter, and two partial results, for each warp.
     pub(super) fn workspace_bytes(num_sms: u32, head_dim: usize) -> usize {
-        let blocks = (BLOCKS_PER_SM * num_sms) as usize;
-        (4 * blocks).next_multiple_of(128) + blocks * 8 * (head_dim + 4)
+        let warps = BLOCKS_PER_SM as usize * num_sms as usize * WARPS;
+        (4 * warps).next_multiple_of(128) + warps * 8 * (head_dim + 4)
     }
 
     /// Rotates the rows of `qkv` that are alone in their sequence, stores their keys and values, and

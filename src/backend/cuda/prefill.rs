@@ -21,7 +21,7 @@ const ROW_TILE: usize = 128;
 /// Threads of a block, and bytes of shared memory for an element of a head, of the kernel for any
 /// GPU; and of the one for Hopper.
 const ANY: (u32, usize) = (128, 512);
-const HOPPER: (u32, usize) = (384, 1312);
+const HOPPER: (u32, usize) = (384, 1552);
 /// Two counters, by which the blocks of the Hopper kernel share the work.
 const COUNTER_BYTES: usize = 8;
 /// Sequences of one new row are the decode kernel's.
@@ -44,7 +44,7 @@ impl PrefillAttention {
         dtype: Dtype,
         head_dim: usize,
     ) -> Result<PrefillAttention> {
-        let is_hopper = false && kernels.is_hopper();
+        let is_hopper = kernels.is_hopper();
         let (middle, (threads, bytes)) = if is_hopper { ("sm90_", HOPPER) } else { ("", ANY) };
         let shared_bytes = bytes * head_dim;
         let name = format!("prefill_attention_{middle}{}_{head_dim}", dtype.name());
