@@ -114,13 +114,15 @@ build/bin/qwen-bench: benches/qwen_bench.cpp $(BENCH_PARTS) include/qwen.hpp $(H
 	@mkdir -p build/bin
 	$(CXX) -std=c++17 -Wall -Wextra $(CXXFLAGS) -O3 -Iinclude $< -o $@ -Lbuild/lib -lqwen -pthread $(RUNPATH)
 
-NVCC ?= $(or $(wildcard .tools/cuda/nvidia/cu13/bin/nvcc),nvcc)
+# The machine's own compiler, or the fetched one.
+FOUND_NVCC = $(or $(shell command -v nvcc),$(NVCC))
 
-build/bin/ceilings: benches/ceilings.cu
+build/bin/ceilings: benches/ceilings.cu | cuda-toolkit
 	@mkdir -p build/bin
-	$(NVCC) -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=sm_80 -O3 -std=c++17 \
-		-lineinfo $< -o $@ -L$(dir $(NVCC))../lib -lcudart_static -ldl
+	$(FOUND_NVCC) -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=sm_80 -O3 \
+		-std=c++17 -lineinfo $< -o $@ -L$(dir $(FOUND_NVCC))../lib -lcudart_static -ldl
 
 .PHONY: gpu-bundle
-gpu-bundle: lib examples build/bin/qwen-bench build/bin/ceilings ## build/gpu-bundle: tests and benchmarks for a GPU host
-	NVCC="$(NVCC)" tests/bundle/build.sh
+gpu-bundle: CUDA := 1
+gpu-bundle: cuda-toolkit lib examples build/bin/qwen-bench build/bin/ceilings ## build/gpu-bundle: tests and benchmarks for a GPU host
+	NVCC="$(FOUND_NVCC)" tests/bundle/build.sh

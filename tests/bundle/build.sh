@@ -20,16 +20,22 @@ for program in chat hello qwen-bench ceilings; do
     cp "build/bin/$program" "$OUT/bin/"
 done
 
-# Cargo says where it has put each test.
-args=()
-for name in "${TESTS[@]}"; do args+=(--test "$name"); done
-cargo test --locked --profile checked --features cuda --no-run --message-format=json "${args[@]}" |
-    python3 -c '
+# build_tests SUFFIX NAME...: Cargo says where it has put each.
+build_tests() {
+    local suffix=$1 args=() name
+    shift
+    for name in "$@"; do args+=(--test "$name"); done
+    cargo test --locked --profile checked --features cuda --no-run --message-format=json \
+        "${args[@]}" | python3 -c '
 import json, sys
 for message in map(json.loads, sys.stdin):
     if message.get("executable"):
         print(message["target"]["name"], message["executable"])
-' | while read -r name path; do cp "$path" "$OUT/tests/$name"; done
+' | while read -r name path; do cp "$path" "$OUT/tests/$name$suffix"; done
+}
+# Without code for later GPUs than compute capability 8.0, those run its PTX.
+QWEN_CUDA_ARCHS=80 build_tests -ptx-80 cuda
+build_tests "" "${TESTS[@]}"
 
 # Static CUDA runtime: the host may have none, or another.
 toolkit=$(dirname "$(dirname "$(readlink -f "$(command -v "$NVCC")")")")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures on GPU 0: run-benchmarks.sh [quick|full] (quick). quick: the 72B, 14B and 7B shapes at
-# short context, and a 6144-token prompt on 36 of the 72B's layers (all of them leave no room for its
-# cache on a card of 141 GB). full: longer replies and prompts. Full logs: logs/. Last: the tables.
+# short context, and 6144-token prompts on 36 of the 72B's layers: with all 80, a card of 141 GB has
+# no room left for the cache. full: longer replies and prompts. Full logs: logs/. Last: the tables.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 GENERATE=256

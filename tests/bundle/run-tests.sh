@@ -6,10 +6,16 @@ set -euo pipefail
 export QWEN_REQUIRE_GPU=1
 
 machine
+# Some tests speak to the demo model, which is too large for this folder.
+without=()
+if [ ! -e "${QWEN_DEMO_MODEL:-}/config.json" ]; then
+    without=(--skip demo::)
+    echo "demo model: SKIPPED, QWEN_DEMO_MODEL names no folder with it" >> "$LOGS/table"
+fi
 for test in "$HERE"/tests/*; do
-    name=$(basename "$test")
+    # cuda-ptx-80 is `cuda` with the kernels of GPUs before Hopper, compiled by the driver.
     # One at a time: each takes the GPU's memory as it pleases.
-    step "test-$name" 300 "$test" --test-threads 1
+    step "test-$(basename "$test")" 300 "$test" --test-threads 1 "${without[@]}"
 done
 for kernel in "$HERE"/kernels/*; do
     [ -e "$kernel" ] && step "kernel-$(basename "$kernel")" 120 "$kernel"

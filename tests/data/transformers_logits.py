@@ -135,7 +135,7 @@ def expected(case, weights, tokens):
     for name, tensor in weights.items():
         renamed.update({key: part.double() for key, part in rename(name, tensor).items()})
     model.load_state_dict(renamed, strict=True, assign=True)
-    rotary = type(model.model.rotary_emb)(config, device="cuda")
+    rotary = type(model.model.rotary_emb)(config).cuda()
     wanted = torch.tensor(base ** (-2 / head_dim), dtype=torch.float32)
     assert torch.isclose(rotary.inv_freq[1].cpu(), wanted), "another rotary base was used"
     model.model.rotary_emb = rotary
@@ -168,11 +168,14 @@ def compare(binary, name):
     want = expected(case, weights, tokens)
     assert got.shape == want.shape, (got.shape, want.shape)
     size = want.square().mean().sqrt()
-    rms = ((got - want).square().mean().sqrt() / size).item()
+    rows = (got - want).square().mean(-1).sqrt() / size
+    rms = rows.square().mean().sqrt().item()
     largest = ((got - want).abs().max() / size).item()
     epsilon = 2**-7 if dtype == torch.bfloat16 else 2**-10
     allowed = 2 * math.sqrt(8 * layers) * epsilon / math.sqrt(12)
     good = math.isfinite(rms) and rms < allowed and largest < 8 * allowed
+    if not good:
+        print("rms error of each row:", " ".join(f"{row:.1e}" for row in rows.tolist()))
     agree = (got.argmax(-1) == want.argmax(-1)).float().mean().item()
     print(
         f"{name:<14} rows {len(want)}: rms error {rms:.2e}, largest {largest:.2e}, "
