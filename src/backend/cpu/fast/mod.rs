@@ -7,6 +7,7 @@
 
 mod attention;
 mod element;
+mod huge;
 mod linear;
 mod parts;
 mod pool;

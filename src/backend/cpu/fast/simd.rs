@@ -115,6 +115,9 @@ pub(super) unsafe fn run<K: Kernel>(isa: Isa, kernel: K) {
     }
 }
 
+/// Bytes that come from memory together.
+pub(super) const CACHE_LINE: usize = 64;
+
 /// Asks for the cache line of `at`; never faults, wherever that is.
 #[inline(always)]
 pub(super) fn prefetch<T>(at: *const T) {
