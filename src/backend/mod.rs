@@ -86,6 +86,9 @@ pub trait Backend: Send {
     /// A KV cache, all pages zero.
     fn kv_cache(&mut self, spec: KvSpec) -> Result<Self::KvCache>;
 
+    /// A hint that changes no result: after the next op, `weight` is what will be read.
+    fn soon(&mut self, _weight: &Self::Matrix) {}
+
     /// `out[i] = table[token_ids[i]]`, exact. `table [vocab, hidden]`, `out [tokens, hidden]`.
     fn embed(&mut self, table: &Self::Matrix, token_ids: &[u32], out: &mut Self::Buffer);
 

@@ -134,6 +134,15 @@ impl Backend for Fast {
         }))
     }
 
+    fn soon(&mut self, weight: &HostTensor) {
+        let row_bytes = weight.cols() * weight.dtype().size_bytes();
+        let share = parts::share_rows(weight, self.pool.num_threads()) * row_bytes;
+        let len = weight.bytes().len();
+        self.pool.foresee(weight.bytes().as_ptr(), |worker| {
+            (worker * share).min(len)..((worker + 1) * share).min(len)
+        });
+    }
+
     fn embed(&mut self, table: &HostTensor, token_ids: &[u32], out: &mut HostBuffer) {
         out.set_rows(token_ids.len());
         let row_bytes = table.cols() * table.dtype().size_bytes();
