@@ -70,6 +70,8 @@ pub enum Error {
     EngineFailed { reason: String },
     /// The requested device does not exist here.
     NoDevice { device: String, reason: String },
+    /// The model's logits for one request are no finite numbers; the engine goes on.
+    NotFinite { position: u64 },
 
     // --- our mistake (status 900+) ---
     /// A bug in the library, caught at the boundary.
@@ -108,6 +110,7 @@ pub mod status {
     pub const E_ENGINE_FAILED: i32 = 300;
     pub const E_NO_DEVICE: i32 = 301;
     pub const E_DEVICE: i32 = 302;
+    pub const E_NOT_FINITE: i32 = 303;
     pub const E_PANIC: i32 = 900;
 }
 
@@ -138,6 +141,7 @@ impl Error {
             Error::Unsupported { .. } => status::E_UNSUPPORTED,
             Error::EngineFailed { .. } => status::E_ENGINE_FAILED,
             Error::NoDevice { .. } => status::E_NO_DEVICE,
+            Error::NotFinite { .. } => status::E_NOT_FINITE,
             Error::Panic { .. } => status::E_PANIC,
         }
     }
@@ -183,6 +187,7 @@ impl Error {
                 "path": path.to_string_lossy(), "field": field, "reason": reason
             }),
             Error::NoDevice { device, reason } => json!({ "device": device, "reason": reason }),
+            Error::NotFinite { position } => json!({ "position": position }),
         }
     }
 
@@ -267,6 +272,9 @@ impl std::fmt::Display for Error {
             }
             Error::EngineFailed { reason } => write!(f, "the engine failed: {reason}"),
             Error::NoDevice { device, reason } => write!(f, "no device `{device}`: {reason}"),
+            Error::NotFinite { position } => {
+                write!(f, "the model's logits for token {position} are not finite numbers")
+            }
             Error::Panic { reason } => write!(f, "a bug in libqwen: {reason}"),
         }
     }
