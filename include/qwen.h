@@ -124,6 +124,10 @@
 /// A device reported an error.
 #define QWEN_E_DEVICE 302
 
+/// The model gave no finite numbers for this request, as a damaged checkpoint does. The engine goes
+/// on; the detail has the position of the token.
+#define QWEN_E_NOT_FINITE 303
+
 /// A bug in this library, caught at its edge. Codes from 900: our mistake.
 #define QWEN_E_PANIC 900
 
@@ -489,7 +493,7 @@ int32_t qwen_session_new(const qwen_engine *engine,
 ///
 /// Errors: QWEN_E_CANCELLED and QWEN_E_CALLBACK by `on_event`; QWEN_E_UTF8, QWEN_E_ARG,
 /// QWEN_E_OPTION, QWEN_E_CONTEXT_FULL, QWEN_E_QUEUE_FULL, QWEN_E_BUSY, QWEN_E_REENTRANT,
-/// QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED, QWEN_E_FORKED.
+/// QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED, QWEN_E_NOT_FINITE, QWEN_E_FORKED.
 int32_t qwen_session_chat(qwen_session *session,
                           const char *text,
                           uint64_t text_len,
@@ -634,8 +638,8 @@ int32_t qwen_request_next(qwen_request *request,
 /// Tells `on_event` of every event until the last, on this thread, and returns how the request
 /// ended. One thread at a time.
 ///
-/// Errors: the request's own (QWEN_E_CANCELLED, QWEN_E_ENGINE_FAILED...); QWEN_E_CALLBACK; otherwise
-/// as for qwen_request_next.
+/// Errors: the request's own (QWEN_E_CANCELLED, QWEN_E_NOT_FINITE, QWEN_E_ENGINE_FAILED);
+/// QWEN_E_CALLBACK; otherwise as for qwen_request_next.
 int32_t qwen_request_run(qwen_request *request,
                          qwen_event_fn on_event,
                          void *user,

@@ -79,6 +79,8 @@ pub enum Error {
     NoDevice { device: String, reason: String },
     /// A device reported an error; `code` is its own (CUDA's or cuBLAS's).
     Device { operation: &'static str, code: i32, reason: String },
+    /// The model's logits for one request are no finite numbers; the engine goes on.
+    NotFinite { position: u64 },
 
     // --- our mistake (status 900+) ---
     /// A bug in the library, caught at the boundary.
@@ -117,6 +119,7 @@ pub mod status {
     pub const E_ENGINE_FAILED: i32 = 300;
     pub const E_NO_DEVICE: i32 = 301;
     pub const E_DEVICE: i32 = 302;
+    pub const E_NOT_FINITE: i32 = 303;
     pub const E_PANIC: i32 = 900;
 }
 
@@ -149,6 +152,7 @@ impl Error {
             Error::EngineFailed { .. } => status::E_ENGINE_FAILED,
             Error::NoDevice { .. } => status::E_NO_DEVICE,
             Error::Device { .. } => status::E_DEVICE,
+            Error::NotFinite { .. } => status::E_NOT_FINITE,
             Error::Panic { .. } => status::E_PANIC,
         }
     }
@@ -201,6 +205,7 @@ impl Error {
             Error::Device { operation, code, reason } => {
                 json!({ "operation": operation, "code": code, "reason": reason })
             }
+            Error::NotFinite { position } => json!({ "position": position }),
         }
     }
 
@@ -292,6 +297,9 @@ impl std::fmt::Display for Error {
             Error::NoDevice { device, reason } => write!(f, "no device `{device}`: {reason}"),
             Error::Device { operation, reason, .. } => {
                 write!(f, "the device failed to {operation}: {reason}")
+            }
+            Error::NotFinite { position } => {
+                write!(f, "the model's logits for token {position} are not finite numbers")
             }
             Error::Panic { reason } => write!(f, "a bug in libqwen: {reason}"),
         }

@@ -56,6 +56,12 @@ impl<B: Backend> Backend for Timed<B> {
     fn kv_cache(&mut self, spec: KvSpec) -> Result<B::KvCache> {
         self.inner.kv_cache(spec)
     }
+    fn soon(&mut self, weight: &B::Matrix) {
+        self.inner.soon(weight)
+    }
+    fn soon_gate_up(&mut self, weights: &B::GateUp) {
+        self.inner.soon_gate_up(weights)
+    }
     fn embed(&mut self, table: &B::Matrix, token_ids: &[u32], out: &mut B::Buffer) {
         self.time(5, |inner| inner.embed(table, token_ids, out))
     }

@@ -132,6 +132,12 @@ pub trait Backend: Send {
     /// A KV cache, all pages zero.
     fn kv_cache(&mut self, spec: KvSpec) -> Result<Self::KvCache>;
 
+    /// A hint that changes no result: after the next op, `weight` is what will be read.
+    fn soon(&mut self, _weight: &Self::Matrix) {}
+
+    /// The same of an MLP's first half.
+    fn soon_gate_up(&mut self, _weights: &Self::GateUp) {}
+
     /// Sizes of decode steps to run once, on padding, before the first real one: what a backend
     /// prepares for them is then ready.
     fn warm_up_rows(&self) -> Vec<usize> {

@@ -70,6 +70,9 @@ pub const QWEN_E_ENGINE_FAILED: i32 = 300;
 pub const QWEN_E_NO_DEVICE: i32 = 301;
 /// A device reported an error.
 pub const QWEN_E_DEVICE: i32 = 302;
+/// The model gave no finite numbers for this request, as a damaged checkpoint does. The engine goes
+/// on; the detail has the position of the token.
+pub const QWEN_E_NOT_FINITE: i32 = 303;
 /// A bug in this library, caught at its edge. Codes from 900: our mistake.
 pub const QWEN_E_PANIC: i32 = 900;
 
@@ -110,6 +113,7 @@ const NAMES: &[(i32, &std::ffi::CStr)] = &[
     (QWEN_E_ENGINE_FAILED, c"QWEN_E_ENGINE_FAILED"),
     (QWEN_E_NO_DEVICE, c"QWEN_E_NO_DEVICE"),
     (QWEN_E_DEVICE, c"QWEN_E_DEVICE"),
+    (QWEN_E_NOT_FINITE, c"QWEN_E_NOT_FINITE"),
     (QWEN_E_PANIC, c"QWEN_E_PANIC"),
 ];
 
@@ -143,6 +147,7 @@ const CODES: &[i32] = &[
     status::E_ENGINE_FAILED,
     status::E_NO_DEVICE,
     status::E_DEVICE,
+    status::E_NOT_FINITE,
     status::E_PANIC,
 ];
 

@@ -174,7 +174,10 @@ impl Stepper {
             row += 1;
             let sequence = &mut self.sequences[run.index];
             match token {
-                None => ended.push((run.index, Err(no_number(sequence.next_position())))),
+                None => {
+                    let position = sequence.next_position();
+                    ended.push((run.index, Err(Error::NotFinite { position })));
+                }
                 Some(token) => {
                     self.shared.metrics.generated_tokens.add(1);
                     if let Some(reason) = sequence.accept(token, &self.shared.tokenizer) {
@@ -317,9 +320,4 @@ fn write_block_table(batch: &mut Batch, runs: &[Run], sequences: &[Sequence]) {
 /// A broken promise between our own parts: ends the engine, not the process.
 fn bug(what: &str) -> Error {
     Error::EngineFailed { reason: format!("a bug in the library: {what}") }
-}
-
-fn no_number(position: u64) -> Error {
-    let reason = format!("the model's logits for token {position} are not finite numbers");
-    Error::EngineFailed { reason }
 }

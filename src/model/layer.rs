@@ -56,16 +56,23 @@ impl<B: Backend> Layer<B> {
     }
 
     /// Attention, then MLP. On entry `scratch.delta` holds what the layer before adds to the
-    /// residual (nothing before the first layer); on return, what this one adds.
+    /// residual (nothing before the first layer); on return, what this one adds. `next` is the
+    /// weight that is read after this layer.
     pub(super) fn forward(
         &self,
         backend: &mut B,
         step: &StepContext<'_>,
         scratch: &mut Scratch<B>,
         kv: &mut B::KvCache,
+        next: &B::Matrix,
     ) -> Result<()> {
         self.attention(backend, step, scratch, kv)?;
-        self.mlp(backend, step, scratch)
+        self.mlp(backend, step, scratch, next)
+    }
+
+    /// The weight that is read first.
+    pub(super) fn first_weight(&self) -> &B::Matrix {
+        &self.qkv
     }
 
     fn attention(
@@ -79,12 +86,20 @@ impl<B: Backend> Layer<B> {
         backend.add_norm(delta, &mut s.residual, &self.attention_norm, step.epsilon, &mut s.normed);
         backend.linear(&s.normed, &self.qkv, Some(&self.qkv_bias), &mut s.qkv);
         backend.rope_kv_write(step.batch, step.rope, step.heads, &mut s.qkv, (kv, self.index));
+        backend.soon(&self.o);
         backend.attention(step.batch, step.heads, &s.qkv, (kv, self.index), &mut s.attended);
+        backend.soon_gate_up(&self.gate_up);
         backend.linear(&s.attended, &self.o, None, &mut s.delta);
         backend.all_reduce(&mut s.delta)
     }
 
-    fn mlp(&self, backend: &mut B, step: &StepContext<'_>, s: &mut Scratch<B>) -> Result<()> {
+    fn mlp(
+        &self,
+        backend: &mut B,
+        step: &StepContext<'_>,
+        s: &mut Scratch<B>,
+        next: &B::Matrix,
+    ) -> Result<()> {
         backend.add_norm(
             Some(&s.delta),
             &mut s.residual,
@@ -92,7 +107,9 @@ impl<B: Backend> Layer<B> {
             step.epsilon,
             &mut s.normed,
         );
+        backend.soon(&self.down);
         backend.swiglu(&s.normed, &self.gate_up, &mut s.hidden);
+        backend.soon(next);
         backend.linear(&s.hidden, &self.down, None, &mut s.delta);
         backend.all_reduce(&mut s.delta)
     }

@@ -155,8 +155,9 @@ impl<B: Backend> Model<B> {
             epsilon: self.config.norm_epsilon,
         };
         backend.embed(&self.embedding, &batch.token_ids, &mut s.residual);
-        for layer in &self.layers {
-            layer.forward(backend, &step, s, &mut self.kv)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let next = self.layers.get(index + 1).map_or(&self.lm_head, Layer::first_weight);
+            layer.forward(backend, &step, s, &mut self.kv, next)?;
         }
         if batch.logits_rows.is_empty() {
             return Ok(());

@@ -46,6 +46,19 @@ static void forge(const qwen_tokenizer *tokenizer, const char *name, uint32_t fi
     qwen_tokens_free(tokens);
 }
 
+/* One byte over the limit, and nothing is encoded. */
+static void a_huge_text_is_refused(const qwen_tokenizer *tokenizer) {
+    const uint64_t bytes = (64u << 20) + 1;
+    char *text = malloc(bytes);
+    qwen_tokens *tokens = NULL;
+    qwen_error *error = NULL;
+    CHECK(text != NULL);
+    memset(text, 'x', bytes);
+    CHECK(qwen_tokenizer_encode(tokenizer, text, bytes, 0, &tokens, &error) == QWEN_E_ARG);
+    CHECK(tokens == NULL && strstr(qwen_error_message(error), "67108865 bytes") != NULL);
+    qwen_error_free(error), free(text);
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 2);
     qwen_tokenizer *tokenizer = NULL;
@@ -66,6 +79,7 @@ int main(int argc, char **argv) {
     CHECK_FAILS(QWEN_E_NULL, qwen_tokenizer_decode(tokenizer, NULL, 1, 0, &bytes, &err));
     CHECK_FAILS(QWEN_E_ARG,
                 qwen_tokenizer_decode(tokenizer, &first, UINT64_MAX / 2, 0, &bytes, &err));
+    a_huge_text_is_refused(tokenizer);
     qwen_tokenizer_free(tokenizer);
     return 0;
 }

@@ -37,9 +37,12 @@ const TIGHTER: &[(&str, &[&str])] = &[
 const PRIVATE: &[(&str, &[&str])] =
     &[("backend::cpu", &["engine::open"]), ("backend::cuda", &["engine::open"])];
 
-/// Crates that belong to one room.
-const CRATES: &[(&str, &str)] =
-    &[("cudarc", "backend::cuda"), ("memmap2", "checkpoint"), ("tokenizers", "text")];
+/// Crates that belong to some rooms.
+const CRATES: &[(&str, &[&str])] = &[
+    ("cudarc", &["backend::cuda"]),
+    ("memmap2", &["checkpoint", "backend::cpu::fast::huge"]),
+    ("tokenizers", &["text"]),
+];
 
 pub(crate) fn imports(source: &Source) -> Vec<Finding> {
     if !source.is_library() || source.path == "src/lib.rs" {
@@ -57,9 +60,11 @@ pub(crate) fn imports(source: &Source) -> Vec<Finding> {
             findings.push(source.finding(offset, message));
         }
     }
-    for (name, home) in CRATES.iter().filter(|(_, home)| !is_within(&module, home)) {
+    let at_home = |homes: &[&str]| homes.iter().any(|home| is_within(&module, home));
+    for (name, homes) in CRATES.iter().filter(|(_, homes)| !at_home(homes)) {
+        let message = format!("crate `{name}` belongs to `{}`", homes.join("`, `"));
         for offset in words(&source.code, name) {
-            findings.push(source.finding(offset, format!("crate `{name}` belongs to `{home}`")));
+            findings.push(source.finding(offset, message.clone()));
         }
     }
     findings

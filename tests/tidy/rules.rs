@@ -43,8 +43,9 @@ const ENVIRONMENT_CALLS: &[&str] =
 /// Longest function, from its first line to its closing brace.
 const FUNCTION_LINES: usize = 70;
 
-/// Lines above an `unsafe` among which its SAFETY comment is looked for.
-const SAFETY_REACH_LINES: usize = 8;
+/// Lines that may stand between an `unsafe` and its SAFETY comment: an attribute, and the beginning
+/// of the statement.
+const STATEMENT_LINES: usize = 2;
 
 pub(crate) fn unsafe_in_its_rooms(source: &Source) -> Vec<Finding> {
     let places: Vec<usize> = rust_words(source, "unsafe");
@@ -60,11 +61,6 @@ pub(crate) fn unsafe_in_its_rooms(source: &Source) -> Vec<Finding> {
 
 pub(crate) fn unsafe_says_why(source: &Source) -> Vec<Finding> {
     let lines: Vec<&str> = source.text.lines().collect();
-    let explained = |offset: usize| {
-        let line = source.line(offset);
-        let above = line.saturating_sub(1 + SAFETY_REACH_LINES);
-        lines[above..line].iter().any(|line| line.contains("SAFETY:"))
-    };
     let does_something = |offset: &usize| {
         let rest = source.code[offset + "unsafe".len()..].trim_start();
         rest.starts_with('{') || rest.starts_with("impl")
@@ -72,9 +68,19 @@ pub(crate) fn unsafe_says_why(source: &Source) -> Vec<Finding> {
     rust_words(source, "unsafe")
         .into_iter()
         .filter(does_something)
-        .filter(|offset| !explained(*offset))
+        .filter(|offset| !is_explained(&lines[..source.line(*offset) - 1]))
         .map(|offset| source.finding(offset, "`unsafe` without a SAFETY comment above it"))
         .collect()
+}
+
+/// Do the lines above an `unsafe` end with a SAFETY comment of its own?
+fn is_explained(above: &[&str]) -> bool {
+    let mut rest = above.iter().rev().map(|line| line.trim_start()).peekable();
+    for _ in 0..STATEMENT_LINES {
+        // The comment above another `unsafe` is that one's.
+        rest.next_if(|line| !line.starts_with("//") && !line.contains("unsafe"));
+    }
+    rest.take_while(|line| line.starts_with("//")).any(|line| line.contains("SAFETY:"))
 }
 
 pub(crate) fn forbidden_calls(source: &Source) -> Vec<Finding> {
@@ -188,8 +194,10 @@ mod tests {
     fn unexplained_unsafe_is_found() {
         assert_eq!(found(unsafe_says_why, "src/capi/mod.rs", "let x = unsafe { *p };\n"), 1);
         assert_eq!(found(unsafe_says_why, "src/capi/mod.rs", "unsafe impl Send for A {}\n"), 1);
-        let far = format!("// SAFETY: too far.\n{}unsafe {{ f() }}\n", "\n".repeat(12));
+        let far = format!("// SAFETY: too far.\n{}unsafe {{ f() }}\n", "g();\n".repeat(3));
         assert_eq!(found(unsafe_says_why, "src/capi/mod.rs", &far), 1);
+        let shared = "// SAFETY: of the first.\nunsafe { f() }\nunsafe { g() }\n";
+        assert_eq!(found(unsafe_says_why, "src/capi/mod.rs", shared), 1);
         let near = "// SAFETY: checked above.\nlet x =\n    unsafe { *p };\n";
         assert_eq!(found(unsafe_says_why, "src/capi/mod.rs", near), 0);
         let declared = "#[unsafe(no_mangle)]\nunsafe extern \"C\" fn f() {}\n";

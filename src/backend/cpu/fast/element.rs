@@ -4,10 +4,15 @@ use half::f16;
 
 use super::simd::Simd;
 
+/// Plain numbers: every bit pattern is a value, zero bits are zero.
+pub(super) trait Stored: Copy + Default + Send + Sync + 'static {}
+impl Stored for u16 {}
+impl Stored for f32 {}
+
 /// A stored element type: how sixteen of them become f32 lanes, and back.
 pub(super) trait Element: Copy + Send + Sync + 'static {
     /// The stored bits.
-    type Bits: Copy + Default + Send + Sync + 'static;
+    type Bits: Stored;
 
     /// Sixteen elements as f32. `from` is valid for sixteen elements, any alignment.
     unsafe fn load<S: Simd>(from: *const Self::Bits) -> S::V;

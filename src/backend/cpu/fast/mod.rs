@@ -7,6 +7,7 @@
 
 mod attention;
 mod element;
+mod huge;
 mod linear;
 mod parts;
 mod pool;
@@ -136,6 +137,19 @@ impl Backend for Fast {
             Dtype::F16 => KvStore::F16(PagedKv::new(spec)?),
             Dtype::F32 => KvStore::F32(PagedKv::new(spec)?),
         }))
+    }
+
+    fn soon(&mut self, weight: &HostTensor) {
+        let row_bytes = weight.cols() * weight.dtype().size_bytes();
+        let share = parts::share_rows(weight, self.pool.num_threads()) * row_bytes;
+        let len = weight.bytes().len();
+        self.pool.foresee(weight.bytes().as_ptr(), |worker| {
+            (worker * share).min(len)..((worker + 1) * share).min(len)
+        });
+    }
+
+    fn soon_gate_up(&mut self, [gate, _]: &[HostTensor; 2]) {
+        self.soon(gate);
     }
 
     fn embed(&mut self, table: &HostTensor, token_ids: &[u32], out: &mut HostBuffer) {

@@ -17,6 +17,12 @@ use crate::tensor::HostTensor;
 #[repr(align(64))]
 pub(super) struct Cursor(AtomicUsize);
 
+/// Rows of `weight` that each thread has to itself: whole panels.
+pub(super) fn share_rows(weight: &HostTensor, num_threads: usize) -> usize {
+    let panel = panel_rows(weight.cols() * weight.dtype().size_bytes());
+    weight.rows().div_ceil(panel).div_ceil(num_threads) * panel
+}
+
 /// The columns of one product. Make it before the job starts: it resets the pool's cursors.
 pub(super) struct Parts<'a> {
     cursors: &'a [Cursor],
@@ -29,7 +35,7 @@ impl<'a> Parts<'a> {
     pub(super) fn new(pool: &'a Pool, weight: &HostTensor, rows: usize) -> Parts<'a> {
         let len = weight.rows();
         let panel = panel_rows(weight.cols() * weight.dtype().size_bytes());
-        let share = len.div_ceil(panel).div_ceil(pool.num_threads()) * panel;
+        let share = share_rows(weight, pool.num_threads());
         let panel = if rows <= STREAM_ROWS { panel.max(share / 4) } else { panel };
         let cursors = pool.cursors();
         for (worker, cursor) in cursors.iter().enumerate() {

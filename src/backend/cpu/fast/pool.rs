@@ -1,9 +1,14 @@
 //! A thread pool for work that lasts microseconds: threads wait by spinning for a moment, then by
 //! sleeping, and a job is a borrowed closure.
 //!
+//! Between two jobs memory would stand still: while the last thread finishes, and while one thread
+//! does the little work between them. Threads without work use that time to ask for the first part
+//! of what they will read in the next job, which then lies in their second-level cache.
+//!
 //! A decode step hands out about five jobs a layer, each 20-300 us long; waking a sleeping thread
 //! costs about 50 us, so the threads keep awake between the jobs of a step.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -13,6 +18,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::parts::Cursor;
+use super::simd::{CACHE_LINE, prefetch_second};
 use crate::error::{Error, Result};
 
 /// How long a thread stays awake with nothing to do.
@@ -30,6 +36,43 @@ struct Shared {
     stop: AtomicBool,
     sleepers: Mutex<usize>,
     wake: Condvar,
+    /// What each thread will read in the next job.
+    ahead: Vec<Ahead>,
+}
+
+/// Addresses to be asked for while there is nothing else to do; a cache line of its own.
+#[derive(Default)]
+#[repr(align(64))]
+struct Ahead {
+    start: AtomicUsize,
+    end: AtomicUsize,
+}
+
+/// Most that is asked for ahead: a part of a second-level cache.
+const AHEAD_BYTES: usize = 256 * 1024;
+/// Asked for between two looks at whether there is work.
+const AHEAD_STEP: usize = 8 * CACHE_LINE;
+
+impl Ahead {
+    /// Asks for the next few lines; `false` when there are no more.
+    fn step(&self) -> bool {
+        let start = self.start.load(Ordering::Relaxed);
+        let end = self.end.load(Ordering::Relaxed);
+        if start >= end {
+            return false;
+        }
+        for line in (start..end.min(start + AHEAD_STEP)).step_by(CACHE_LINE) {
+            prefetch_second(line as *const u8);
+        }
+        // Lost when a new range has come meanwhile: only this thread moves it on.
+        let _ = self.start.compare_exchange(
+            start,
+            start + AHEAD_STEP,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+        true
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -57,6 +100,7 @@ impl Pool {
             stop: AtomicBool::new(false),
             sleepers: Mutex::new(0),
             wake: Condvar::new(),
+            ahead: (0..num_threads.max(1)).map(|_| Ahead::default()).collect(),
         });
         let cursors = (0..num_threads.max(1)).map(|_| Cursor::default()).collect();
         let mut pool = Pool { shared, threads: Vec::new(), cursors };
@@ -83,6 +127,19 @@ impl Pool {
         &self.cursors
     }
 
+    /// What each thread will read after the next job, from `base` on: threads without work ask for
+    /// it, so that memory has no pause between two jobs.
+    pub(super) fn foresee(&self, base: *const u8, part: impl Fn(usize) -> Range<usize>) {
+        for (worker, ahead) in self.shared.ahead.iter().enumerate() {
+            let Range { start, end } = part(worker);
+            let base = base as usize;
+            // Empty in between: a mix of two ranges would be harmless, but long.
+            ahead.end.store(0, Ordering::Relaxed);
+            ahead.start.store(base + start, Ordering::Relaxed);
+            ahead.end.store(base + end.min(start + AHEAD_BYTES), Ordering::Relaxed);
+        }
+    }
+
     /// Calls `job(0)` here and `job(1)`, `job(2)`... on the other threads; returns when all are
     /// done. A panic in any of them becomes a panic here, after all are done.
     pub(super) fn run(&self, job: &(dyn Fn(usize) + Sync)) {
@@ -102,7 +159,9 @@ impl Pool {
         let mine = catch_unwind(AssertUnwindSafe(|| job(0)));
         let mut spins = 0_u32;
         while shared.running.load(Ordering::Acquire) > 0 {
-            pause(&mut spins);
+            if !shared.ahead[0].step() {
+                pause(&mut spins);
+            }
         }
         if let Err(panic) = mine {
             std::panic::resume_unwind(panic);
@@ -140,7 +199,7 @@ fn pause(spins: &mut u32) {
 fn work(shared: &Shared, worker: usize) {
     let mut seen = 0;
     loop {
-        seen = next_epoch(shared, seen);
+        seen = next_epoch(shared, seen, &shared.ahead[worker]);
         if shared.stop.load(Ordering::SeqCst) {
             return;
         }
@@ -157,13 +216,16 @@ fn work(shared: &Shared, worker: usize) {
 }
 
 /// Waits until the epoch is not `seen` and returns it.
-fn next_epoch(shared: &Shared, seen: u64) -> u64 {
+fn next_epoch(shared: &Shared, seen: u64, ahead: &Ahead) -> u64 {
     let mut spins = 0;
     let mut since = None;
     loop {
         let epoch = shared.epoch.load(Ordering::SeqCst);
         if epoch != seen {
             return epoch;
+        }
+        if ahead.step() {
+            continue;
         }
         pause(&mut spins);
         if spins.is_multiple_of(256) && since.get_or_insert_with(Instant::now).elapsed() > AWAKE {
@@ -175,5 +237,24 @@ fn next_epoch(shared: &Shared, seen: u64) -> u64 {
             }
             (spins, since) = (0, None);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_foreseen_is_asked_for_once_and_never_beyond_its_end() {
+        let pool = Pool::new(1).expect("no threads");
+        let ahead = &pool.shared.ahead[0];
+        assert!(!ahead.step(), "nothing is foreseen");
+        for (len, steps) in [(0, 0), (1, 1), (AHEAD_STEP, 1), (AHEAD_STEP + 1, 2)] {
+            pool.foresee(std::ptr::dangling(), |_| 64..64 + len);
+            assert_eq!((0..100).take_while(|_| ahead.step()).count(), steps, "{len} bytes");
+        }
+        pool.foresee(std::ptr::dangling(), |_| 0..100 * AHEAD_BYTES);
+        let steps = (0..10_000).take_while(|_| ahead.step()).count();
+        assert_eq!(steps, AHEAD_BYTES / AHEAD_STEP, "a part of a cache, not all of a matrix");
     }
 }

@@ -115,6 +115,9 @@ pub(super) unsafe fn run<K: Kernel>(isa: Isa, kernel: K) {
     }
 }
 
+/// Bytes that come from memory together.
+pub(super) const CACHE_LINE: usize = 64;
+
 /// Asks for the cache line of `at`; never faults, wherever that is.
 #[inline(always)]
 pub(super) fn prefetch<T>(at: *const T) {
@@ -123,6 +126,19 @@ pub(super) fn prefetch<T>(at: *const T) {
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// The same, into the second-level cache.
+#[inline(always)]
+pub(super) fn prefetch_second<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is in every x86-64, and a prefetch reads nothing.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(at.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
