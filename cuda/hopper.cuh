@@ -44,6 +44,15 @@ __device__ __forceinline__ void barrier_wait(uint64_t &barrier, uint32_t parity)
                  : "memory");
 }
 
+// True in one lane of a whole warp. Unlike a test of the lane's number it tells the compiler that
+// one thread is left, so that copies are issued one after the other without a loop over lanes.
+__device__ __forceinline__ bool elect_one() {
+    uint32_t elected;
+    asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(elected));
+    return elected;
+}
+
 // One box of a two-dimensional tensor map into shared memory, counted on a barrier.
 __device__ __forceinline__ void load_box(void *shared, const CUtensorMap *map, int x, int y,
                                          uint64_t &barrier) {

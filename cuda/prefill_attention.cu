@@ -39,8 +39,8 @@
 // Roofline: mma.sync runs at about 62 % of the wgmma rate, 415 of 670 TFLOP/s sustained. Measured
 // on an H200, 2026-11-24, bf16, 64 heads of 128, TFLOP/s:
 //   n =                            2048   6144  14336  30720
-//   this kernel                     244    319    337    338   (81 % of the roofline)
-//   PyTorch's FlashAttention-2      240    318    335    344   (same job)
+//   this kernel                     244    316    338    345   (83 % of the roofline)
+//   PyTorch's FlashAttention-2      239    314    335    348   (same job)
 //
 // Ladder:
 //   1. 4 warps x 32 rows, keys 64 a tile, one buffer each for keys and values, two blocks a

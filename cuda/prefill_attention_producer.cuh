@@ -9,6 +9,7 @@
 namespace qwen::prefill::sm90 {
 
 constexpr int KEY_TILE = 128;
+constexpr int TILE_PAGES = KEY_TILE / PAGE_TOKENS;
 constexpr int STAGES = 2; // key tiles and value tiles in flight, each
 constexpr int CONSUMERS = 2;
 constexpr int GROUP_ROWS = ROW_TILE / CONSUMERS;
@@ -88,20 +89,25 @@ template <int D> struct Pages {
     const CUtensorMap *map;
     int kv_head, num_kv_heads, context;
 
-    // Fills one stage with keys (value = 0) or values (1) of a key tile: each lane brings the
-    // half (or whole) rows of one page, which lands as 16 rows of the swizzled tile.
+    // Fills one stage with keys (value = 0) or values (1) of a key tile. Lane i knows page i of the
+    // tile; a page's 16 rows land one under the other as 16 rows of the swizzled tile.
     __device__ __forceinline__ void load(uint8_t *stage, uint64_t &full, int first_key,
                                          uint32_t page, int value) const {
-        const int in_tile = lane_index() % (KEY_TILE / PAGE_TOKENS);
-        const int half = lane_index() / (KEY_TILE / PAGE_TOKENS);
-        const int pages = min(KEY_TILE / PAGE_TOKENS, ceil_div(context - first_key, PAGE_TOKENS));
-        if (lane_index() == 0)
-            barrier_expect(full, pages * PAGE_TOKENS * D * 2);
-        __syncwarp();
-        if (half < D / 64 && in_tile < pages)
-            load_box(stage + (half * KEY_TILE + in_tile * PAGE_TOKENS) * SWIZZLED_ROW_BYTES, map,
-                     half * 64, int((page * 2 + value) * num_kv_heads + kv_head) * PAGE_TOKENS,
-                     full);
+        const int pages = min(TILE_PAGES, ceil_div(context - first_key, PAGE_TOKENS));
+        int rows[TILE_PAGES];
+#pragma unroll
+        for (int i = 0; i < TILE_PAGES; ++i)
+            rows[i] =
+                int((__shfl_sync(~0u, page, i) * 2 + value) * num_kv_heads + kv_head) * PAGE_TOKENS;
+        if (!elect_one())
+            return;
+        barrier_expect(full, pages * PAGE_TOKENS * D * 2);
+#pragma unroll
+        for (int i = 0; i < TILE_PAGES; ++i)
+            if (i < pages)
+                for (int half = 0; half < D / 64; ++half)
+                    load_box(stage + (half * KEY_TILE + i * PAGE_TOKENS) * SWIZZLED_ROW_BYTES, map,
+                             half * 64, rows[i], full);
     }
 };
 
@@ -139,7 +145,7 @@ template <int D> struct Producer {
     __device__ __forceinline__ void load_queries(const Tile &tile, const CUtensorMap *map) {
         uint64_t &full = shared.q_full[queries.stage];
         barrier_wait(shared.q_empty[queries.stage], queries.phase ^ 1);
-        if (lane_index() == 0) {
+        if (elect_one()) {
             shared.tile[queries.stage] = tile;
             barrier_expect(full, ROW_TILE * D * 2);
             for (int half = 0; half < D / 64; ++half)
@@ -198,7 +204,7 @@ __device__ __forceinline__ void produce(Shared<D> &shared, const CUtensorMap *q_
                               work.num_kv_heads, tile.context};
         const uint32_t *table = work.block_table + size_t(tile.sequence) * work.max_pages;
         const int last_page = ceil_div(tile.context, PAGE_TOKENS) - 1;
-        const int page_in_tile = lane_index() % (KEY_TILE / PAGE_TOKENS);
+        const int page_in_tile = lane_index() % TILE_PAGES;
 
         for (int key = last_key_tile(tile); key >= 0; key -= KEY_TILE) {
             step.first_key = key;

@@ -44,12 +44,28 @@
 // unit varies, what it computes does not: the same input gives the same bits.
 //
 // Roofline: the GEMM rate, 670 TFLOP/s sustained on an H200. Measured there, 2026-11-24, bf16, 64
-// heads of 128, TFLOP/s sustained over 150 TFLOP (the card slows down under load: the fastest 5 % of
-// runs are up to 10 % better):
-//   n =                                  2048   6144  14336  30720
-//   before the stream ran across units    425    518    538    555   (63 %, 77 %, 80 %, 83 %)
-//   PyTorch, cuDNN                        423    534    571    595
-//   PyTorch, FlashAttention-2             240    318    335    344
+// heads of 128, median over 150 TFLOP of work (the card slows down under load: the fastest 5 % of
+// runs are 5 to 9 % better). TFLOP/s:
+//   n =                                  2048        6144        14336       30720
+//   this kernel                           445 (66 %)  553 (83 %)  584 (87 %)  591 (88 %)
+//   PyTorch, cuDNN (an earlier job)       419         527         575         589
+//   PyTorch, FlashAttention-2 (same)      239         314         335         348
+//
+// Ladder, TFLOP/s at the same four lengths; expectation first:
+//   1. this structure, a drain at the end of each unit; 450 or more hoped for.  425  520  547  564
+//      ptxas had drawn the wait for the second product up over the softmax; a branch between them
+//      (Consumer::weigh) keeps them apart. That was seen in the machine code, never timed.
+//   2. no turns between the consumers: expected worse, no difference.           424  524  547  561
+//   3. rescaling the output only when a maximum moves: nothing.                 419  523  540  558
+//   4. sections of 8 MB instead of 24: nothing; all heads in one: worse.        420  485  501  487
+//   5. three stages of keys and values: expected to hide latency, nothing.      423  515  534  545
+//   6. the stream runs on across units: +5 % at 2048 expected. Worse at first,  412  497  505  545
+//      probably as the producer got slower, whose copies went out lane by lane in a loop. Without
+//      any copies the kernel ran at 519 666 687 690, without softmax at 518 658 691 659.
+//   7. all copies issued by one elected lane, no loop:                          445  553  584  591
+//      (there, a drain at the end of each unit gives 432 552 586 593: the stream helps the short.)
+// Not tried: two blocks of a cluster sharing keys and values by multicast (half the L2 reads);
+// three consumers with 192 rows (needs a key tile under 128 for its registers).
 #include "prefill_attention_producer.cuh"
 
 namespace qwen::prefill::sm90 {
