@@ -9,6 +9,7 @@ mod checkpoint;
 mod common;
 mod demo;
 mod device;
+mod faults;
 mod logits;
 mod model;
 mod ops;

@@ -14,6 +14,7 @@ use qwen::backend::cpu::reference::Reference;
 use qwen::backend::{Backend, cuda::Device};
 use qwen::batch::{Batch, PAGE_TOKENS};
 use qwen::checkpoint::Checkpoint;
+use qwen::error::Result;
 use qwen::model::config::ModelConfig;
 use qwen::model::{Limits, Model, Placement, Rank};
 use qwen::tensor::Dtype;
@@ -27,11 +28,32 @@ use crate::device::{backend, gpu, limits};
 pub(crate) const LIMITS: Limits = Limits { max_tokens: 512, max_logits_rows: 16, num_pages: 256 };
 
 fn load<B: Backend + 'static>(folder: &Path, backend: B) -> Box<dyn Rank> {
-    let config = ModelConfig::open(folder).expect("config.json");
-    let checkpoint = Checkpoint::open(folder).expect("checkpoint");
+    try_load(folder, backend, LIMITS).expect("the model loads")
+}
+
+fn try_load<B: Backend + 'static>(
+    folder: &Path,
+    backend: B,
+    limits: Limits,
+) -> Result<Box<dyn Rank>> {
+    let config = ModelConfig::open(folder)?;
+    let checkpoint = Checkpoint::open(folder)?;
     let placement = Placement { rank: 0, world: 1 };
-    let model = Model::load(backend, &checkpoint, &config, placement, LIMITS, &mut |_| true);
-    Box::new(model.expect("the model loads"))
+    let model = Model::load(backend, &checkpoint, &config, placement, limits, &mut |_| true)?;
+    Ok(Box::new(model))
+}
+
+/// The checkpoint in `folder` on the GPU, with a cache of `num_pages`.
+pub(crate) fn load_with(
+    device: &Device,
+    folder: &Path,
+    dtype: Dtype,
+    config: &ModelConfig,
+    num_pages: usize,
+) -> Result<Box<dyn Rank>> {
+    let sizes = limits(config.head_dim, (config.num_heads, config.num_kv_heads));
+    let backend = backend(device, dtype, sizes, (config.intermediate_size, config.vocab_size));
+    try_load(folder, backend, Limits { num_pages, ..LIMITS })
 }
 
 /// The checkpoint in `folder` on the GPU.
