@@ -110,16 +110,6 @@ static void launch(Kernel f, int grid, int shared, const Arguments &a, cudaStrea
 // ---- correctness ----
 
 static int failures;
-static float *workspace;
-static uint32_t *counters;
-static uint32_t num_counters = 1 << 16;
-static size_t workspace_bytes() { return (size_t)num_sms * 2 * 16 * 2 * 128 * 4; }
-
-static bool counters_are_zero() {
-    std::vector<uint32_t> h(num_counters);
-    CHECK(cudaMemcpy(h.data(), counters, num_counters * 4, cudaMemcpyDeviceToHost));
-    return std::all_of(h.begin(), h.end(), [](uint32_t v) { return v == 0; });
-}
 
 template <typename T> struct Case {
     uint32_t n, k, rows, epilogue;
@@ -158,13 +148,11 @@ template <typename T> struct Case {
     std::vector<float> run(uint32_t first, uint32_t count, bool sixteen_rows, int grid) {
         uint64_t outputs = count * width();
         CHECK(cudaMemset(out, 0xff, (uint64_t)rows * n * 4 + GUARD));
-        CHECK(cudaMemset(workspace, 0xff, workspace_bytes()));
         if (epilogue == skinny::ADD_F32)
             CHECK(cudaMemcpy(out, before + first * (uint64_t)n, outputs * 4,
                              cudaMemcpyDeviceToDevice));
-        Arguments a = {w,         x + (uint64_t)first * k, with_bias ? bias : nullptr, out,
-                       workspace, counters,                count,                      n,
-                       k,         epilogue};
+        Arguments a = {w, x + (uint64_t)first * k, with_bias ? bias : nullptr, out,
+                       count, n, k, epilogue};
         launch(kernel_of<T>(sixteen_rows), grid, shared_of(sixteen_rows), a, 0, false);
         CHECK(cudaDeviceSynchronize());
         std::vector<float> h(outputs);
@@ -212,6 +200,8 @@ template <typename T> void check(Case<T> c, uint64_t seed) {
     double half_ulp = std::is_same<T, __nv_bfloat16>::value ? 1.0 / 256 : 1.0 / 2048;
     double steps = (c.k / 16.0 + 64) * 6 * std::ldexp(1.0, -23);
     double worst = 0, mean = 0;
+    uint64_t wrong = 0, first_wrong = ~0ull, last_wrong = 0;
+    uint32_t rows_wrong = 0;
     for (uint64_t i = 0; i < outputs; i++) {
         uint64_t row = i / c.width(), o = i % c.width();
         double want, allowed;
@@ -228,22 +218,25 @@ template <typename T> void check(Case<T> c, uint64_t seed) {
         }
         if (!c.wide()) allowed += std::fabs(want) * half_ulp + std::ldexp(1.0, -25);
         double error = std::fabs(got[i] - want) / allowed;
+        if (!(error <= 1) && wrong++ < 6)
+            printf("  row %llu output %llu: %g, not %g\n", (unsigned long long)row, (unsigned long long)o, got[i], want);
+        if (!(error <= 1)) rows_wrong |= 1u << row, first_wrong = std::min(first_wrong, o), last_wrong = std::max(last_wrong, o);
         if (!(error <= worst)) worst = error; // also catches NaN
         mean += error / outputs;
     }
-    bool right = worst <= 1, same = got == c.run(0, c.rows, c.sixteen, num_sms);
+    if (wrong) printf("  %llu wrong, rows %x, outputs %llu .. %llu\n", (unsigned long long)wrong, rows_wrong, (unsigned long long)first_wrong, (unsigned long long)last_wrong);
+    bool right = worst <= 1, same = got == c.run(0, c.rows, c.sixteen, num_sms / 3 + 1);
     bool alone = true; // each row by itself has the bits it has in the batch
     for (uint32_t row = 0; row < c.rows; row += c.rows > 4 ? 3 : 1) {
         std::vector<float> one = c.run(row, 1, false, num_sms);
         alone &= memcmp(one.data(), &got[row * c.width()], one.size() * 4) == 0;
     }
-    bool zero = counters_are_zero();
-    bool good = right && same && alone && zero;
+    bool good = right && same && alone;
     failures += !good;
-    printf("%s n %6u k %5u rows %2u(%2d) epilogue %u%s: error/allowed max %.3f mean %.4f%s%s%s%s\n",
+    printf("%s n %6u k %5u rows %2u(%2d) epilogue %u%s: error/allowed max %.3f mean %.4f%s%s%s\n",
            good ? "ok  " : "FAIL", c.n, c.k, c.rows, c.sixteen ? 16 : 8, c.epilogue,
            c.with_bias ? "b" : " ", worst, mean, right ? "" : " WRONG", same ? "" : " UNSTABLE",
-           alone ? "" : " DEPENDS-ON-ROWS", zero ? "" : " COUNTERS");
+           alone ? "" : " DEPENDS-ON-ROWS");
     c.release();
 }
 
@@ -325,6 +318,8 @@ template <typename F> float graph_ms(F &&record, int repeats) {
     return times[times.size() / 2];
 }
 
+struct Matrix { const void *weights; uint32_t n, k; };
+
 struct Bench {
     char *buffer;
     size_t capacity = 38ull << 30, at = 0;
@@ -343,18 +338,21 @@ struct Bench {
     void measure_peak() {
         for (int blocks : {2, 3, 4}) {
             size_t bytes = 16ull << 30;
-            float ms8 = graph_ms([&](cudaStream_t s) { stream<8><<<num_sms * blocks, 512, 0, s>>>((uint4 *)buffer, bytes / 16, counters); }, 5);
-            float ms4 = graph_ms([&](cudaStream_t s) { stream<4><<<num_sms * blocks, 512, 0, s>>>((uint4 *)buffer, bytes / 16, counters); }, 5);
+            float ms8 = graph_ms([&](cudaStream_t s) { stream<8><<<num_sms * blocks, 512, 0, s>>>((uint4 *)buffer, bytes / 16, (uint32_t *)out); }, 5);
+            float ms4 = graph_ms([&](cudaStream_t s) { stream<4><<<num_sms * blocks, 512, 0, s>>>((uint4 *)buffer, bytes / 16, (uint32_t *)out); }, 5);
             peak = std::max(peak, bytes / (double)std::min(ms8, ms4));
         }
         printf("streaming read: %.0f GB/s\n", peak / 1e6);
     }
-    void linear(uint32_t n, uint32_t k, uint32_t rows, uint32_t epilogue, cudaStream_t s, bool pdl) {
+    Matrix place(uint32_t n, uint32_t k) {
         size_t bytes = ((size_t)n * k * 2 + 255) / 256 * 256;
         if (at + bytes > capacity) at = 0;
-        Arguments a = {buffer + at, x, nullptr, out, workspace, counters, rows, n, k, epilogue};
-        launch(kernel_of<__nv_bfloat16>(rows > 8), num_sms, shared_of(rows > 8), a, s, pdl);
         at += bytes;
+        return {buffer + at - bytes, n, k};
+    }
+    void linear(Matrix m, uint32_t rows, uint32_t epilogue, cudaStream_t s, bool pdl) {
+        Arguments a = {m.weights, x, nullptr, out, rows, m.n, m.k, epilogue};
+        launch(kernel_of<__nv_bfloat16>(rows > 8), num_sms, shared_of(rows > 8), a, s, pdl);
     }
     void step(uint32_t rows, uint32_t hidden, cudaStream_t s, bool pdl) {
         cudaLaunchAttribute attribute;
@@ -366,7 +364,7 @@ struct Bench {
     }
 };
 
-static void time_matrices(Bench &b) {
+static void time_matrices(Bench &b, bool all) {
     struct Shape { uint32_t n, k, epilogue; } shapes[] = {
         {24576, 8192, 0}, {8192, 8192, 2}, {49152, 8192, 3}, {8192, 24576, 2}, {152064, 8192, 1},
         {12288, 4096, 0}, {4096, 4096, 2}, {22016, 4096, 3}, {4096, 11008, 2},
@@ -376,12 +374,15 @@ static void time_matrices(Bench &b) {
     printf("%16s | us, GB/s, share of the streaming read: each kernel alone | with dependent launch\n", "n x k");
     for (auto p : shapes)
         for (uint32_t rows : {1u, 8u, 16u}) {
+            if (!all && (p.n * (uint64_t)p.k < 8192ull * 8192 || rows == 16)) continue;
             double bytes = (double)p.n * p.k * 2;
             int count = std::max(4, std::min(200, (int)(12e9 / bytes)));
             float t[2];
             for (int pdl = 0; pdl < 2; pdl++) {
                 b.at = 0;
-                t[pdl] = graph_ms([&](cudaStream_t s) { for (int i = 0; i < count; i++) b.linear(p.n, p.k, rows, p.epilogue, s, pdl); }, 5) / count;
+                t[pdl] = graph_ms([&](cudaStream_t s) {
+                    for (int i = 0; i < count; i++) b.linear(b.place(p.n, p.k), rows, p.epilogue, s, pdl);
+                }, 5) / count;
             }
             printf("%8u x %5u, rows %2u: %7.1f us %5.0f GB/s %5.1f %% | %7.1f us %5.0f GB/s %5.1f %%\n", p.n, p.k, rows,
                    t[0] * 1e3, bytes / t[0] / 1e6, 100 * bytes / t[0] / b.peak, t[1] * 1e3, bytes / t[1] / 1e6, 100 * bytes / t[1] / b.peak);
@@ -392,23 +393,32 @@ struct Model { const char *name; uint32_t hidden, width, vocab, layers; };
 
 // norm, qkv, attention, o, norm, gate-up, down; then norm and the head.
 static void time_chain(Bench &b, const Model &m, uint32_t rows) {
+    struct Step { Matrix matrix; uint32_t epilogue; bool small; };
+    std::vector<Step> steps;
     double bytes = 0;
-    auto chain = [&](cudaStream_t s, bool pdl, bool with_small) {
-        bytes = 0, b.at = 0;
-        uint32_t h = m.hidden;
-        auto one = [&](uint32_t n, uint32_t k, uint32_t e) { b.linear(n, k, rows, e, s, pdl); bytes += (double)n * k * 2; };
-        auto between = [&] { if (with_small) b.step(rows, h, s, pdl); };
-        for (uint32_t l = 0; l < m.layers; l++) {
-            between(), one(3 * h, h, 0), between(), one(h, h, 2), between();
-            one(2 * m.width, h, 3), one(h, m.width, 2);
-        }
-        between(), one(m.vocab, h, 1);
+    b.at = 0;
+    auto add = [&](uint32_t n, uint32_t k, uint32_t e, bool small) {
+        steps.push_back({b.place(n, k), e, small});
+        bytes += (double)n * k * 2;
     };
-    float plain = graph_ms([&](cudaStream_t s) { chain(s, false, true); }, 7);
-    float pdl = graph_ms([&](cudaStream_t s) { chain(s, true, true); }, 7);
-    float bare = graph_ms([&](cudaStream_t s) { chain(s, true, false); }, 7);
-    printf("chain %4s, %u layers, rows %2u: plain %7.3f ms %5.1f %% | dependent launch %7.3f ms %5.1f %% | same without small kernels %7.3f ms %5.1f %%\n",
-           m.name, m.layers, rows, plain, 100 * bytes / plain / b.peak, pdl, 100 * bytes / pdl / b.peak, bare, 100 * bytes / bare / b.peak);
+    uint32_t h = m.hidden;
+    for (uint32_t l = 0; l < m.layers; l++) {
+        add(3 * h, h, 0, true), add(h, h, 2, true);
+        add(2 * m.width, h, 3, true), add(h, m.width, 2, false);
+    }
+    add(m.vocab, h, 1, true);
+    auto chain = [&](bool pdl, bool small) {
+        float ms = graph_ms([&](cudaStream_t s) {
+            for (size_t i = 0; i < steps.size(); i++) {
+                if (small && steps[i].small) b.step(rows, h, s, pdl);
+                b.linear(steps[i].matrix, rows, steps[i].epilogue, s, pdl);
+            }
+        }, 7);
+        printf(" | %7.3f ms %5.1f %%", ms, 100 * bytes / ms / b.peak);
+    };
+    printf("chain %4s, %u layers, rows %2u: plain, dependent launch, without small", m.name, m.layers, rows);
+    chain(false, true), chain(true, true), chain(true, false);
+    printf("\n");
 }
 
 int main(int argc, char **argv) {
@@ -416,11 +426,8 @@ int main(int argc, char **argv) {
     cudaDeviceProp properties;
     CHECK(cudaGetDeviceProperties(&properties, 0));
     num_sms = properties.multiProcessorCount;
-    printf("%s, %d SMs; %d stages, %d + %d warps, early %d, prefetch %d\n", properties.name, num_sms,
-           skinny::NUM_STAGES, skinny::NUM_WARPS, skinny::NUM_FEEDERS, skinny::EARLY_UNITS, skinny::PREFETCH_UNITS);
-    CHECK(cudaMalloc(&workspace, workspace_bytes()));
-    CHECK(cudaMalloc(&counters, num_counters * 4));
-    CHECK(cudaMemset(counters, 0, num_counters * 4));
+    printf("%s, %d SMs; %d stages, %d + %d warps\n", properties.name, num_sms,
+           skinny::NUM_STAGES, skinny::NUM_WARPS, skinny::NUM_FEEDERS);
     allow_shared_memory();
     std::string all = argc > 1 ? argv[1] : "check,time,chain";
     if (all.find("check") != std::string::npos) {
@@ -431,7 +438,7 @@ int main(int argc, char **argv) {
     if (timed || chained) {
         Bench b;
         b.prepare(), b.measure_peak();
-        if (timed) time_matrices(b);
+        if (timed) time_matrices(b, all.find("time-big") == std::string::npos);
         if (chained)
             for (Model m : {Model{"72B", 8192, 24576, 152064, 20}, Model{"7B", 4096, 11008, 151936, 32}, Model{"1.8B", 2048, 5504, 151936, 24}})
                 for (uint32_t rows : {1u, 8u}) time_chain(b, m, rows);
