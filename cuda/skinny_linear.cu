@@ -5,40 +5,21 @@
 
 namespace skinny {
 
-constexpr int TILE_ROWS = 16;           // weight rows of one mma: the m of m16n8k16
-constexpr int SLICE_K = 512;            // k of one stage
-#ifndef SKINNY_PAD
-#define SKINNY_PAD 0
-#endif
-#ifndef SKINNY_GROUP
-#define SKINNY_GROUP 4
-#endif
-constexpr int STAGE_PITCH = SLICE_K * 2 + SKINNY_PAD; // 64 mod 128: a quarter-warp reads two rows without conflict
+constexpr int TILE_ROWS = 16;    // weight rows of one mma: the m of m16n8k16
+constexpr int SLICE_K = 512;     // k of one stage
+constexpr int STAGE_PITCH = SLICE_K * 2; // no padding: off 128 bytes the copy engine slows by a quarter
 constexpr int STAGE_BYTES = TILE_ROWS * STAGE_PITCH;
-#ifndef SKINNY_STAGES
-#define SKINNY_STAGES 12
-#endif
-#ifndef SKINNY_WARPS
-#define SKINNY_WARPS 4
-#endif
-#ifndef SKINNY_EARLY
-#define SKINNY_EARLY 1000000000
-#endif
-constexpr int NUM_STAGES = SKINNY_STAGES;
-#ifndef SKINNY_FEEDERS
-#define SKINNY_FEEDERS 2
-#endif
-constexpr int NUM_WARPS = SKINNY_WARPS; // that multiply
-constexpr int NUM_FEEDERS = SKINNY_FEEDERS; // warps that request weights, each its rows of a tile
+constexpr int NUM_STAGES = 11;
+constexpr int NUM_WARPS = 4;     // that multiply
+constexpr int NUM_FEEDERS = 2;   // warps that request weights, each its rows of every tile
 constexpr int NUM_THREADS = (NUM_WARPS + NUM_FEEDERS) * 32;
 constexpr int FEEDER_ROWS = TILE_ROWS / NUM_FEEDERS;
 constexpr int WARP_K = SLICE_K / NUM_WARPS;
 constexpr int WARP_BLOCKS = WARP_K / 32; // one 16-byte load of a lane covers 32 k of its row
-constexpr int GROUP_TILES = SKINNY_GROUP;          // most tiles that share one pass over x
+constexpr int GROUP_TILES = 8;   // most tiles that share one pass over x
 constexpr int CONSUMER_BARRIER = 1;
-constexpr int SCRATCH_PITCH = TILE_ROWS + 4; // of one row of x; stores of a warp do not conflict
+constexpr int SCRATCH_PITCH = TILE_ROWS + 4; // of one row of x; a warp's stores do not conflict
 constexpr int SCRATCH_TILE = 8 * SCRATCH_PITCH;
-constexpr int EARLY_UNITS = SKINNY_EARLY; // units still to be requested when the successor may start
 
 enum Epilogue : uint32_t { BIAS = 0, STORE_F32 = 1, ADD_F32 = 2, GATE_UP = 3 };
 
@@ -53,6 +34,11 @@ struct Arguments {
 template <int MT> constexpr int scratch_bytes = NUM_WARPS * GROUP_TILES * MT * SCRATCH_TILE * 4;
 template <int MT>
 constexpr int shared_bytes = NUM_STAGES * STAGE_BYTES + scratch_bytes<MT> + NUM_STAGES * 16;
+
+static_assert(STAGE_PITCH % 128 == 0, "the copy engine writes whole 128-byte lines");
+static_assert(WARP_K % 64 == 0, "k ends at a multiple of 64");
+static_assert(shared_bytes<1> == 200880 && shared_bytes<2> == 221360, "the launch contract");
+static_assert(shared_bytes<2> <= 227 * 1024, "the most a block may have");
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
@@ -96,13 +82,6 @@ __device__ inline uint64_t evict_first_policy() {
 // read once, so they leave the L2 first and x stays.
 __device__ inline void copy_row(uint32_t to, const void *from, uint32_t bytes, uint32_t bar,
                                 uint64_t policy) {
-#ifdef SKINNY_NOHINT
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 " [%0], [%1], %2, [%3];" ::"r"(to),
-                 "l"(from), "r"(bytes), "r"(bar)
-                 : "memory");
-    return;
-#endif
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
                  ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
                  "l"(from), "r"(bytes), "r"(bar), "l"(policy)
@@ -250,12 +229,11 @@ __device__ inline void feed(const Arguments &a, const Shared &s, uint32_t feeder
     Share share(a);
     Walk walk(share);
     Ring at;
-    uint32_t units = share.units(), trigger = units - min(units, EARLY_UNITS);
+    uint32_t units = share.units();
     uint32_t to = s.ring + feeder * FEEDER_ROWS * STAGE_PITCH;
     uint64_t policy = evict_first_policy();
-    if (units == 0) allow_successors();
+    allow_successors(); // they fit beside or after this block, and wait for it
     for (uint32_t unit = 0; unit < units; unit++, walk.next(), at.next()) {
-        if (unit == trigger) allow_successors();
         if (unit >= NUM_STAGES) barrier_wait(s.empty + 8 * at.stage, at.parity ^ 1);
         Rows(a, walk, feeder).copy(to + at.stage * STAGE_BYTES, s.full + 8 * at.stage, policy);
     }
@@ -286,9 +264,10 @@ template <int MT> struct Multiplier {
     }
 };
 
-// acc += the tile in this stage times x. Two chains of mma, for half the latency.
+// acc += the tile in this stage times x. Two chains of mma, for half the latency. Returns what
+// depends on every load of the stage.
 template <typename T, int MT>
-__device__ inline void multiply(float (&acc)[MT][4], uint32_t stage, const Multiplier<MT> &x) {
+__device__ inline uint32_t multiply(float (&acc)[MT][4], uint32_t stage, const Multiplier<MT> &x) {
     uint4 lo[WARP_BLOCKS] = {}, hi[WARP_BLOCKS] = {};
     float odd[MT][4] = {};
 #pragma unroll
@@ -308,6 +287,18 @@ __device__ inline void multiply(float (&acc)[MT][4], uint32_t stage, const Multi
     for (int m = 0; m < MT; m++)
 #pragma unroll
         for (int i = 0; i < 4; i++) acc[m][i] += odd[m][i];
+    uint32_t loaded = 0;
+#pragma unroll
+    for (int b = 0; b < WARP_BLOCKS; b++) loaded |= lo[b].x | hi[b].x;
+    return loaded;
+}
+
+// Hands a stage back to the feeders once its loads have returned. An arrival alone does not wait
+// for them: it overtook loads that were stuck behind loads of x, and the copy engine overwrote
+// what they had yet to read (seen with 16 rows). `zero` is 0, which the compiler cannot know.
+__device__ inline void release(uint32_t bar, uint32_t loaded, uint32_t zero) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier_arrive(bar + (loaded & zero));
 }
 
 __device__ inline float4 operator+(float4 a, float4 b) {
@@ -398,6 +389,7 @@ __device__ inline void consume(const Arguments &a, const Shared &s) {
     uint32_t offset = s.ring + lane / 4 * STAGE_PITCH + warp * WARP_K * 2 + lane % 4 * 16;
     Share share(a);
     Ring at;
+    uint32_t zero = a.rows >> 31;
     Multiplier<MT> x, x_next;
     wait_for_predecessors();
     if (share.tiles > 0) x_next.load(a, 0);
@@ -411,9 +403,8 @@ __device__ inline void consume(const Arguments &a, const Shared &s) {
             for (int t = 0; t < GROUP_TILES; t++) {
                 if (t >= tiles) break;
                 barrier_wait(s.full + 8 * at.stage, at.parity);
-                multiply<T, MT>(acc[t], offset + at.stage * STAGE_BYTES, x);
-                __syncwarp();
-                if (lane == 0) barrier_arrive(s.empty + 8 * at.stage);
+                uint32_t loaded = multiply<T, MT>(acc[t], offset + at.stage * STAGE_BYTES, x);
+                release(s.empty + 8 * at.stage, loaded, zero);
                 at.next();
             }
         }
@@ -436,17 +427,13 @@ template <typename T, int MT> __device__ inline void linear(const Arguments &) {
 
 } // namespace skinny
 
-extern "C" {
-__global__ void __launch_bounds__(skinny::NUM_THREADS, 2) skinny_linear_bf16_8(const __grid_constant__ skinny::Arguments a) {
-    skinny::linear<__nv_bfloat16, 1>(a);
-}
-__global__ void __launch_bounds__(skinny::NUM_THREADS, 2) skinny_linear_f16_8(const __grid_constant__ skinny::Arguments a) {
-    skinny::linear<__half, 1>(a);
-}
-__global__ void __launch_bounds__(skinny::NUM_THREADS, 1) skinny_linear_bf16_16(const __grid_constant__ skinny::Arguments a) {
-    skinny::linear<__nv_bfloat16, 2>(a);
-}
-__global__ void __launch_bounds__(skinny::NUM_THREADS, 1) skinny_linear_f16_16(const __grid_constant__ skinny::Arguments a) {
-    skinny::linear<__half, 2>(a);
-}
-}
+#define SKINNY_ENTRY(name, T, MT)                                                                  \
+    extern "C" __global__ void __launch_bounds__(skinny::NUM_THREADS, 1)                           \
+        name(const __grid_constant__ skinny::Arguments a) {                                        \
+        skinny::linear<T, MT>(a);                                                                  \
+    }
+
+SKINNY_ENTRY(skinny_linear_bf16_8, __nv_bfloat16, 1)
+SKINNY_ENTRY(skinny_linear_f16_8, __half, 1)
+SKINNY_ENTRY(skinny_linear_bf16_16, __nv_bfloat16, 2)
+SKINNY_ENTRY(skinny_linear_f16_16, __half, 2)
