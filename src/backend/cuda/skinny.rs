@@ -10,7 +10,7 @@ use crate::tensor::Dtype;
 /// As `skinny_linear.cu` has them.
 const MAX_ROWS: usize = 8;
 const THREADS: u32 = 192;
-const SHARED_BYTES: usize = 12 * 16 * 1024 + 4 * 4 * 8 * 20 * 4 + 12 * 16;
+const SHARED_BYTES: usize = 200_880;
 /// Columns of a matrix come in steps of this, rows in steps of `ROW_STEP`.
 const COL_STEP: usize = 64;
 const ROW_STEP: usize = 8;
