@@ -22,6 +22,7 @@ const RULES: &[fn(&Source) -> Vec<Finding>] = &[
     rules::environment,
     rules::foreign_functions,
     rules::short_functions,
+    rules::kernels_wait,
     tree::short_files,
     tree::opening_comment,
     tree::forbidden_words,

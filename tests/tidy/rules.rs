@@ -139,6 +139,18 @@ pub(crate) fn short_functions(source: &Source) -> Vec<Finding> {
     findings
 }
 
+/// Kernels are launched before the one in front has ended: one that does not wait for it reads what
+/// is not written yet, in a few rows, sometimes.
+pub(crate) fn kernels_wait(source: &Source) -> Vec<Finding> {
+    let is_ours = source.path.starts_with("cuda/") && source.has_extension(&["cu"]);
+    let has = |text| source.code.contains(text);
+    let waits = has("wait_for_predecessor();") || has("wait_for_predecessors();");
+    if !is_ours || waits || !has("__global__") {
+        return Vec::new();
+    }
+    vec![source.finding(0, "its kernels never call wait_for_predecessor()")]
+}
+
 fn rust_words(source: &Source, word: &str) -> Vec<usize> {
     if !source.has_extension(&["rs"]) {
         return Vec::new();
@@ -242,5 +254,14 @@ mod tests {
         assert_eq!(found(short_functions, "examples/a.cpp", &c(FUNCTION_LINES - 2)), 0);
         assert_eq!(found(short_functions, "examples/a.cpp", &c(FUNCTION_LINES - 1)), 1);
         assert_eq!(found(short_functions, "README.md", &c(FUNCTION_LINES)), 0);
+    }
+    #[test]
+    fn kernels_that_do_not_wait_are_found() {
+        let kernel = "__global__ void f() { g(); }\n";
+        assert_eq!(found(kernels_wait, "cuda/a.cu", kernel), 1);
+        assert_eq!(found(kernels_wait, "tests/cuda/a.cu", kernel), 0);
+        let waiting = "__global__ void f() { wait_for_predecessor(); }\n";
+        assert_eq!(found(kernels_wait, "cuda/a.cu", waiting), 0);
+        assert_eq!(found(kernels_wait, "cuda/a.cu", "// wait_for_predecessor();\n"), 0);
     }
 }
