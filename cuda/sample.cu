@@ -7,11 +7,11 @@
 //
 // One kernel, one parameter: SampleArguments (below) by value.
 //
-// Launch: grid 8 * num_groups(SMs, max_rows) = 8 * min(max_rows, SMs / 8), at least 8 SMs; block
-// 1024; dynamic shared memory SHARED_BYTES = 98,608 (raise the function's limit); workspace
-// workspace_bytes(groups) = 131,328 * groups, zeroed once. On sm_90 the kernel is compiled for
-// clusters of 8 (no launch attribute is needed) and leaves the workspace alone. Programmatic
-// dependent launch may be on or off.
+// Launch: grid 8 * groups; block 512; dynamic shared memory SHARED_BYTES = 98,992 (raise the
+// function's limit); workspace workspace_bytes(groups) = 135,424 * groups, zeroed once. Groups: on
+// sm_90 one a row (the kernel is compiled for clusters of 8 and needs no launch attribute; it leaves
+// the workspace alone); where other code runs, at most SMs / 8, all of them resident together.
+// Programmatic dependent launch may be on or off.
 #include "common.cuh"
 #include "select.cuh"
 
@@ -53,13 +53,14 @@ namespace sampling {
 
 constexpr uint32_t NO_TOKEN = 0xffffffffu;
 constexpr uint32_t INFINITY_KEY = 0xff800000u; // ordered(+infinity)
-constexpr float WEIGHT_ONE = 1099511627776.0f; // 2^40: weight 1 in fixed point
+constexpr uint32_t NAN_KEY = 0xffffffffu;
 constexpr float COUNT_RANGE = 16.0f; // logits below the largest that coarse bins tell apart
 
-// The launch. Groups go round the rows, so more rows than groups are fine.
+// The launch. Groups go round the rows, so any number of them is right, but before sm_90 the blocks
+// wait for each other and must all be resident.
 constexpr uint32_t SHARED_BYTES = sizeof(Shared);
-constexpr uint32_t num_groups(uint32_t num_sms, uint32_t max_rows) {
-    const uint32_t most = num_sms / BLOCKS;
+constexpr uint32_t num_groups(bool clusters, uint32_t num_sms, uint32_t max_rows) {
+    const uint32_t most = clusters ? max_rows : num_sms / BLOCKS;
     return max_rows < most ? max_rows : most;
 }
 constexpr size_t workspace_bytes(uint32_t groups) { return groups * BOARD_BYTES; }
@@ -79,13 +80,15 @@ __device__ Slice open_slice(const Group &group, const SampleArguments &a, uint32
     const uint32_t share = ((a.num_ids + BLOCKS - 1) / BLOCKS + 3) / 4 * 4;
     const uint32_t first = min(group.rank * share, a.num_ids);
     float *logits = a.logits + size_t(row) * a.stride + first;
-    Slice slice = {logits, first, min(share, a.num_ids - first)};
+    Slice slice = {logits, first, min(share, a.num_ids - first),
+                   reinterpret_cast<uintptr_t>(logits) % 16 == 0};
     if (share <= SLICE_CAPACITY) {
         slice.values = group.shared->slice;
-        if (reinterpret_cast<uintptr_t>(logits) % 16 == 0)
+        if (slice.vectors)
             copy_async<16>(slice.values, logits, slice.count);
         else
             copy_async<4>(slice.values, logits, slice.count);
+        slice.vectors = true;
     }
     return slice;
 }
@@ -123,18 +126,26 @@ __device__ __forceinline__ Best warp_best(Best best) {
 // The largest logit of the row, of equals the one with the lowest id.
 __device__ Best find_best(Group &group, const Slice &slice) {
     const uint32_t lane = threadIdx.x % 32;
-    Best best = {0, NO_TOKEN};
-    for (uint32_t i = threadIdx.x; i < slice.count; i += THREADS) {
-        const uint32_t key = ordered(slice.values[i]);
-        if (key > best.key)
-            best = {key, slice.first + i};
-    }
+    float largest = -INFINITY;
+    uint32_t id = NO_TOKEN;
+    bool is_nan = false;
+    each_four(slice, [&](uint32_t i, const Four &x) {
+#pragma unroll
+        for (uint32_t c = 0; c < 4; c++) {
+            is_nan |= x.at[c] != x.at[c];
+            if (x.at[c] > largest) {
+                largest = x.at[c];
+                id = slice.first + i + c;
+            }
+        }
+    });
+    Best best = {is_nan ? NAN_KEY : ordered(largest), id};
     best = warp_best(best);
     if (lane == 0)
         group.shared->scratch[threadIdx.x / 32] = uint64_t(best.key) << 32 | best.id;
     __syncthreads();
     if (threadIdx.x < 32) {
-        const uint64_t word = group.shared->scratch[lane];
+        const uint64_t word = lane < WARPS ? group.shared->scratch[lane] : NO_TOKEN;
         best = warp_best({uint32_t(word >> 32), uint32_t(word)});
         if (lane == 0)
             group.mine()[0] = uint64_t(best.key) << 32 | best.id;
@@ -144,143 +155,45 @@ __device__ Best find_best(Group &group, const Slice &slice) {
     return warp_best({uint32_t(word >> 32), uint32_t(word)});
 }
 
-// ---- weights -----------------------------------------------------------------------------------
-
-// exp((x - max) / temperature), in (0, 1], by one instruction with a relative error of 2^-22.
-struct Weights {
-    float max;
-    float slope; // log2(e) / temperature
-
-    __device__ float of(float x) const {
-        float weight;
-        asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(weight) : "f"(__fmul_rn(x - max, slope)));
-        return weight;
-    }
-
-    __device__ uint64_t fixed(float x) const { return __float2ull_rn(of(x) * WEIGHT_ONE); }
-};
-
-__device__ Weights weights_of(float max, float temperature) {
-    // A temperature so small that the quotient overflows: only the largest logits keep weight.
-    const double slope = 1.4426950408889634 / double(temperature);
-    return {max, float(fmin(slope, 3.0e38))};
-}
-
-// What is summed over keys: their weights from the key `least` up, or how many they are.
-struct Measure {
-    Weights weights;
-    uint32_t least;
-    bool counts;
-
-    __device__ uint64_t of(float x, uint32_t key) const {
-        return counts ? 1 : key >= least ? weights.fixed(x) : 0;
-    }
-};
-
 // ---- thresholds --------------------------------------------------------------------------------
 
-// Bins of equal width in logits, so that a bell of them spreads over many bins.
-struct CoarseBins {
-    float max;
-    float slope; // bins a logit
-
-    __device__ uint32_t of(float x) const {
-        return min(uint32_t(__float2int_rz(__fmul_rn(max - x, slope))), LAST_BIN);
-    }
-
-    // The highest key below bin `bin` and all before it, a base-32 digit at a time by one warp:
-    // bins fall as keys rise, whatever the rounding.
-    __device__ uint32_t below(uint32_t bin) const {
-        const uint32_t max_key = ordered(max);
-        uint32_t found = 0;
-        for (int shift = 30; shift >= 0; shift -= 5) {
-            const uint32_t digit = threadIdx.x % 32 & (shift == 30 ? 3 : 31);
-            const uint32_t key = found + (digit << shift);
-            const bool later = key < LOWEST_KEY || (key < max_key && of(from_ordered(key)) > bin);
-            found += (__popc(__ballot_sync(ALL_LANES, later) & (shift == 30 ? 15 : ~0u)) - 1)
-                     << shift;
-        }
-        return found;
-    }
-
-    // The keys of a bin.
-    __device__ Interval keys(Shared *shared, uint32_t bin) const {
-        const uint32_t warp = threadIdx.x / 32;
-        if (warp < 2) {
-            const uint32_t edge = warp == 0  ? below(bin) + 1
-                                  : bin == 0 ? ordered(max)
-                                             : below(bin - 1);
-            if (threadIdx.x % 32 == 0)
-                shared->edges[warp] = edge;
-        }
-        __syncthreads();
-        return {shared->edges[0], shared->edges[1]};
-    }
-};
-
-// The first step of a search, in coarse bins. What falls into the last one is not worth an atomic:
-// nothing comes after it. Returns the sum over everything.
-__device__ uint64_t fill_coarse(Group &group, const Slice &slice, const Measure &measure,
-                                const CoarseBins &coarse) {
-    uint64_t total = 0;
-    fill_bins(group, slice, [&](uint32_t, float x, uint64_t &amount) {
-        amount = measure.of(x, ordered(x));
-        total += amount;
-        const uint32_t bin = coarse.of(x);
-        return amount == 0 || bin == LAST_BIN ? -1 : int(bin);
-    });
-    total = warp_total(total);
-    if (threadIdx.x % 32 == 0)
-        add_exact(group.mine() + BINS, total);
-    group.meet(WORDS);
-    return peers_total(group, BINS);
-}
-
-__device__ void narrow_keys(Group &group, const Slice &slice, const Measure &measure,
-                            Threshold &t) {
-    narrow(group, slice, t, [&](uint32_t, float x, Interval keys, uint32_t &key, uint64_t &amount) {
-        key = ordered(x);
-        if (key < keys.low || key > keys.high)
-            return false;
-        amount = measure.of(x, key);
-        return amount != 0;
-    });
-}
-
-// What may be drawn: keys above `key`, and of that key the ids up to `last_id`.
+// What may be drawn: logits above `least`, and of those equal to it the ids up to `last_id`.
 struct Kept {
-    uint32_t key;
+    float least;
     uint32_t last_id;
 };
 
-// The k-th largest key: all from there up stay.
+// From the k-th largest logit up all stay.
 __device__ Kept keep_top_k(Group &group, const Slice &slice, const Weights &weights, uint32_t k) {
-    const Measure measure = {weights, 0, true};
+    const Measure measure = {weights, -INFINITY, true};
     const CoarseBins coarse = {weights.max, BINS / COUNT_RANGE};
     fill_coarse(group, slice, measure, coarse);
     const Crossing crossing = cross(group, k);
-    Threshold t = {coarse.keys(group.shared, crossing.bin), k - crossing.above, crossing.amount};
+    Threshold t = {coarse.keys(group.shared, crossing.bin), crossing.target, crossing.amount};
     narrow_keys(group, slice, measure, t);
-    return {t.keys.low, NO_TOKEN};
+    return {from_ordered(t.keys.low), NO_TOKEN};
 }
 
-// The id of the n-th of the tokens that have the key `key`, in order of id.
-__device__ uint32_t nth_of_key(Group &group, const Slice &slice, uint32_t key, uint64_t n,
-                               uint32_t num_ids) {
-    Threshold t = {{0, num_ids - 1}, n, 0};
-    const uint32_t top = t.keys.high;
-    narrow(group, slice, t, [&](uint32_t i, float x, Interval ids, uint32_t &id, uint64_t &amount) {
-        id = top - (slice.first + i);
-        amount = 1;
-        return ordered(x) == key && id >= ids.low && id <= ids.high;
-    });
+// The id of the n-th of the tokens whose logit is `logit`, in order of id.
+__device__ uint32_t nth_of_equals(Group &group, const Slice &slice, float logit, uint64_t n,
+                                  uint32_t num_ids) {
+    const uint32_t top = num_ids - 1;
+    Threshold t = {{0, top}, n, 0};
+    narrow(
+        group, slice, t, true, [] { return false; },
+        [&](Interval, float x) { return x == logit; },
+        [&](uint32_t i, float x, Interval ids, uint32_t &id, uint64_t &amount) {
+            id = top - (slice.first + i);
+            amount = 1;
+            return x == logit && id >= ids.low && id <= ids.high;
+        });
     return top - t.keys.low;
 }
 
 // The most likely tokens while those before them weigh less than top_p of all that `kept` has.
 __device__ Kept keep_nucleus(Group &group, const Slice &slice, const Weights &weights, Kept kept,
                              float top_p, uint32_t num_ids) {
-    const Measure measure = {weights, kept.key, false};
+    const Measure measure = {weights, kept.least, false};
     // Tokens below (1 - top_p) / num_ids of the largest are never in the nucleus, because all of
     // them together weigh less than 1 - top_p: the bins need reach no further.
     const float range = log2f(float(num_ids) / (1.0f - top_p)) + 0.01f;
@@ -288,84 +201,94 @@ __device__ Kept keep_nucleus(Group &group, const Slice &slice, const Weights &we
     const uint64_t total = fill_coarse(group, slice, measure, coarse);
     const uint64_t mass = uint64_t(ceil(double(top_p) * double(total)));
     const Crossing crossing = cross(group, mass);
-    Threshold t = {coarse.keys(group.shared, crossing.bin), mass - crossing.above, crossing.amount};
+    Threshold t = {coarse.keys(group.shared, crossing.bin), crossing.target, crossing.amount};
     narrow_keys(group, slice, measure, t);
-    const uint64_t weight = weights.fixed(from_ordered(t.keys.low));
-    const uint64_t wanted = (t.target + weight - 1) / weight;
-    kept = {t.keys.low, NO_TOKEN};
-    if (wanted * weight < t.amount)
-        kept.last_id = nth_of_key(group, slice, kept.key, wanted, num_ids);
+    kept = {from_ordered(t.keys.low), NO_TOKEN};
+    const uint64_t weight = weights.fixed(kept.least);
+    if (t.keys.low == t.keys.high && t.amount > weight) { // equals, of which some may go
+        const uint64_t wanted = (t.target + weight - 1) / weight;
+        if (wanted * weight < t.amount)
+            kept.last_id = nth_of_equals(group, slice, kept.least, wanted, num_ids);
+    }
     return kept;
 }
 
 // ---- the draw ----------------------------------------------------------------------------------
 
-// The weight of element i as the draw sees it: 0 for what was dropped.
+// The weights of four neighbours as the draw sees them: 0 for what was dropped.
 struct Drawable {
     Weights weights;
     Kept kept;
     float min_p;
 
-    __device__ uint64_t of(const Slice &slice, uint32_t i) const {
-        const float x = slice.values[i];
-        const uint32_t key = ordered(x);
-        if (key < kept.key || (key == kept.key && slice.first + i > kept.last_id))
+    __device__ __forceinline__ uint64_t of(float x, uint32_t id) const {
+        if (x < kept.least || (x == kept.least && id > kept.last_id))
             return 0;
         const float weight = weights.of(x);
-        return weight >= min_p ? __float2ull_rn(weight * WEIGHT_ONE) : 0;
+        return weight >= min_p ? to_fixed(weight) : 0;
+    }
+
+    __device__ __forceinline__ uint64_t sum(const Four &x, uint32_t id) const {
+        return of(x.at[0], id) + of(x.at[1], id + 1) + of(x.at[2], id + 2) + of(x.at[3], id + 3);
     }
 };
 
-// The lane in which a running sum passes `target`, and what is left of the target there; 32 if
-// none.
-__device__ __forceinline__ uint32_t passing_lane(uint64_t sum, uint64_t &target) {
-    const uint64_t through = warp_scan(sum);
-    const uint32_t passed = __ballot_sync(ALL_LANES, through > target);
-    if (passed == 0) {
-        target -= __shfl_sync(ALL_LANES, through, 31);
-        return 32;
-    }
-    const uint32_t lane = __ffs(passed) - 1;
-    target -= __shfl_sync(ALL_LANES, through - sum, lane);
-    return lane;
-}
-
-// The first id, in order, at which the running sum of weights passes uniform * total. Each warp
-// sums neighbouring ids; then all find the block, its warps the warp, and that one the id.
-__device__ void draw(Group &group, const Slice &slice, const Drawable &drawable, double uniform,
-                     uint32_t *token) {
+// The weight of a block's warps into scratch, of the block to its peers. Each warp has neighbouring
+// ids; returns how many.
+__device__ uint32_t sum_weights(Group &group, const Slice &slice, const Drawable &drawable) {
     const uint32_t warp = threadIdx.x / 32;
     const uint32_t lane = threadIdx.x % 32;
-    const uint32_t share = (slice.count + THREADS - 1) / THREADS * 32;
-    const uint32_t begin = min(warp * share, slice.count);
-    const uint32_t end = min(begin + share, slice.count);
+    const uint32_t share = (slice.count + THREADS * 4 - 1) / (THREADS * 4) * WARP_STEP;
+    const uint32_t end = min((warp + 1) * share, slice.count);
     uint64_t sum = 0;
-    for (uint32_t i = begin + lane; i < end; i += 32)
-        sum += drawable.of(slice, i);
+#pragma unroll 1
+    for (uint32_t base = warp * share; base < end; base += WARP_STEP) {
+        const Four x = slice.four(base + lane * 4);
+        const float most = fmaxf(fmaxf(x.at[0], x.at[1]), fmaxf(x.at[2], x.at[3]));
+        if (__any_sync(ALL_LANES, most >= drawable.kept.least))
+            sum += drawable.sum(x, slice.first + base + lane * 4);
+    }
     sum = warp_total(sum);
     if (lane == 0)
         group.shared->scratch[warp] = sum;
     __syncthreads();
     if (warp == 0) {
-        sum = warp_total(group.shared->scratch[lane]);
+        sum = warp_total(lane < WARPS ? group.shared->scratch[lane] : 0);
         if (lane == 0)
             group.mine()[0] = sum;
     }
     group.meet(1);
+    return share;
+}
+
+// The first id, in order, at which the running sum of weights passes uniform * total: all find the
+// block, its warps the warp, and that one the id.
+__device__ void draw(Group &group, const Slice &slice, const Drawable &drawable, double uniform,
+                     uint32_t *token) {
+    const uint32_t warp = threadIdx.x / 32;
+    const uint32_t lane = threadIdx.x % 32;
+    const uint32_t share = sum_weights(group, slice, drawable);
     const uint64_t block_sum = lane < BLOCKS ? group.peer(lane, 0) : 0;
     const uint64_t total = warp_total(block_sum);
-    uint64_t target = min(uint64_t(uniform * double(total)), total - 1);
-    if (passing_lane(block_sum, target) != group.rank)
+    uint64_t target = min(uint64_t(uniform * double(total)), total - 1) + 1;
+    if (reaching_lane(block_sum, target) != group.rank)
         return;
-    if (passing_lane(group.shared->scratch[lane], target) != warp)
+    if (reaching_lane(lane < WARPS ? group.shared->scratch[lane] : 0, target) != warp)
         return;
-    for (uint32_t i = begin; i < end; i += 32) {
-        const uint64_t weight = i + lane < end ? drawable.of(slice, i + lane) : 0;
-        const uint32_t found = passing_lane(weight, target);
+#pragma unroll 1
+    for (uint32_t base = warp * share; base < slice.count; base += WARP_STEP) {
+        const uint32_t i = base + lane * 4;
+        const Four x = slice.four(i);
+        const uint32_t found = reaching_lane(drawable.sum(x, slice.first + i), target);
         if (found == 32)
             continue;
-        if (lane == found)
-            *token = slice.first + i + lane;
+        if (lane == found) {
+            uint32_t c = 0;
+            uint64_t through = 0;
+            while (c < 3 && (through += drawable.of(slice.values[i + c], slice.first + i + c)) < target)
+                c++;
+            *token = slice.first + i + c;
+        }
         return;
     }
 }
@@ -388,7 +311,7 @@ __device__ void sample_row(Group &group, const SampleArguments &a, uint32_t row)
         return;
     }
     const Weights weights = weights_of(from_ordered(best.key), p.temperature);
-    Kept kept = {0, NO_TOKEN};
+    Kept kept = {-INFINITY, NO_TOKEN};
     if (p.top_k > 0 && p.top_k < a.num_ids)
         kept = keep_top_k(group, slice, weights, p.top_k);
     if (p.top_p < 1.0f)
@@ -398,14 +321,14 @@ __device__ void sample_row(Group &group, const SampleArguments &a, uint32_t row)
 
 } // namespace sampling
 
+// Two blocks share an SM on sm_90; before, the shared memory is too small for that.
 #if __CUDA_ARCH__ >= 900
-#define SAMPLE_CLUSTER __cluster_dims__(sampling::BLOCKS, 1, 1)
+#define SAMPLE_BOUNDS __cluster_dims__(sampling::BLOCKS) __launch_bounds__(sampling::THREADS, 2)
 #else
-#define SAMPLE_CLUSTER
+#define SAMPLE_BOUNDS __launch_bounds__(sampling::THREADS, 1)
 #endif
 
-extern "C" __global__ void SAMPLE_CLUSTER __launch_bounds__(sampling::THREADS, 1)
-    sample_tokens(const __grid_constant__ SampleArguments a) {
+extern "C" __global__ void SAMPLE_BOUNDS sample_tokens(const __grid_constant__ SampleArguments a) {
     using namespace sampling;
     extern __shared__ __align__(16) unsigned char shared_bytes[];
     Group group = join_group(reinterpret_cast<Shared *>(shared_bytes), a.workspace);

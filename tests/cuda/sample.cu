@@ -35,7 +35,9 @@ struct Device {
     Device(uint32_t max_rows, size_t logits, size_t max_seen) {
         int sms;
         cuda(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, 0), "no GPU");
-        groups = sampling::num_groups(uint32_t(sms), max_rows);
+        cudaFuncAttributes code;
+        cuda(cudaFuncGetAttributes(&code, sample_tokens), "no code for this GPU");
+        groups = sampling::num_groups(code.ptxVersion >= 90, uint32_t(sms), max_rows);
         cuda(cudaFuncSetAttribute(sample_tokens, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   sampling::SHARED_BYTES),
              "shared memory");
@@ -169,7 +171,7 @@ struct Tally {
         (verdict == Verdict::same ? same : verdict == Verdict::excused ? excused : wrong)++;
     }
     bool report(const std::string &name) const {
-        const bool ok = wrong == 0 && excused * 200 <= same + excused;
+        const bool ok = wrong == 0 && excused <= 2 + (same + excused) / 200;
         std::printf("%s %-34s %9llu same %6llu excused %6llu wrong\n", ok ? "ok  " : "FAIL",
                     name.c_str(), (unsigned long long)same, (unsigned long long)excused,
                     (unsigned long long)wrong);
