@@ -18,6 +18,8 @@ use crate::error::{Error, Result};
 /// The oldest driver that runs what the kernels are compiled with.
 const MIN_DRIVER: c_int = 13_000;
 
+const OUT_OF_MEMORY: i32 = CUresult::CUDA_ERROR_OUT_OF_MEMORY as i32;
+
 /// `Ok` when a driver call succeeded. `what` says what was being done.
 pub(super) fn check(result: CUresult, what: &'static str) -> Result<()> {
     if result == CUresult::CUDA_SUCCESS {
@@ -104,9 +106,13 @@ impl Device {
 }
 
 impl Device {
-    /// Bytes of its memory that a new context finds free.
+    /// Bytes of its memory that a new context finds free: none where there is no room for one.
     pub fn free_bytes(&self) -> Result<u64> {
-        Ok(Context::new(self.clone())?.memory()?.0)
+        match Context::new(self.clone()) {
+            Ok(context) => Ok(context.memory()?.0),
+            Err(Error::Device { code, .. }) if code == OUT_OF_MEMORY => Ok(0),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -8,9 +8,9 @@ use crate::error::Result;
 use crate::tensor::Dtype;
 
 /// As `skinny_linear.cu` has them.
-const MAX_ROWS: usize = 8;
 const THREADS: u32 = 192;
-const SHARED_BYTES: usize = 200_880;
+/// Most rows of each variant, and its shared memory.
+const VARIANTS: [(usize, usize); 2] = [(8, 200_880), (16, 221_360)];
 /// Columns of a matrix come in steps of this, rows in steps of `ROW_STEP`.
 const COL_STEP: usize = 64;
 const ROW_STEP: usize = 8;
@@ -39,22 +39,28 @@ struct SkinnyArguments {
     epilogue: u32,
 }
 
-/// The kernel for one dtype; there is none before Hopper.
+/// The variants for one dtype: most rows, shared memory, kernel. There are none before Hopper.
 pub(super) struct SkinnyLinear {
-    kernel: Option<Kernel>,
+    variants: Vec<(usize, usize, Kernel)>,
 }
 
 impl SkinnyLinear {
     pub(super) fn new(kernels: &Kernels, dtype: Dtype) -> Result<SkinnyLinear> {
-        let name = format!("skinny_linear_{}_{MAX_ROWS}", dtype.name());
-        let kernel = kernels.is_hopper().then(|| kernels.get(&name, SHARED_BYTES));
-        Ok(SkinnyLinear { kernel: kernel.transpose()? })
+        let variants = VARIANTS.iter().filter(|_| kernels.is_hopper()).map(|&(rows, bytes)| {
+            let name = format!("skinny_linear_{}_{rows}", dtype.name());
+            Ok((rows, bytes, kernels.get(&name, bytes)?))
+        });
+        Ok(SkinnyLinear { variants: variants.collect::<Result<_>>()? })
+    }
+
+    fn variant(&self, rows: usize) -> Option<&(usize, usize, Kernel)> {
+        self.variants.iter().find(|(most, ..)| rows <= *most)
     }
 
     /// Is there a kernel for `rows` rows times this matrix?
     pub(super) fn fits(&self, rows: usize, weight: &DeviceMatrix) -> bool {
         let is_even = weight.cols.is_multiple_of(COL_STEP) && weight.rows.is_multiple_of(ROW_STEP);
-        self.kernel.is_some() && (1..=MAX_ROWS).contains(&rows) && is_even
+        rows > 0 && is_even && self.variant(rows).is_some()
     }
 
     /// `out = x W^T (+ bias)`. `fits` must hold.
@@ -96,7 +102,7 @@ impl SkinnyLinear {
     ) -> Result<()> {
         assert!(x.cols() == weight.cols && x.kind() == Kind::Activation && out.rows() == x.rows());
         assert!(self.fits(x.rows(), weight));
-        let Some(kernel) = self.kernel else { return Ok(()) };
+        let Some((_, shared_bytes, kernel)) = self.variant(x.rows()) else { return Ok(()) };
         let arguments = SkinnyArguments {
             weights: weight.address(),
             x: x.address(),
@@ -110,8 +116,8 @@ impl SkinnyLinear {
         let config = Config {
             grid: (launcher.num_sms(), 1, 1),
             threads: THREADS,
-            shared_bytes: SHARED_BYTES as u32,
+            shared_bytes: *shared_bytes as u32,
         };
-        launcher.launch_struct(kernel, config, &arguments)
+        launcher.launch_struct(*kernel, config, &arguments)
     }
 }
