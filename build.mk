@@ -122,7 +122,8 @@ build/bin/ceilings: benches/ceilings.cu | cuda-toolkit
 	$(FOUND_NVCC) -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=sm_80 -O3 \
 		-std=c++17 -lineinfo $< -o $@ -L$(dir $(FOUND_NVCC))../lib -lcudart_static -ldl
 
-.PHONY: gpu-bundle
+.PHONY: qwen-bench gpu-bundle
+qwen-bench: build/bin/qwen-bench $(if $(filter 1,$(CUDA)),build/bin/ceilings) ## the benchmark of a model, in build/bin
 gpu-bundle: CUDA := 1
 gpu-bundle: cuda-toolkit lib examples build/bin/qwen-bench build/bin/ceilings ## build/gpu-bundle: tests and benchmarks for a GPU host
 	NVCC="$(FOUND_NVCC)" tests/bundle/build.sh

@@ -65,7 +65,8 @@ struct Ceilings {
     static Ceilings run(const std::filesystem::path &path, const std::string &device) {
         if (!std::filesystem::exists(path) || device.find_first_not_of("0123456789") != device.npos)
             return {};
-        const std::string command = "'" + path.string() + "' " + (device.empty() ? "0" : device) + " 2>/dev/null";
+        const std::string index = device.empty() ? "0" : device;
+        const std::string command = "'" + path.string() + "' " + index + " 2>/dev/null";
         FILE *pipe = popen(command.c_str(), "r");
         std::string json;
         char line[512];
