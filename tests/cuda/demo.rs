@@ -13,7 +13,7 @@ use qwen::backend::comm::Solo;
 use qwen::backend::cpu::fast::Fast;
 use qwen::batch::{Batch, PAGE_TOKENS};
 use qwen::checkpoint::Checkpoint;
-use qwen::engine::{Engine, EngineOptions, EventKind};
+use qwen::engine::{Engine, EngineOptions, EventKind, Request};
 use qwen::model::config::ModelConfig;
 use qwen::model::{Limits, Model, Placement, Rank};
 use qwen::text::chat::{Message, Role, render};
@@ -86,19 +86,21 @@ fn replies(backend: &str) -> Vec<Vec<u32>> {
             engine.submit_chat(&[message], &params, None).expect("submitted")
         })
         .collect();
-    let reply = |request: &qwen::engine::Request| {
-        let mut ids = Vec::new();
-        loop {
-            let event = request.next(Some(Duration::from_secs(120))).expect("an event");
-            ids.extend(event.token_ids);
-            match event.kind {
-                EventKind::Finished => return ids,
-                EventKind::Failed => panic!("{:?}", event.error),
-                _ => {}
-            }
+    requests.iter().map(read).collect()
+}
+
+/// All ids of a reply.
+fn read(request: &Request) -> Vec<u32> {
+    let mut ids = Vec::new();
+    loop {
+        let event = request.next(Some(Duration::from_secs(120))).expect("an event");
+        ids.extend(event.token_ids);
+        match event.kind {
+            EventKind::Finished => return ids,
+            EventKind::Failed => panic!("{:?}", event.error),
+            _ => {}
         }
-    };
-    requests.iter().map(reply).collect()
+    }
 }
 
 /// Logits after `tokens`, by the CPU.
@@ -161,4 +163,27 @@ fn greedy_replies_are_the_cpus() {
     );
     // Half of the replies have no token within their reach that leads by less than the noise.
     assert!(same >= cpu.len() / 2, "only {same} replies are the same");
+}
+
+/// The sampled reply to one prompt, with seed `seed`.
+fn sampled(engine: &Engine, seed: u64) -> Vec<u32> {
+    let mut params = engine.generation_defaults();
+    params.sampling.temperature = 1.0;
+    params.sampling.top_p = 0.9;
+    params.sampling.repetition_penalty = 1.1;
+    params.sampling.seed = seed;
+    params.max_tokens = REPLY_TOKENS;
+    let message = Message { role: Role::User, content: "Tell me a story.".to_string() };
+    read(&engine.submit_chat(&[message], &params, None).expect("submitted"))
+}
+
+#[test]
+fn a_seed_reproduces_a_sampled_reply() {
+    let Some(_) = gpu() else { return };
+    let options = EngineOptions { backend: "cuda".to_string(), ..EngineOptions::default() };
+    let engine = Engine::open(&folder(), &options, None, &mut |_| true).expect("it opens");
+    let (first, again, other) = (sampled(&engine, 7), sampled(&engine, 7), sampled(&engine, 8));
+    assert_eq!(first, again, "the same seed");
+    assert_ne!(first, other, "another seed");
+    assert!(first.len() > 5, "{first:?}");
 }

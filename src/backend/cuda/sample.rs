@@ -10,11 +10,11 @@ use super::step::{Extents, StepLimits};
 use crate::batch::{Batch, Draw};
 use crate::error::Result;
 
-/// As `sample.cu` has them: eight blocks share a row, and a group of eight takes rows in turn.
+/// As `sample.cu` has them: a group of eight blocks shares a row, and takes more in turn.
 const BLOCKS_PER_ROW: u32 = 8;
-const THREADS: u32 = 1024;
-const SHARED_BYTES: usize = 98_608;
-const GROUP_WORKSPACE_BYTES: usize = 131_328;
+const THREADS: u32 = 512;
+const SHARED_BYTES: usize = 98_992;
+const GROUP_WORKSPACE_BYTES: usize = 135_424;
 
 /// 32-bit words of one row's parameters on the device.
 const ROW_WORDS: usize = 12;
@@ -133,8 +133,10 @@ impl TokenSampler {
             num_ids: self.num_ids as u32,
             stride: logits.cols() as u32,
         };
+        let is_hopper = launcher.kernels.is_hopper();
+        let groups = num_groups(extents.logits_rows, is_hopper, launcher.num_sms());
         let config = Config {
-            grid: (BLOCKS_PER_ROW * num_groups(extents.logits_rows, launcher.num_sms()), 1, 1),
+            grid: (BLOCKS_PER_ROW * groups, 1, 1),
             threads: THREADS,
             shared_bytes: SHARED_BYTES as u32,
         };
@@ -183,11 +185,16 @@ fn row_words(draw: &Draw) -> [u32; ROW_WORDS] {
     ]
 }
 
-/// Groups of blocks for `rows`: one a row, as far as all can run at once.
-fn num_groups(rows: usize, num_sms: u32) -> u32 {
-    (rows as u32).min(num_sms / BLOCKS_PER_ROW).max(1)
+/// Groups of blocks for `rows`: one a row. Before Hopper the blocks of a group wait for each other in
+/// memory, so no more are launched than can run at once.
+fn num_groups(rows: usize, is_hopper: bool, num_sms: u32) -> u32 {
+    match is_hopper {
+        true => rows as u32,
+        false => (rows as u32).min(num_sms / BLOCKS_PER_ROW).max(1),
+    }
 }
 
+/// What the groups exchange before Hopper, whose clusters need no memory for it.
 fn workspace_bytes(max_rows: usize, num_sms: u32) -> usize {
-    GROUP_WORKSPACE_BYTES * num_groups(max_rows, num_sms) as usize
+    GROUP_WORKSPACE_BYTES * num_groups(max_rows, false, num_sms) as usize
 }
