@@ -12,7 +12,8 @@
 #include <vector>
 
 static void check_cuda(cudaError_t error, const char *what, int line) {
-    if (error == cudaSuccess) return;
+    if (error == cudaSuccess)
+        return;
     printf("line %d: %s: %s\n", line, what, cudaGetErrorString(error));
     exit(1);
 }
@@ -53,7 +54,8 @@ template <typename T>
 __global__ void twin(const T *w, const T *x, double *y, double *walk, uint32_t rows, uint32_t n,
                      uint32_t k) {
     uint64_t item = (blockIdx.x * (uint64_t)blockDim.x + threadIdx.x) / 32;
-    if (item >= (uint64_t)rows * n) return;
+    if (item >= (uint64_t)rows * n)
+        return;
     uint32_t row = item / n, col = item % n, lane = threadIdx.x % 32;
     double sum = 0, square = 0;
     for (uint32_t i = lane; i < k; i += 32) {
@@ -64,12 +66,14 @@ __global__ void twin(const T *w, const T *x, double *y, double *walk, uint32_t r
         sum += __shfl_xor_sync(~0u, sum, o);
         square += __shfl_xor_sync(~0u, square, o);
     }
-    if (lane == 0) y[item] = sum, walk[item] = sqrt(square);
+    if (lane == 0)
+        y[item] = sum, walk[item] = sqrt(square);
 }
 
 template <typename T> __global__ void widen(const T *from, float *to, uint64_t count) {
     uint64_t i = blockIdx.x * (uint64_t)blockDim.x + threadIdx.x;
-    if (i < count) to[i] = get(from[i]);
+    if (i < count)
+        to[i] = get(from[i]);
 }
 
 // ---- launching ----
@@ -140,8 +144,8 @@ template <typename T> struct Case {
         CHECK(cudaDeviceSynchronize());
     }
     void release() {
-        for (void *p : {(void *)w, (void *)x, (void *)bias, (void *)before, out, (void *)y,
-                        (void *)walk})
+        for (void *p :
+             {(void *)w, (void *)x, (void *)bias, (void *)before, out, (void *)y, (void *)walk})
             CHECK(cudaFree(p));
     }
     // Rows first .. first + count of the batch, in one launch; the outputs as f32.
@@ -151,8 +155,8 @@ template <typename T> struct Case {
         if (epilogue == skinny::ADD_F32)
             CHECK(cudaMemcpy(out, before + first * (uint64_t)n, outputs * 4,
                              cudaMemcpyDeviceToDevice));
-        Arguments a = {w, x + (uint64_t)first * k, with_bias ? bias : nullptr, out,
-                       count, n, k, epilogue};
+        Arguments a = {
+            w, x + (uint64_t)first * k, with_bias ? bias : nullptr, out, count, n, k, epilogue};
         launch(kernel_of<T>(sixteen_rows), grid, shared_of(sixteen_rows), a, 0, false);
         CHECK(cudaDeviceSynchronize());
         std::vector<float> h(outputs);
@@ -166,7 +170,8 @@ template <typename T> struct Case {
                 break;
             }
         for (uint64_t i = 0; i < outputs; i++) {
-            if (wide()) memcpy(&h[i], &raw[4 * i], 4);
+            if (wide())
+                memcpy(&h[i], &raw[4 * i], 4);
             else {
                 uint16_t bits;
                 memcpy(&bits, &raw[2 * i], 2);
@@ -216,15 +221,22 @@ template <typename T> void check(Case<T> c, uint64_t seed) {
                    (c.epilogue == skinny::ADD_F32 ? before[i] : 0);
             allowed = steps * walk[i] + std::fabs(want) * std::ldexp(1.0, -23);
         }
-        if (!c.wide()) allowed += std::fabs(want) * half_ulp + std::ldexp(1.0, -25);
+        if (!c.wide())
+            allowed += std::fabs(want) * half_ulp + std::ldexp(1.0, -25);
         double error = std::fabs(got[i] - want) / allowed;
         if (!(error <= 1) && wrong++ < 6)
-            printf("  row %llu output %llu: %g, not %g\n", (unsigned long long)row, (unsigned long long)o, got[i], want);
-        if (!(error <= 1)) rows_wrong |= 1u << row, first_wrong = std::min(first_wrong, o), last_wrong = std::max(last_wrong, o);
-        if (!(error <= worst)) worst = error; // also catches NaN
+            printf("  row %llu output %llu: %g, not %g\n", (unsigned long long)row,
+                   (unsigned long long)o, got[i], want);
+        if (!(error <= 1))
+            rows_wrong |= 1u << row, first_wrong = std::min(first_wrong, o),
+                                     last_wrong = std::max(last_wrong, o);
+        if (!(error <= worst))
+            worst = error; // also catches NaN
         mean += error / outputs;
     }
-    if (wrong) printf("  %llu wrong, rows %x, outputs %llu .. %llu\n", (unsigned long long)wrong, rows_wrong, (unsigned long long)first_wrong, (unsigned long long)last_wrong);
+    if (wrong)
+        printf("  %llu wrong, rows %x, outputs %llu .. %llu\n", (unsigned long long)wrong,
+               rows_wrong, (unsigned long long)first_wrong, (unsigned long long)last_wrong);
     bool right = worst <= 1, same = got == c.run(0, c.rows, c.sixteen, num_sms / 3 + 1);
     bool alone = true; // each row by itself has the bits it has in the batch
     for (uint32_t row = 0; row < c.rows; row += c.rows > 4 ? 3 : 1) {
@@ -241,16 +253,20 @@ template <typename T> void check(Case<T> c, uint64_t seed) {
 }
 
 template <typename T> void check_all(uint64_t seed) {
-    struct Shape { uint32_t n, k; } shapes[] = {
-        {8, 64},      {24, 64},     {16, 128},     {1728, 576},   {576, 576},    {3072, 576},
-        {576, 1536},  {2048, 2048}, {11008, 2048}, {2048, 5504},  {12288, 4096}, {4096, 11008},
-        {4104, 2112}, {5120, 13696}, {8192, 8192}, {8192, 24576}, {49152, 576},  {24576, 8192}};
+    struct Shape {
+        uint32_t n, k;
+    } shapes[] = {{8, 64},       {24, 64},      {16, 128},    {1728, 576},   {576, 576},
+                  {3072, 576},   {576, 1536},   {2048, 2048}, {11008, 2048}, {2048, 5504},
+                  {12288, 4096}, {4096, 11008}, {4104, 2112}, {5120, 13696}, {8192, 8192},
+                  {8192, 24576}, {49152, 576},  {24576, 8192}};
     for (auto s : shapes) {
         seed += 10;
         uint32_t big = s.n >= 8192 && s.k >= 8192;
         for (uint32_t rows = 1; rows <= 16; rows++) {
-            if ((big || s.n > 20000) && rows != 1 && rows != 8 && rows != 16) continue;
-            if (s.n > 1000 && rows > 9 && rows < 16) continue;
+            if ((big || s.n > 20000) && rows != 1 && rows != 8 && rows != 16)
+                continue;
+            if (s.n > 1000 && rows > 9 && rows < 16)
+                continue;
             uint32_t epilogue = (rows + s.n / 8 + s.k / 64) % 4;
             if (rows == 1 || rows == 8) {
                 for (uint32_t e = 0; e < 4; e++)
@@ -258,7 +274,8 @@ template <typename T> void check_all(uint64_t seed) {
                         check<T>({s.n, s.k, rows, e, false, rows == 8}, seed + rows);
                 continue;
             }
-            if (epilogue == skinny::GATE_UP && s.n % 16) epilogue = skinny::BIAS;
+            if (epilogue == skinny::GATE_UP && s.n % 16)
+                epilogue = skinny::BIAS;
             check<T>({s.n, s.k, rows, epilogue, rows > 8, true}, seed + rows);
         }
     }
@@ -266,17 +283,22 @@ template <typename T> void check_all(uint64_t seed) {
 
 // ---- time ----
 
-template <int U> __global__ void __launch_bounds__(512) stream(const uint4 *p, size_t n, uint32_t *out) {
-    size_t stride = (size_t)gridDim.x * blockDim.x, i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+template <int U>
+__global__ void __launch_bounds__(512) stream(const uint4 *p, size_t n, uint32_t *out) {
+    size_t stride = (size_t)gridDim.x * blockDim.x,
+           i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
     uint32_t a = 0;
     uint4 v[U];
     for (; i + (U - 1) * stride < n; i += U * stride) {
 #pragma unroll
-        for (int u = 0; u < U; u++) v[u] = __ldcs(p + i + u * stride);
+        for (int u = 0; u < U; u++)
+            v[u] = __ldcs(p + i + u * stride);
 #pragma unroll
-        for (int u = 0; u < U; u++) a ^= v[u].x ^ v[u].y ^ v[u].z ^ v[u].w;
+        for (int u = 0; u < U; u++)
+            a ^= v[u].x ^ v[u].y ^ v[u].z ^ v[u].w;
     }
-    if (a == 0x12345u) atomicXor(out, a);
+    if (a == 0x12345u)
+        atomicXor(out, a);
 }
 
 // Stands for a norm or an attention step: a block a row reads its predecessor's output, writes x.
@@ -311,14 +333,18 @@ template <typename F> float graph_ms(F &&record, int repeats) {
         CHECK(cudaStreamSynchronize(s));
         float ms;
         CHECK(cudaEventElapsedTime(&ms, a, b));
-        if (i >= 2) times.push_back(ms);
+        if (i >= 2)
+            times.push_back(ms);
     }
     CHECK(cudaGraphExecDestroy(exec)), CHECK(cudaGraphDestroy(graph)), CHECK(cudaStreamDestroy(s));
     std::sort(times.begin(), times.end());
     return times[times.size() / 2];
 }
 
-struct Matrix { const void *weights; uint32_t n, k; };
+struct Matrix {
+    const void *weights;
+    uint32_t n, k;
+};
 
 struct Bench {
     char *buffer;
@@ -338,15 +364,26 @@ struct Bench {
     void measure_peak() {
         for (int blocks : {2, 3, 4}) {
             size_t bytes = 16ull << 30;
-            float ms8 = graph_ms([&](cudaStream_t s) { stream<8><<<num_sms * blocks, 512, 0, s>>>((uint4 *)buffer, bytes / 16, (uint32_t *)out); }, 5);
-            float ms4 = graph_ms([&](cudaStream_t s) { stream<4><<<num_sms * blocks, 512, 0, s>>>((uint4 *)buffer, bytes / 16, (uint32_t *)out); }, 5);
+            float ms8 = graph_ms(
+                [&](cudaStream_t s) {
+                    stream<8><<<num_sms * blocks, 512, 0, s>>>((uint4 *)buffer, bytes / 16,
+                                                               (uint32_t *)out);
+                },
+                5);
+            float ms4 = graph_ms(
+                [&](cudaStream_t s) {
+                    stream<4><<<num_sms * blocks, 512, 0, s>>>((uint4 *)buffer, bytes / 16,
+                                                               (uint32_t *)out);
+                },
+                5);
             peak = std::max(peak, bytes / (double)std::min(ms8, ms4));
         }
         printf("streaming read: %.0f GB/s\n", peak / 1e6);
     }
     Matrix place(uint32_t n, uint32_t k) {
         size_t bytes = ((size_t)n * k * 2 + 255) / 256 * 256;
-        if (at + bytes > capacity) at = 0;
+        if (at + bytes > capacity)
+            at = 0;
         at += bytes;
         return {buffer + at - bytes, n, k};
     }
@@ -365,35 +402,53 @@ struct Bench {
 };
 
 static void time_matrices(Bench &b, bool all) {
-    struct Shape { uint32_t n, k, epilogue; } shapes[] = {
-        {24576, 8192, 0}, {8192, 8192, 2}, {49152, 8192, 3}, {8192, 24576, 2}, {152064, 8192, 1},
-        {12288, 4096, 0}, {4096, 4096, 2}, {22016, 4096, 3}, {4096, 11008, 2},
-        {15360, 5120, 0}, {5120, 5120, 2}, {27392, 5120, 3}, {5120, 13696, 2},
-        {6144, 2048, 0},  {2048, 2048, 2}, {11008, 2048, 3}, {2048, 5504, 2},
-        {1728, 576, 0}, {576, 576, 2}, {3072, 576, 3}, {576, 1536, 2}, {49152, 576, 1}};
-    printf("%16s | us, GB/s, share of the streaming read: each kernel alone | with dependent launch\n", "n x k");
+    struct Shape {
+        uint32_t n, k, epilogue;
+    } shapes[] = {{24576, 8192, 0},  {8192, 8192, 2},  {49152, 8192, 3}, {8192, 24576, 2},
+                  {152064, 8192, 1}, {12288, 4096, 0}, {4096, 4096, 2},  {22016, 4096, 3},
+                  {4096, 11008, 2},  {15360, 5120, 0}, {5120, 5120, 2},  {27392, 5120, 3},
+                  {5120, 13696, 2},  {6144, 2048, 0},  {2048, 2048, 2},  {11008, 2048, 3},
+                  {2048, 5504, 2},   {1728, 576, 0},   {576, 576, 2},    {3072, 576, 3},
+                  {576, 1536, 2},    {49152, 576, 1}};
+    printf(
+        "%16s | us, GB/s, share of the streaming read: each kernel alone | with dependent launch\n",
+        "n x k");
     for (auto p : shapes)
         for (uint32_t rows : {1u, 8u, 16u}) {
-            if (!all && (p.n * (uint64_t)p.k < 8192ull * 8192 || rows == 16)) continue;
+            if (!all && (p.n * (uint64_t)p.k < 8192ull * 8192 || rows == 16))
+                continue;
             double bytes = (double)p.n * p.k * 2;
             int count = std::max(4, std::min(200, (int)(12e9 / bytes)));
             float t[2];
             for (int pdl = 0; pdl < 2; pdl++) {
                 b.at = 0;
-                t[pdl] = graph_ms([&](cudaStream_t s) {
-                    for (int i = 0; i < count; i++) b.linear(b.place(p.n, p.k), rows, p.epilogue, s, pdl);
-                }, 5) / count;
+                t[pdl] = graph_ms(
+                             [&](cudaStream_t s) {
+                                 for (int i = 0; i < count; i++)
+                                     b.linear(b.place(p.n, p.k), rows, p.epilogue, s, pdl);
+                             },
+                             5) /
+                         count;
             }
-            printf("%8u x %5u, rows %2u: %7.1f us %5.0f GB/s %5.1f %% | %7.1f us %5.0f GB/s %5.1f %%\n", p.n, p.k, rows,
-                   t[0] * 1e3, bytes / t[0] / 1e6, 100 * bytes / t[0] / b.peak, t[1] * 1e3, bytes / t[1] / 1e6, 100 * bytes / t[1] / b.peak);
+            printf("%8u x %5u, rows %2u: %7.1f us %5.0f GB/s %5.1f %% | %7.1f us %5.0f GB/s %5.1f "
+                   "%%\n",
+                   p.n, p.k, rows, t[0] * 1e3, bytes / t[0] / 1e6, 100 * bytes / t[0] / b.peak,
+                   t[1] * 1e3, bytes / t[1] / 1e6, 100 * bytes / t[1] / b.peak);
         }
 }
 
-struct Model { const char *name; uint32_t hidden, width, vocab, layers; };
+struct Model {
+    const char *name;
+    uint32_t hidden, width, vocab, layers;
+};
 
 // norm, qkv, attention, o, norm, gate-up, down; then norm and the head.
 static void time_chain(Bench &b, const Model &m, uint32_t rows) {
-    struct Step { Matrix matrix; uint32_t epilogue; bool small; };
+    struct Step {
+        Matrix matrix;
+        uint32_t epilogue;
+        bool small;
+    };
     std::vector<Step> steps;
     double bytes = 0;
     b.at = 0;
@@ -408,15 +463,19 @@ static void time_chain(Bench &b, const Model &m, uint32_t rows) {
     }
     add(m.vocab, h, 1, true);
     auto chain = [&](bool pdl, bool small) {
-        float ms = graph_ms([&](cudaStream_t s) {
-            for (size_t i = 0; i < steps.size(); i++) {
-                if (small && steps[i].small) b.step(rows, h, s, pdl);
-                b.linear(steps[i].matrix, rows, steps[i].epilogue, s, pdl);
-            }
-        }, 7);
+        float ms = graph_ms(
+            [&](cudaStream_t s) {
+                for (size_t i = 0; i < steps.size(); i++) {
+                    if (small && steps[i].small)
+                        b.step(rows, h, s, pdl);
+                    b.linear(steps[i].matrix, rows, steps[i].epilogue, s, pdl);
+                }
+            },
+            7);
         printf(" | %7.3f ms %5.1f %%", ms, 100 * bytes / ms / b.peak);
     };
-    printf("chain %4s, %u layers, rows %2u: plain, dependent launch, without small", m.name, m.layers, rows);
+    printf("chain %4s, %u layers, rows %2u: plain, dependent launch, without small", m.name,
+           m.layers, rows);
     chain(false, true), chain(true, true), chain(true, false);
     printf("\n");
 }
@@ -426,22 +485,27 @@ int main(int argc, char **argv) {
     cudaDeviceProp properties;
     CHECK(cudaGetDeviceProperties(&properties, 0));
     num_sms = properties.multiProcessorCount;
-    printf("%s, %d SMs; %d stages, %d + %d warps\n", properties.name, num_sms,
-           skinny::NUM_STAGES, skinny::NUM_WARPS, skinny::NUM_FEEDERS);
+    printf("%s, %d SMs; %d stages, %d + %d warps\n", properties.name, num_sms, skinny::NUM_STAGES,
+           skinny::NUM_WARPS, skinny::NUM_FEEDERS);
     allow_shared_memory();
     std::string all = argc > 1 ? argv[1] : "check,time,chain";
     if (all.find("check") != std::string::npos) {
         check_all<__nv_bfloat16>(1000), check_all<__half>(5000);
         printf("%s: %d failures\n", failures ? "FAILED" : "all checks passed", failures);
     }
-    bool timed = all.find("time") != std::string::npos, chained = all.find("chain") != std::string::npos;
+    bool timed = all.find("time") != std::string::npos,
+         chained = all.find("chain") != std::string::npos;
     if (timed || chained) {
         Bench b;
         b.prepare(), b.measure_peak();
-        if (timed) time_matrices(b, all.find("time-big") == std::string::npos);
+        if (timed)
+            time_matrices(b, all.find("time-big") == std::string::npos);
         if (chained)
-            for (Model m : {Model{"72B", 8192, 24576, 152064, 20}, Model{"7B", 4096, 11008, 151936, 32}, Model{"1.8B", 2048, 5504, 151936, 24}})
-                for (uint32_t rows : {1u, 8u}) time_chain(b, m, rows);
+            for (Model m :
+                 {Model{"72B", 8192, 24576, 152064, 20}, Model{"7B", 4096, 11008, 151936, 32},
+                  Model{"1.8B", 2048, 5504, 151936, 24}})
+                for (uint32_t rows : {1u, 8u})
+                    time_chain(b, m, rows);
     }
     return failures != 0;
 }
