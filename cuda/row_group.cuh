@@ -59,8 +59,7 @@ __device__ __forceinline__ float from_ordered(uint32_t key) {
     return __uint_as_float(key & 0x80000000u ? key ^ 0x80000000u : ~key);
 }
 
-// Out of line, as some others here: the code comes from far away at every launch.
-__device__ __noinline__ uint64_t warp_total(uint64_t x) {
+__device__ __forceinline__ uint64_t warp_total(uint64_t x) {
 #pragma unroll
     for (int lane = 16; lane > 0; lane /= 2)
         x += __shfl_xor_sync(ALL_LANES, x, lane);
@@ -68,7 +67,7 @@ __device__ __noinline__ uint64_t warp_total(uint64_t x) {
 }
 
 // The sum over this lane and those before it.
-__device__ __noinline__ uint64_t warp_scan(uint64_t x) {
+__device__ __forceinline__ uint64_t warp_scan(uint64_t x) {
 #pragma unroll
     for (uint32_t step = 1; step < 32; step *= 2) {
         const uint64_t before = __shfl_up_sync(ALL_LANES, x, step);

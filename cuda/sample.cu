@@ -42,7 +42,7 @@ struct SampleArguments {
     const SampleRow *rows; //  8  [num_rows]
     const uint2 *seen;     // 16  (id, how often the reply has it), an id at most once a row
     uint32_t *tokens;      // 24  [num_rows], out
-    void *workspace;       // 32  workspace_bytes(groups), zeroed once, before the first launch
+    void *workspace;       // 32  workspace_bytes(SMs), zeroed once, before the first launch
     uint32_t num_rows;     // 40
     uint32_t num_ids;      // 44  1 to 2^23
     uint32_t stride;       // 48
@@ -63,7 +63,7 @@ constexpr uint32_t num_groups(bool clusters, uint32_t num_sms, uint32_t max_rows
     const uint32_t most = clusters ? max_rows : num_sms / BLOCKS;
     return max_rows < most ? max_rows : most;
 }
-constexpr size_t workspace_bytes(uint32_t groups) { return groups * BOARD_BYTES; }
+constexpr size_t workspace_bytes(uint32_t num_sms) { return num_sms / BLOCKS * BOARD_BYTES; }
 
 // ---- the logits of a block ---------------------------------------------------------------------
 
@@ -129,7 +129,7 @@ __device__ Best find_best(Group &group, const Slice &slice) {
     float largest = -INFINITY;
     uint32_t id = NO_TOKEN;
     bool is_nan = false;
-    each_four(slice, [&](uint32_t i, const Four &x) {
+    each_four<2>(slice, [&](uint32_t i, const Four &x) {
 #pragma unroll
         for (uint32_t c = 0; c < 4; c++) {
             is_nan |= x.at[c] != x.at[c];
@@ -203,7 +203,7 @@ __device__ Kept keep_nucleus(Group &group, const Slice &slice, const Weights &we
     const Crossing crossing = cross(group, mass);
     Threshold t = {coarse.keys(group.shared, crossing.bin), crossing.target, crossing.amount};
     narrow_keys(group, slice, measure, t);
-    kept = {from_ordered(t.keys.low), NO_TOKEN};
+    kept = {fmaxf(kept.least, from_ordered(t.keys.low)), NO_TOKEN};
     const uint64_t weight = weights.fixed(kept.least);
     if (t.keys.low == t.keys.high && t.amount > weight) { // equals, of which some may go
         const uint64_t wanted = (t.target + weight - 1) / weight;
@@ -222,10 +222,9 @@ struct Drawable {
     float min_p;
 
     __device__ __forceinline__ uint64_t of(float x, uint32_t id) const {
-        if (x < kept.least || (x == kept.least && id > kept.last_id))
-            return 0;
         const float weight = weights.of(x);
-        return weight >= min_p ? to_fixed(weight) : 0;
+        const bool in = x > kept.least || (x == kept.least && id <= kept.last_id);
+        return to_fixed(in && weight >= min_p ? weight : 0.0f);
     }
 
     __device__ __forceinline__ uint64_t sum(const Four &x, uint32_t id) const {
@@ -241,7 +240,7 @@ __device__ uint32_t sum_weights(Group &group, const Slice &slice, const Drawable
     const uint32_t share = (slice.count + THREADS * 4 - 1) / (THREADS * 4) * WARP_STEP;
     const uint32_t end = min((warp + 1) * share, slice.count);
     uint64_t sum = 0;
-#pragma unroll 1
+#pragma unroll 2
     for (uint32_t base = warp * share; base < end; base += WARP_STEP) {
         const Four x = slice.four(base + lane * 4);
         const float most = fmaxf(fmaxf(x.at[0], x.at[1]), fmaxf(x.at[2], x.at[3]));

@@ -38,10 +38,12 @@ struct Slice {
     }
 };
 
-// Calls visit(i, four) over the slice, by whole warps, four neighbours a lane.
-template <class Visit> __device__ __forceinline__ void each_four(const Slice &slice, Visit visit) {
+// Calls visit(i, four) over the slice, by whole warps, four neighbours a lane. Large bodies are not
+// unrolled: code comes from far away at every launch.
+template <int UNROLL = 1, class Visit>
+__device__ __forceinline__ void each_four(const Slice &slice, Visit visit) {
     const uint32_t lane = threadIdx.x % 32;
-#pragma unroll 1 // the code is large, and read from far away at every launch
+#pragma unroll UNROLL
     for (uint32_t base = threadIdx.x / 32 * WARP_STEP; base < slice.count; base += WARPS * WARP_STEP)
         visit(base + lane * 4, slice.four(base + lane * 4));
 }
@@ -109,7 +111,7 @@ __device__ __forceinline__ void publish_bins(Group &group) {
 
 // The bin of the group's sums in which the running sum, from bin 0, reaches `target`; the last one
 // if none does.
-__device__ __noinline__ void find_crossing(const Group group, uint64_t target) {
+__device__ __forceinline__ Crossing cross(const Group &group, uint64_t target) {
     const uint32_t lane = threadIdx.x % 32;
     if (threadIdx.x < 32) {
         uint64_t sum = peers_total(group, COARSE_WORD + lane);
@@ -124,10 +126,6 @@ __device__ __noinline__ void find_crossing(const Group group, uint64_t target) {
             group.shared->crossing = {target, sum, set * 32 + at};
     }
     __syncthreads();
-}
-
-__device__ __forceinline__ Crossing cross(const Group &group, uint64_t target) {
-    find_crossing(group, target);
     return group.shared->crossing;
 }
 
@@ -219,7 +217,7 @@ struct Measure {
     bool counts;
 
     __device__ __forceinline__ uint64_t of(float x) const {
-        return counts ? 1 : x >= least ? weights.fixed(x) : 0;
+        return counts ? 1 : to_fixed(x >= least ? weights.of(x) : 0.0f);
     }
 
     // Is it one element that `t` sums up? Two would weigh twice what the lowest of its keys does.

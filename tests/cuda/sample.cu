@@ -46,8 +46,8 @@ struct Device {
         cuda(cudaMalloc((void **)&a.rows, max_rows * sizeof(SampleRow)), "malloc");
         cuda(cudaMalloc((void **)&a.seen, (max_seen + 1) * 8), "malloc");
         cuda(cudaMalloc(&a.tokens, max_rows * 4), "malloc");
-        cuda(cudaMalloc(&a.workspace, sampling::workspace_bytes(groups)), "malloc");
-        cuda(cudaMemset(a.workspace, 0, sampling::workspace_bytes(groups)), "memset");
+        cuda(cudaMalloc(&a.workspace, sampling::workspace_bytes(uint32_t(sms))), "malloc");
+        cuda(cudaMemset(a.workspace, 0, sampling::workspace_bytes(uint32_t(sms))), "memset");
         cuda(cudaDeviceSynchronize(), "memset");
     }
 
