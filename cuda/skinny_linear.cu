@@ -382,9 +382,11 @@ __device__ inline uint32_t multiply(float (&acc)[MT][4], uint32_t stage, const M
     return loaded;
 }
 
-// Hands a stage back to the feeders once its loads have returned. An arrival alone does not wait
-// for them: it overtook loads that were stuck behind loads of x, and the copy engine overwrote
-// what they had yet to read (seen with 16 rows). `zero` is 0, which the compiler cannot know.
+// Hands a stage back to the feeders once its loads have returned. The compiler does not make an
+// arrival wait for them: without this dependence up to four of the eight are outstanding there (in
+// the machine code), and with 12 stages and 16 rows, rows of W were seen overwritten before they
+// were read. `zero` is 0, which the compiler cannot know. Never run with and without it, all else
+// equal: the version that failed also had 12 stages and groups of 4.
 __device__ inline void release(uint32_t bar, uint32_t loaded, uint32_t zero) {
     __syncwarp();
     if (threadIdx.x % 32 == 0)
