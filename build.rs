@@ -84,6 +84,11 @@ impl Options {
         };
         let code = list("QWEN_CUDA_ARCHS", "80 90a");
         let ptx = list("QWEN_CUDA_PTX", "80");
+        // Hopper's matrix units are in 90a only: code for plain 90 would have kernels without a body.
+        let is_plain = |arch: &&String| arch.starts_with('9') && !arch.ends_with('a');
+        if let Some(arch) = code.iter().chain(&ptx).find(is_plain) {
+            panic!("CUDA target `{arch}`: Hopper's is 90a, for code and for PTX");
+        }
         let targets = code
             .iter()
             .map(|arch| format!("-gencode=arch=compute_{arch},code=sm_{arch}"))
@@ -113,11 +118,8 @@ impl Options {
         let report = String::from_utf8_lossy(&result.stderr).into_owned()
             + &String::from_utf8_lossy(&result.stdout);
         assert!(result.status.success(), "{} does not compile:\n{report}", source.display());
-        let spills = |line: &&str| {
-            line.contains("spill")
-                && !line.contains(" 0 bytes spill stores")
-                && !line.contains(" 12 bytes spill stores")
-        };
+        let spills =
+            |line: &&str| line.contains("spill") && !line.contains(" 0 bytes spill stores");
         if let Some(line) = report.lines().find(spills) {
             panic!("{} spills registers: {line}\n{report}", source.display());
         }

@@ -10,7 +10,9 @@
 //!   model was trained in); with f16 and f32 weights the input stays f32;
 //! - queries, keys and values are rounded to the cache's dtype after the rotary embedding; scores,
 //!   softmax and the weighted sum are f32;
-//! - a row's result never depends on which other rows are in the step, to the bit.
+//! - on the CPU a row's result never depends on which other rows are in the step, to the bit. On a GPU
+//!   it may, by rounding: how a product or a long context is divided depends on the step. The same
+//!   request alone gives the same bits every time.
 
 pub mod comm;
 pub mod cpu;

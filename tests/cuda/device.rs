@@ -22,6 +22,7 @@ pub(crate) fn limits(head_dim: usize, (num_heads, num_kv_heads): (usize, usize))
         max_tokens: 4096,
         max_sequences: 64,
         max_pages: 2048,
+        cache_pages: 4096,
         head_dim,
         num_heads,
         num_kv_heads,
@@ -35,13 +36,7 @@ pub(crate) fn backend(
     limits: StepLimits,
     (mlp_width, vocab): (usize, usize),
 ) -> Cuda {
-    let settings = CudaSettings {
-        dtype,
-        limits,
-        logits: (64, vocab),
-        usable_ids: vocab,
-        mlp_width,
-        host_embedding: false,
-    };
+    let settings =
+        CudaSettings { dtype, limits, usable_ids: vocab, mlp_width, host_embedding: false };
     Cuda::new(device.clone(), settings).expect("a backend on the GPU")
 }

@@ -169,6 +169,21 @@ fn decode_allocates_nothing_on_the_device_and_repeats_its_bits() {
 }
 
 #[test]
+fn opening_leaves_the_callers_context_alone() {
+    let Some(device) = gpu() else { return };
+    // Another of our own stands for the host program's; what is seen is that nothing is left behind.
+    let folder = tiny("context", 64);
+    for _ in 0..3 {
+        let before = device.free_bytes().expect("asked");
+        let options = EngineOptions { backend: "cuda".to_string(), ..random() };
+        assert!(Engine::estimate(&folder, &options).expect("an estimate").fits);
+        let after = device.free_bytes().expect("asked");
+        assert!(before.abs_diff(after) < 32 << 20, "{before} bytes free before, {after} after");
+    }
+    std::fs::remove_dir_all(folder).expect("removed");
+}
+
+#[test]
 #[ignore = "run in a child by the test below: the device is not usable afterwards"]
 fn fault_the_device() {
     let device = Device::open(0).expect("a GPU");

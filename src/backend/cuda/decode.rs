@@ -51,9 +51,7 @@ impl DecodeAttention {
         head_dim: usize,
     ) -> Result<DecodeAttention> {
         let num_sms = stream.context().device.num_sms;
-        let shared_bytes = WARPS * STAGES * 2 * PAGE_TOKENS * head_dim * 2
-            + WARPS * (head_dim + 4) * 4
-            + WARPS * (STAGES + 1) * (6 * head_dim + 32);
+        let shared_bytes = DecodeAttention::shared_bytes(head_dim);
         let name = format!("decode_attention_{}_{head_dim}", dtype.name());
         let workspace_bytes = DecodeAttention::workspace_bytes(num_sms, head_dim);
         Ok(DecodeAttention {
@@ -62,9 +60,17 @@ impl DecodeAttention {
                 grid: (BLOCKS_PER_SM * num_sms, 1, 1),
                 threads: 32 * WARPS as u32,
                 shared_bytes: shared_bytes as u32,
+                cooperative: false,
             },
             workspace: DeviceMemory::zeroed(stream, workspace_bytes, "attention workspace")?,
         })
+    }
+
+    /// Bytes of shared memory that a block of any kernel of the backend needs at most.
+    pub(super) fn shared_bytes(head_dim: usize) -> usize {
+        WARPS * STAGES * 2 * PAGE_TOKENS * head_dim * 2
+            + WARPS * (head_dim + 4) * 4
+            + WARPS * (STAGES + 1) * (6 * head_dim + 32)
     }
 
     /// Bytes of device memory that `new` takes: a counter, and two partial results, for each warp.

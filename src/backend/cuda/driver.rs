@@ -60,6 +60,8 @@ pub struct Device {
     pub capability: (u32, u32),
     /// Streaming multiprocessors.
     pub num_sms: u32,
+    /// Shared memory that a block can have.
+    pub block_shared_bytes: usize,
     /// Version of the driver, as CUDA writes it: 1000 * major + 10 * minor.
     pub driver: u32,
     handle: sys::CUdevice,
@@ -99,6 +101,9 @@ impl Device {
             name: device_name(handle)?,
             capability,
             num_sms: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            block_shared_bytes: attribute(
+                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            )? as usize,
             driver: driver as u32,
             handle,
         })
@@ -172,7 +177,7 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 impl Context {
-    /// Makes a context on `device` and has the calling thread use it.
+    /// Makes a context on `device`. The calling thread's own stays as it was (see `CallerContext`).
     pub(super) fn new(device: Device) -> Result<Arc<Context>> {
         let mut handle = null_mut();
         // Waiting threads sleep: a library must not burn a core of its host's.
@@ -180,6 +185,9 @@ impl Context {
         // SAFETY: writes one handle; the device exists.
         let result = unsafe { sys::cuCtxCreate_v4(&mut handle, null_mut(), flags, device.handle) };
         check(result, "make a context")?;
+        let mut made = null_mut();
+        // SAFETY: takes the context made just now off this thread's stack again.
+        check(unsafe { sys::cuCtxPopCurrent_v2(&mut made) }, "leave the new context")?;
         Ok(Arc::new(Context { device, handle }))
     }
 
@@ -207,6 +215,54 @@ impl Drop for Context {
     }
 }
 
+/// Gives a thread of the host program its own CUDA context back when dropped. Whatever enters a context
+/// of ours on such a thread holds one.
+pub struct CallerContext {
+    /// What the caller had; `None` where the driver is not loaded.
+    saved: Option<sys::CUcontext>,
+}
+
+impl CallerContext {
+    /// Notes the calling thread's context.
+    pub fn save() -> CallerContext {
+        CallerContext { saved: current_context() }
+    }
+
+    /// Runs `work`, which is the caller's, in the caller's context.
+    pub fn during<T>(&self, work: impl FnOnce() -> T) -> T {
+        let ours = current_context();
+        make_current(self.saved);
+        let result = work();
+        make_current(ours);
+        result
+    }
+}
+
+impl Drop for CallerContext {
+    fn drop(&mut self) {
+        make_current(self.saved);
+    }
+}
+
+fn make_current(context: Option<sys::CUcontext>) {
+    if let Some(context) = context {
+        // SAFETY: a context that was current on this thread before, or none.
+        let _ = unsafe { sys::cuCtxSetCurrent(context) };
+    }
+}
+
+/// The calling thread's context (NULL: none); nothing where there is no usable driver.
+fn current_context() -> Option<sys::CUcontext> {
+    // SAFETY: loads the library if it is there.
+    if !unsafe { sys::is_culib_present() } {
+        return None;
+    }
+    let mut context = null_mut();
+    // SAFETY: writes one handle; before the driver is initialised it fails, and there is none.
+    let result = unsafe { sys::cuCtxGetCurrent(&mut context) };
+    Some(if result == CUresult::CUDA_SUCCESS { context } else { null_mut() })
+}
+
 /// A queue of work on a device; its work runs in order.
 pub(super) struct Stream {
     context: Arc<Context>,
@@ -223,6 +279,7 @@ impl Stream {
     pub(super) fn new(context: &Arc<Context>) -> Result<Stream> {
         let (mut handle, mut done) = (null_mut(), null_mut());
         let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+        context.enter()?;
         // SAFETY: writes one handle.
         check(unsafe { sys::cuStreamCreate(&mut handle, flags) }, "make a stream")?;
         let flags = sys::CUevent_flags_enum::CU_EVENT_BLOCKING_SYNC as u32
@@ -249,39 +306,49 @@ impl Stream {
     }
 }
 
-/// How long the work between two waits takes.
-#[derive(Default)]
+/// How long work of one kind took lately.
+#[derive(Default, Clone, Copy)]
 pub(super) struct Pace {
     expected: Duration,
 }
 
 impl Stream {
-    /// The same as `wait`, without the delay of being woken: sleeps for most of the time that work
-    /// took lately, then looks again and again. Work that takes much longer is slept for.
+    /// The same as `wait`, without the delay of being woken: sleeps for nearly as long as such work
+    /// took lately, looks again and again for a while, and sleeps for what takes much longer. Work
+    /// that was done before the first look was slept through: less is expected of the next.
     pub(super) fn wait_awake(&self, pace: &mut Pace) -> Result<()> {
         let start = Instant::now();
         // SAFETY: both handles live as long as self.
         check(unsafe { sys::cuEventRecord(self.done, self.handle) }, "record an event")?;
-        if let Some(nap) = (pace.expected * 4 / 5).checked_sub(SHORTEST_NAP) {
+        let nap = (pace.expected * 49 / 50).checked_sub(WATCH);
+        if let Some(nap) = nap {
             std::thread::sleep(nap);
         }
-        let patience = pace.expected * 2 + SHORTEST_NAP;
-        // SAFETY: the handle lives as long as self.
-        while unsafe { sys::cuEventQuery(self.done) } == CUresult::CUDA_ERROR_NOT_READY {
-            if start.elapsed() > patience {
-                break;
-            }
+        let overslept = nap.is_some() && !self.is_busy();
+        let watched = Instant::now();
+        while self.is_busy() && watched.elapsed() < LONGEST_WATCH {
             std::hint::spin_loop();
         }
         // SAFETY: as above.
         check(unsafe { sys::cuEventSynchronize(self.done) }, "run a step")?;
-        pace.expected = (pace.expected * 3 + start.elapsed()) / 4;
+        pace.expected = match overslept {
+            true => pace.expected * 3 / 4,
+            false => (pace.expected * 3 + start.elapsed()) / 4,
+        };
         Ok(())
+    }
+
+    /// Has the work before the last record not been done yet?
+    fn is_busy(&self) -> bool {
+        // SAFETY: the handle lives as long as self.
+        unsafe { sys::cuEventQuery(self.done) == CUresult::CUDA_ERROR_NOT_READY }
     }
 }
 
-/// Work shorter than this is not slept for.
-const SHORTEST_NAP: Duration = Duration::from_micros(500);
+/// How long before its expected end work is watched: more than a sleep is late by.
+const WATCH: Duration = Duration::from_micros(300);
+/// How long it is watched at most.
+const LONGEST_WATCH: Duration = Duration::from_millis(4);
 
 impl Drop for Stream {
     fn drop(&mut self) {

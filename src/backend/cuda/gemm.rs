@@ -94,7 +94,7 @@ impl Gemm {
             x: Layout::new(dtype, input, rows)?,
             out: Layout::new(out_type, weight.rows, rows)?,
         };
-        let algorithm = self.algorithm(shape, &product)?;
+        let algorithm = self.algorithm(shape, &product.operation, (dtype, out_type))?;
         let (one, zero) = (1.0_f32, 0.0_f32);
         let pointer = |address: u64| address as *mut c_void;
         // SAFETY: the layouts describe the buffers (asserted above); all of them outlive the
@@ -122,8 +122,14 @@ impl Gemm {
         check(status, "multiply matrices")
     }
 
-    /// The algorithm for `shape`: cuBLAS's first choice when it was first asked for.
-    fn algorithm(&mut self, shape: Shape, product: &Product) -> Result<sys::cublasLtMatmulAlgo_t> {
+    /// The algorithm for `shape`: cuBLAS's first choice for the number of rows rounded up, so that it
+    /// does not depend on what was asked for before.
+    fn algorithm(
+        &mut self,
+        shape: Shape,
+        operation: &Operation,
+        (dtype, out_type): (sys::cudaDataType, sys::cudaDataType),
+    ) -> Result<sys::cublasLtMatmulAlgo_t> {
         let rows = match shape.rows {
             small if small <= ROWS_GRAIN => small,
             large => large.next_multiple_of(ROWS_GRAIN),
@@ -132,7 +138,10 @@ impl Gemm {
         if let Some(known) = self.algorithms.get(&key) {
             return Ok(*known);
         }
-        let chosen = product.first_choice(self.handle)?;
+        let weight = Layout::new(dtype, shape.input, shape.out)?;
+        let x = Layout::new(dtype, shape.input, rows)?;
+        let out = Layout::new(out_type, shape.out, rows)?;
+        let chosen = first_choice(self.handle, operation, (&weight, &x, &out))?;
         self.algorithms.insert(key, chosen);
         Ok(chosen)
     }
@@ -154,36 +163,36 @@ struct Product {
     out: Layout,
 }
 
-impl Product {
-    fn first_choice(&self, handle: sys::cublasLtHandle_t) -> Result<sys::cublasLtMatmulAlgo_t> {
-        let preference = Preference::new(WORKSPACE_BYTES)?;
-        let mut found = std::mem::MaybeUninit::uninit();
-        let mut count = 0;
-        // SAFETY: all descriptors are alive; writes at most one result and a count.
-        let status = unsafe {
-            sys::cublasLtMatmulAlgoGetHeuristic(
-                handle,
-                self.operation.0,
-                self.weight.0,
-                self.x.0,
-                self.out.0,
-                self.out.0,
-                preference.0,
-                1,
-                found.as_mut_ptr(),
-                &mut count,
-            )
-        };
-        check(status, "choose an algorithm")?;
-        if count == 0 {
-            return Err(failure(
-                "choose an algorithm",
-                cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED,
-            ));
-        }
-        // SAFETY: one result was written.
-        Ok(unsafe { found.assume_init() }.algo)
+/// What cuBLAS would take first.
+fn first_choice(
+    handle: sys::cublasLtHandle_t,
+    operation: &Operation,
+    (weight, x, out): (&Layout, &Layout, &Layout),
+) -> Result<sys::cublasLtMatmulAlgo_t> {
+    let preference = Preference::new(WORKSPACE_BYTES)?;
+    let mut found = std::mem::MaybeUninit::uninit();
+    let mut count = 0;
+    // SAFETY: all descriptors are alive; writes at most one result and a count.
+    let status = unsafe {
+        sys::cublasLtMatmulAlgoGetHeuristic(
+            handle,
+            operation.0,
+            weight.0,
+            x.0,
+            out.0,
+            out.0,
+            preference.0,
+            1,
+            found.as_mut_ptr(),
+            &mut count,
+        )
+    };
+    check(status, "choose an algorithm")?;
+    if count == 0 {
+        return Err(failure("choose an algorithm", cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED));
     }
+    // SAFETY: one result was written.
+    Ok(unsafe { found.assume_init() }.algo)
 }
 
 /// `cublasLtMatmulDesc_t`, owned.

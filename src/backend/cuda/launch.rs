@@ -36,12 +36,14 @@ pub(super) struct Config {
     pub(super) grid: (u32, u32, u32),
     pub(super) threads: u32,
     pub(super) shared_bytes: u32,
+    /// The blocks wait for each other: launch all at once or not at all.
+    pub(super) cooperative: bool,
 }
 
 impl Config {
     /// A one-dimensional grid without dynamic shared memory.
     fn line(blocks: usize, threads: u32) -> Config {
-        Config { grid: (blocks as u32, 1, 1), threads, shared_bytes: 0 }
+        Config { grid: (blocks as u32, 1, 1), threads, shared_bytes: 0, cooperative: false }
     }
 }
 
@@ -204,7 +206,15 @@ impl Launcher {
         self.launch(self.random_normal, Config::line(blocks as usize, 256), &arguments)
     }
 
-    fn check_heads(&self, extents: &Extents, heads: HeadShape, qkv: &DeviceBuffer, kv: &DeviceKv) {
+    /// Rows, heads and cache of an attention op belong together.
+    pub(super) fn check_heads(
+        &self,
+        extents: &Extents,
+        heads: HeadShape,
+        qkv: &DeviceBuffer,
+        kv: &DeviceKv,
+    ) {
+        assert!(heads.num_heads.is_multiple_of(heads.num_kv_heads));
         assert!(qkv.kind == Kind::Activation && qkv.cols == heads.qkv_cols());
         assert!(qkv.rows == extents.rows && kv.spec.num_kv_heads == heads.num_kv_heads);
         assert!(kv.spec.head_dim == heads.head_dim && kv.spec.dtype == self.dtype);
@@ -247,11 +257,15 @@ impl Launcher {
         if x == 0 || y == 0 || z == 0 {
             return Ok(());
         }
-        let mut overlap = sys::CUlaunchAttribute {
+        let mut attribute = sys::CUlaunchAttribute {
             id: AttributeId::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
+        if config.cooperative {
+            attribute.id = AttributeId::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+            attribute.value = sys::CUlaunchAttributeValue { cooperative: 1 };
+        }
         let launch = sys::CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -261,8 +275,8 @@ impl Launcher {
             blockDimZ: 1,
             sharedMemBytes: config.shared_bytes,
             hStream: self.stream.raw(),
-            attrs: &mut overlap,
-            numAttrs: u32::from(self.kernels.is_hopper()),
+            attrs: &mut attribute,
+            numAttrs: u32::from(self.kernels.is_hopper() || config.cooperative),
         };
         // SAFETY: the wrappers above pass what the kernel's signature says, and have checked that
         // its accesses stay inside the buffers; all memory outlives the stream's work.

@@ -90,16 +90,18 @@ impl Uploader {
         source: &HostTensor,
         dtype: Dtype,
     ) -> Result<DeviceVector> {
-        same_dtype(source, dtype)?;
         let len = source.rows() * source.cols();
         let halves = half_offset(len);
-        let bytes = halves + source.bytes().len();
+        let values = source.to_f32();
+        // The second copy is exact where the vector is stored in `dtype`, as published ones are.
+        let rounded = encode(&values, dtype);
+        let bytes = halves + rounded.len();
         let mut memory = DeviceMemory::new(&self.context, bytes, "weights")?;
         self.send(stream, &mut memory, 0, |block| {
-            for (to, x) in block.chunks_exact_mut(4).zip(source.to_f32()) {
+            for (to, x) in block.chunks_exact_mut(4).zip(&values) {
                 to.copy_from_slice(&x.to_le_bytes());
             }
-            block[halves..bytes].copy_from_slice(source.bytes());
+            block[halves..bytes].copy_from_slice(&rounded);
             bytes
         })?;
         Ok(DeviceVector { memory, len })

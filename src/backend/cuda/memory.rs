@@ -95,6 +95,8 @@ impl DeviceMemory {
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         let _ = self.context.enter();
+        // SAFETY: waits for whatever still uses the memory, where a load was given up half-way.
+        let _ = unsafe { sys::cuCtxSynchronize() };
         // SAFETY: allocated here, freed once. In a poisoned context the call fails, and the memory
         // goes with the context.
         let _ = unsafe { sys::cuMemFree_v2(self.address) };

@@ -27,7 +27,7 @@ use std::collections::HashMap;
 
 pub use buffer::{DeviceBuffer, DeviceKv, DeviceMatrix, DeviceVector};
 use decode::DecodeAttention;
-pub use driver::Device;
+pub use driver::{CallerContext, Device};
 use driver::{Context, Pace, Stream};
 use gemm::Gemm;
 use graph::Graph;
@@ -57,8 +57,6 @@ pub struct CudaSettings {
     pub dtype: Dtype,
     /// Extents of the largest step.
     pub limits: StepLimits,
-    /// Rows of logits of the largest step, and their width on this rank.
-    pub logits: (usize, usize),
     /// Ids that can be drawn: 0..usable_ids.
     pub usable_ids: usize,
     /// Half the columns of the largest gate-and-up product on this rank.
@@ -81,12 +79,11 @@ pub struct Cuda {
     sampler: TokenSampler,
     angles: RopeTables,
     gate_up: DeviceBuffer,
-    logits: PinnedMemory,
     uploader: Option<Uploader>,
     /// Rows of the graph that is being recorded.
     recording: Option<usize>,
-    /// How long steps take, to sleep for most of it.
-    pace: Pace,
+    /// How long decode steps take, by their rows.
+    paces: HashMap<usize, Pace>,
     /// This step came from a recording.
     replayed: bool,
     /// The first op of this step that could not be queued.
@@ -130,17 +127,17 @@ impl Cuda {
                 cols: 2 * settings.mlp_width,
                 rows: 0,
             },
-            logits: PinnedMemory::new(
-                &context,
-                settings.logits.0 * settings.logits.1 * 4,
-                "logits",
-            )?,
             uploader: Some(Uploader::new(&context)?),
             recording: None,
-            pace: Pace::default(),
+            paces: HashMap::new(),
             replayed: false,
             failed: None,
         })
+    }
+
+    /// Shared memory that a block must be able to have, for heads of `head_dim`.
+    pub fn block_shared_bytes(head_dim: usize) -> usize {
+        DecodeAttention::shared_bytes(head_dim)
     }
 
     /// Bytes of device memory that `new` takes.
@@ -152,6 +149,16 @@ impl Cuda {
         let inputs = StepInputs::device_bytes(limits);
         let sampler = TokenSampler::device_bytes(limits, settings.usable_ids, device.num_sms);
         (angles + gate_up + Gemm::workspace_bytes() + inputs + attention + sampler) as u64
+    }
+
+    /// Waits for the step and copies its logits to the host: for tests and callers who draw.
+    fn fetch_logits(&mut self, logits: &DeviceBuffer, out: &mut Vec<f32>) -> Result<()> {
+        let len = self.step.extents.wanted_rows * logits.cols();
+        let mut host = PinnedMemory::new(self.context(), len * 4, "logits")?;
+        logits.memory.download(&self.launcher.stream, &mut host, len * 4)?;
+        self.launcher.stream.wait()?;
+        out.extend(host.words(len).iter().map(|word| f32::from_bits(*word)));
+        Ok(())
     }
 
     fn context(&self) -> &std::sync::Arc<Context> {
@@ -377,6 +384,7 @@ impl Backend for Cuda {
     ) {
         out.set_rows(qkv.rows());
         assert!(out.cols() == heads.num_heads * heads.head_dim && out.kind() == qkv.kind());
+        self.launcher.check_heads(&self.step.extents, heads, qkv, kv);
         let Cuda { launcher, step, angles, .. } = self;
         self.failed = self.failed.take().or_else(|| {
             let singles = step
@@ -403,14 +411,13 @@ impl Backend for Cuda {
             let result = self.sampler.draw(&self.launcher, &self.step.extents, logits);
             self.note(result);
         }
-        let recorded = match self.recording.take() {
-            Some(rows) => Some((rows, Graph::end(&self.launcher.stream)?)),
-            None => None,
-        };
+        let recorded = self.recording.take().map(|rows| (rows, Graph::end(&self.launcher.stream)));
+        // An op that failed also spoils its recording: it is the cause to tell.
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
         if let Some((rows, graph)) = recorded {
+            let graph = graph?;
             graph.launch(&self.launcher.stream)?;
             self.graphs.insert(rows, graph);
         }
@@ -419,15 +426,17 @@ impl Backend for Cuda {
         let logits = logits.filter(|_| !self.sampler.is_active());
         self.sampler.fetch(&self.launcher.stream)?;
         if let Some(logits) = logits {
-            let bytes = self.step.extents.wanted_rows * logits.cols() * 4;
-            logits.memory.download(&self.launcher.stream, &mut self.logits, bytes)?;
+            return self.fetch_logits(logits, out);
         }
-        self.launcher.stream.wait_awake(&mut self.pace)?;
+        // Only decode steps take the same time again and again.
+        match self.replayed {
+            true => {
+                let pace = self.paces.entry(self.step.extents.rows).or_default();
+                self.launcher.stream.wait_awake(pace)?;
+            }
+            false => self.launcher.stream.wait()?,
+        }
         self.sampler.take();
-        if let Some(logits) = logits {
-            let words = self.logits.words(self.step.extents.wanted_rows * logits.cols());
-            out.extend(words.iter().map(|word| f32::from_bits(*word)));
-        }
         Ok(())
     }
 
@@ -441,6 +450,10 @@ impl Backend for Cuda {
 impl Drop for Cuda {
     fn drop(&mut self) {
         let _ = self.context().enter();
+        if self.recording.take().is_some() {
+            // A panic came between the ops: nothing can be freed while they are being recorded.
+            let _ = Graph::end(&self.launcher.stream);
+        }
         let _ = self.launcher.stream.wait();
     }
 }

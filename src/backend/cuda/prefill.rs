@@ -81,6 +81,7 @@ impl PrefillAttention {
             grid: (1, 1, 1),
             threads: self.threads,
             shared_bytes: self.shared_bytes as u32,
+            cooperative: false,
         };
         let Some(counter) = &self.counter else {
             // Each sequence may end in a tile of its own.

@@ -7,7 +7,7 @@ use super::kernels::{Kernel, Kernels};
 use super::launch::{Config, Launcher};
 use super::memory::{DeviceMemory, PinnedMemory};
 use super::step::{Extents, StepLimits};
-use crate::batch::{Batch, Draw};
+use crate::batch::{Batch, Draw, PAGE_TOKENS};
 use crate::error::Result;
 
 /// As `sample.cu` has them: a group of eight blocks shares a row, and takes more in turn.
@@ -15,6 +15,9 @@ const BLOCKS_PER_ROW: u32 = 8;
 const THREADS: u32 = 512;
 const SHARED_BYTES: usize = 98_992;
 const GROUP_WORKSPACE_BYTES: usize = 135_424;
+
+/// Sums of so many weights are exact.
+const MAX_IDS: usize = 1 << 23;
 
 /// 32-bit words of one row's parameters on the device.
 const ROW_WORDS: usize = 12;
@@ -48,9 +51,11 @@ pub(super) struct TokenSampler {
     drawn: Vec<u32>,
 }
 
-/// Most distinct ids of all sequences of a step together.
+/// Most distinct ids of all sequences of a step together: each is in the cache, but for the last.
 fn seen_capacity(limits: &StepLimits, num_ids: usize) -> usize {
-    limits.max_sequences * num_ids.min(limits.max_pages * crate::batch::PAGE_TOKENS)
+    let longest = limits.max_pages * PAGE_TOKENS + 1;
+    let all = limits.cache_pages * PAGE_TOKENS + limits.max_sequences;
+    (limits.max_sequences * num_ids.min(longest)).min(all)
 }
 
 impl TokenSampler {
@@ -123,6 +128,7 @@ impl TokenSampler {
         logits: &DeviceBuffer,
     ) -> Result<()> {
         assert!(logits.kind() == Kind::Stream && self.num_ids <= logits.cols());
+        assert!(self.num_ids <= MAX_IDS);
         let arguments = SampleArguments {
             logits: logits.address(),
             rows: self.rows.address(),
@@ -139,6 +145,8 @@ impl TokenSampler {
             grid: (BLOCKS_PER_ROW * groups, 1, 1),
             threads: THREADS,
             shared_bytes: SHARED_BYTES as u32,
+            // A cluster of Hopper runs at once by itself.
+            cooperative: !is_hopper,
         };
         launcher.launch_struct(self.kernel, config, &arguments)
     }

@@ -117,6 +117,7 @@ impl SkinnyLinear {
             grid: (launcher.num_sms(), 1, 1),
             threads: THREADS,
             shared_bytes: *shared_bytes as u32,
+            cooperative: false,
         };
         launcher.launch_struct(*kernel, config, &arguments)
     }

@@ -35,6 +35,8 @@ pub struct StepLimits {
     pub max_sequences: usize,
     /// Pages of one sequence.
     pub max_pages: usize,
+    /// Pages of the whole cache, or more.
+    pub cache_pages: usize,
     /// Elements of a head.
     pub head_dim: usize,
     /// Query heads on this rank.
@@ -244,7 +246,8 @@ fn fill_sequences(
 
 fn fill_pages(table: &mut [u32], max_pages: usize, batch: &Batch) {
     for sequence in 0..batch.num_sequences() {
-        let used = batch.max_pages.min(max_pages);
+        let used = batch.max_pages;
+        assert!(used <= max_pages, "a sequence has more pages than the step has room for");
         let row = &mut table[sequence * max_pages..][..used];
         row.copy_from_slice(&batch.pages(sequence)[..used]);
     }

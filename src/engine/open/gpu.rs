@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::limits;
 use super::target::{Needs, unsupported};
+use super::{FEWEST_PAGES, limits};
 use crate::backend::cuda::{Cuda, CudaSettings, Device, HEAD_DIMS, StepLimits};
 use crate::batch::PAGE_TOKENS;
 use crate::engine::EngineOptions;
@@ -14,6 +14,9 @@ use crate::tensor::Dtype;
 
 /// Device memory left to the driver: recorded steps, rounding of allocations, its own needs.
 const RESERVE_BYTES: u64 = 256 << 20;
+
+/// Multiprocessors that the sampling kernel's blocks need to run at once.
+const MIN_SMS: u32 = 8;
 
 /// A device that can run the model.
 pub(super) struct Gpu {
@@ -38,15 +41,35 @@ impl Gpu {
             return Err(unsupported(needs, "torch_dtype", reason));
         }
         let odd = |size: usize| !size.is_multiple_of(8);
-        if odd(config.hidden_size) || odd(config.intermediate_size) {
-            let reason = "on CUDA, sizes must be multiples of 8".to_string();
-            return Err(unsupported(needs, "hidden_size", reason));
+        for (field, size) in
+            [("hidden_size", config.hidden_size), ("intermediate_size", config.intermediate_size)]
+        {
+            if odd(size) {
+                let reason = format!("on CUDA, sizes must be multiples of 8; this one is {size}");
+                return Err(unsupported(needs, field, reason));
+            }
+        }
+        if options.tensor_parallel > 1 {
+            let reason = "one device runs one rank: must be 1 on CUDA".to_string();
+            return Err(wrong("tensor_parallel", reason));
         }
         let device = Device::open(index)?;
+        let needed = Cuda::block_shared_bytes(config.head_dim);
+        if needed > device.block_shared_bytes || device.num_sms < MIN_SMS {
+            let reason = format!(
+                "{} multiprocessors with {} bytes of shared memory for a block; {MIN_SMS} with \
+                 {needed} are needed",
+                device.num_sms, device.block_shared_bytes
+            );
+            return Err(Error::NoDevice { device: format!("cuda:{index}"), reason });
+        }
         let free_bytes = device.free_bytes()?;
         let mut gpu = Gpu { device, dtype: needs.dtype, host_embedding: false, free_bytes };
         gpu.host_embedding = gpu.choose_embedding(options, needs)?;
-        if options.backend == "auto" && gpu.least_bytes(options, needs) > free_bytes {
+        let cache = options.kv_cache_tokens.max(FEWEST_PAGES * PAGE_TOKENS) as u64;
+        let cache_bytes = cache.saturating_mul(kv_token_bytes(config, needs.dtype));
+        let least_bytes = gpu.least_bytes(options, needs).saturating_add(cache_bytes);
+        if options.backend == "auto" && least_bytes > free_bytes {
             let reason = "the model does not fit its free memory".to_string();
             return Err(Error::NoDevice { device: gpu.name(), reason });
         }
@@ -56,7 +79,9 @@ impl Gpu {
     /// Where the embedding table goes. `auto`: to the host if the device could not hold two long
     /// sequences beside it.
     fn choose_embedding(&self, options: &EngineOptions, needs: &Needs<'_>) -> Result<bool> {
-        let room = 2 * options.context_tokens(needs.config) as u64 * kv_token_bytes(needs);
+        let room = 2
+            * options.context_tokens(needs.config) as u64
+            * kv_token_bytes(needs.config, needs.dtype);
         match options.embedding.as_str() {
             "device" => Ok(false),
             "host" => Ok(true),
@@ -101,21 +126,31 @@ impl Gpu {
         usable_ids: usize,
     ) -> CudaSettings {
         let limits = limits(0, options);
+        let cache_pages = self.cache_pages(config, options);
         CudaSettings {
             dtype: self.dtype,
             limits: StepLimits {
                 max_tokens: limits.max_tokens,
                 max_sequences: limits.max_logits_rows,
-                max_pages: options.context_tokens(config).div_ceil(PAGE_TOKENS),
+                max_pages: options.context_tokens(config).div_ceil(PAGE_TOKENS).min(cache_pages),
+                cache_pages,
                 head_dim: config.head_dim,
                 num_heads: config.num_heads,
                 num_kv_heads: config.num_kv_heads,
             },
-            logits: (limits.max_logits_rows, config.vocab_size),
             usable_ids,
             mlp_width: config.intermediate_size,
             host_embedding: self.host_embedding,
         }
+    }
+
+    /// Pages of the cache: as asked, or at most what would fill the device's free memory.
+    fn cache_pages(&self, config: &ModelConfig, options: &EngineOptions) -> usize {
+        if options.kv_cache_tokens > 0 {
+            return options.kv_cache_tokens.div_ceil(PAGE_TOKENS);
+        }
+        let page_bytes = kv_token_bytes(config, self.dtype) * PAGE_TOKENS as u64;
+        usize::try_from(self.free_bytes / page_bytes.max(1)).unwrap_or(usize::MAX)
     }
 
     /// A backend on the device, its workspaces taken.
@@ -125,10 +160,6 @@ impl Gpu {
         options: &EngineOptions,
         usable_ids: usize,
     ) -> Result<Cuda> {
-        if options.tensor_parallel > 1 {
-            let reason = "one device runs one rank: must be 1 on CUDA".to_string();
-            return Err(wrong("tensor_parallel", reason));
-        }
         Cuda::new(self.device.clone(), self.settings(config, options, usable_ids))
     }
 
@@ -149,10 +180,9 @@ impl Gpu {
     }
 }
 
-fn kv_token_bytes(needs: &Needs<'_>) -> u64 {
-    let config = needs.config;
+fn kv_token_bytes(config: &ModelConfig, dtype: Dtype) -> u64 {
     let elements = 2 * config.num_layers * config.num_kv_heads * config.head_dim;
-    (elements * needs.dtype.size_bytes()) as u64
+    (elements * dtype.size_bytes()) as u64
 }
 
 /// The one index in `options.devices`; 0 if it is empty.

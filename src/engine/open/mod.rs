@@ -28,7 +28,7 @@ use crate::model::config::ModelConfig;
 use crate::model::generation::GenerationConfig;
 use crate::model::{Limits, Placement, Rank};
 use crate::text::tokenizer::Tokenizer;
-use target::{Needs, Target, load_rank};
+use target::{CallerContext, Needs, Target, load_rank};
 use weights::ModelWeights;
 
 /// Sequences of full length that the KV cache holds when nothing else is said (and memory allows).
@@ -61,6 +61,8 @@ pub(crate) fn open(
     log: Option<LogHook>,
     progress: &mut dyn FnMut(LoadProgress) -> bool,
 ) -> Result<Engine> {
+    // This is a thread of the host program: its own use of CUDA must not notice ours.
+    let caller = CallerContext::save();
     let (mut plan, options) = plan(folder, options)?;
     if !plan.estimate.fits {
         let needed = needed_bytes(&plan.estimate);
@@ -69,7 +71,7 @@ pub(crate) fn open(
     let tokenizer = Arc::new(Tokenizer::open(folder)?);
     check_vocabulary(folder, &tokenizer, &plan)?;
     plan.usable_ids = tokenizer.num_tokens().min(plan.config.vocab_size);
-    let ranks = load_ranks(&mut plan, &options, progress)?;
+    let ranks = load_ranks(&mut plan, &options, (&caller, progress))?;
     Engine::start(EngineParts {
         info: info(folder, &plan, &options),
         tokenizer,
@@ -84,6 +86,7 @@ pub(crate) fn open(
 
 /// See `Engine::estimate`.
 pub(crate) fn estimate(folder: &Path, options: &EngineOptions) -> Result<Estimate> {
+    let _caller = CallerContext::save();
     Ok(plan(folder, options)?.0.estimate)
 }
 
@@ -215,7 +218,7 @@ fn check_vocabulary(folder: &Path, tokenizer: &Tokenizer, plan: &Plan) -> Result
 fn load_ranks(
     plan: &mut Plan,
     options: &EngineOptions,
-    progress: &mut dyn FnMut(LoadProgress) -> bool,
+    (caller, progress): (&CallerContext, &mut dyn FnMut(LoadProgress) -> bool),
 ) -> Result<Vec<Box<dyn Rank>>> {
     let world = options.tensor_parallel;
     let comm: Arc<dyn Comm> = if world == 1 { Arc::new(Solo) } else { Threads::new(world) };
@@ -224,7 +227,7 @@ fn load_ranks(
     // Replicated tensors are read once a rank, copied ones twice, but the total counts them once.
     let mut advance = |bytes: u64| {
         done_bytes = (done_bytes + bytes).min(total_bytes);
-        progress(LoadProgress { done_bytes, total_bytes })
+        caller.during(|| progress(LoadProgress { done_bytes, total_bytes }))
     };
     plan.weights.bring(plan.source, &mut advance)?;
     (0..world)

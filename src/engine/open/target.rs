@@ -20,6 +20,24 @@ use crate::model::config::ModelConfig;
 use crate::model::{Model, Placement, Progress, Rank};
 use crate::tensor::Dtype;
 
+#[cfg(feature = "cuda")]
+pub(super) use crate::backend::cuda::CallerContext;
+
+/// Without CUDA there is no context of the caller's to keep.
+#[cfg(not(feature = "cuda"))]
+pub(super) struct CallerContext;
+
+#[cfg(not(feature = "cuda"))]
+impl CallerContext {
+    pub(super) fn save() -> CallerContext {
+        CallerContext
+    }
+
+    pub(super) fn during<T>(&self, work: impl FnOnce() -> T) -> T {
+        work()
+    }
+}
+
 /// A backend, and the device it will use.
 pub(super) enum Target {
     Fast,
@@ -50,6 +68,8 @@ impl Target {
             "cuda" => Ok((Target::gpu(options, needs)?, String::new())),
             "auto" => match Target::gpu(options, needs) {
                 Ok(target) => Ok((target, String::new())),
+                // A mistake in an option is the caller's to mend, whatever else would work.
+                Err(error @ Error::Option { .. }) if options.tensor_parallel == 1 => Err(error),
                 Err(error) => Target::cpu(Target::Fast, needs, error.to_string()),
             },
             other => {

@@ -92,7 +92,9 @@ pub(super) fn source(
     match options.weights.as_str() {
         "auto" if is_small && options.tensor_parallel == 1 && target.is_host() => Ok(Source::Copy),
         "auto" | "map" | RANDOM => Ok(Source::Map),
-        "copy" => Ok(Source::Copy),
+        // A GPU has its own copy: one more on the host would help nobody.
+        "copy" if target.is_host() => Ok(Source::Copy),
+        "copy" => Ok(Source::Map),
         other => Err(wrong("weights", format!("`{other}` is not auto, map, copy or random"))),
     }
 }
