@@ -142,7 +142,8 @@ struct Threshold {
     uint64_t amount; // what these keys sum to
 };
 
-// 10 bits of the interval at a time, until one key is left or done() says so. may(keys, x) is a quick no for most elements;
+// 10 bits of the interval at a time, until one key is left or done() says so. may(keys, x) is a
+// quick no for most elements;
 // add(i, x, keys, key, amount) sets key and amount, and says whether the element counts.
 template <class Done, class May, class Add>
 __device__ void narrow(Group &group, const Slice &slice, Threshold &t, bool ones, const Done &done,
@@ -249,9 +250,10 @@ struct CoarseBins {
         const uint32_t above = ordered(max - (float(bin) + 0.25f) * width) + 1;
 #pragma unroll 1
         for (int shift = (31 - __clz(above - found)) / 5 * 5; shift >= 0; shift -= 5) {
-            const uint32_t key = found + (threadIdx.x % 32 << shift);
-            const bool beyond = key < LOWEST_KEY || (key < above && of(from_ordered(key)) > bin);
-            found += (__popc(__ballot_sync(ALL_LANES, key >= found && beyond)) - 1) << shift;
+            const uint64_t key = found + (uint64_t(threadIdx.x % 32) << shift);
+            const bool beyond =
+                key < LOWEST_KEY || (key < above && of(from_ordered(uint32_t(key))) > bin);
+            found += (__popc(__ballot_sync(ALL_LANES, beyond)) - 1) << shift;
         }
         return found;
     }
