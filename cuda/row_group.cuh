@@ -1,5 +1,6 @@
-// Eight blocks that share a row of logits: how they meet, and what they read of each other. A cluster
-// and its shared memory on sm_90; counters and copies in device memory before. No kernels here.
+// Eight blocks that share a row of logits: how they meet, and what they read of each other. A
+// cluster and its shared memory on sm_90; counters and copies in device memory before. No kernels
+// here.
 //
 // Also what all parts of sampling have in common: sizes, keys that compare as floats do, and sums.
 // Sums are 64-bit integers: exact, so that neither their order nor who else is on the GPU changes
@@ -76,8 +77,8 @@ __device__ __forceinline__ uint64_t warp_scan(uint64_t x) {
     return x;
 }
 
-// The lane in which the sum over lanes reaches `target` (1 or more), which becomes what is left of it
-// there; 32 if none does.
+// The lane in which the sum over lanes reaches `target` (1 or more), which becomes what is left of
+// it there; 32 if none does.
 __device__ __forceinline__ uint32_t reaching_lane(uint64_t sum, uint64_t &target) {
     const uint64_t through = warp_scan(sum);
     const uint32_t reached = __ballot_sync(ALL_LANES, through >= target);

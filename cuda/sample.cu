@@ -1,17 +1,45 @@
 // Sampling: logits -> one token a row, without a sort; the steps and their order are those of
-// src/sample.rs.
+// src/sample.rs, but the draw goes in order of id also under top-p.
 //
-//   sample_tokens   repetition penalty, presence and frequency penalties, temperature, top-k,
-//   top-p,
-//                   min-p, softmax, draw; or, at temperature 0, the largest logit after penalties
+//   x = penalised logit; greedy: the lowest id of the largest x
+//   w = exp((x - max x) / temperature); of those kept by top-k, top-p and min-p the first id, in
+//   order, at which the running sum of w passes uniform * (sum of w)
 //
-// One kernel, one parameter: SampleArguments (below) by value.
+// One kernel, sample_tokens, with one parameter: SampleArguments (below) by value. Logits that hold
+// NaN or +infinity, or nothing but -infinity, give 0xffffffff; -infinity is never drawn.
 //
 // Launch: grid 8 * groups; block 512; dynamic shared memory SHARED_BYTES = 98,992 (raise the
-// function's limit); workspace workspace_bytes(groups) = 135,424 * groups, zeroed once. Groups: on
-// sm_90 one a row (the kernel is compiled for clusters of 8 and needs no launch attribute; it leaves
-// the workspace alone); where other code runs, at most SMs / 8, all of them resident together.
-// Programmatic dependent launch may be on or off.
+// function's limit); workspace workspace_bytes(SMs) = SMs / 8 * 135,424, zeroed once. Groups: on
+// sm_90 one a row (the kernel is compiled for clusters of 8, needs no launch attribute, and leaves
+// the workspace alone); where other code runs at most SMs / 8, all of them resident together.
+// Programmatic dependent launch may be on or off. At least 8 SMs.
+//
+//   row --> group of 8 blocks --> block r: ids r * share .. (r + 1) * share, in shared memory
+//   load, penalties | max --meet--> top-k: counts --meet--> .. --> top-p: weights --meet--> ..
+//   --> sums in order of id --meet--> the block, warp and lane that the random number falls into
+//
+// Determinism and precision: weights are integers in units of 2^-40 of the largest one, so sums are
+// exact in any order. A weight is off by at most w * (3 * 2^-24 * |x - max| / T + 2^-22) + 2^-41
+// (three roundings of the exponent, exp2, fixed point); a temperature below 5e-39 counts as that.
+//
+// Bytes: 4 * num_ids + 8 * seen a row, read once; a pass over the copy is 4 * num_ids of shared
+// memory. FLOPs: about 20 an id and pass of weights. 64 rows of 151,851 ids are 39 MB, 9 us at the
+// rate of the L2; bound by the latency of meetings (1 row) and by instructions (64 rows): at best
+// 43 % of that roofline (greedy, 64 rows, 21 us; 2026-11-24, H200).
+//
+// Ladder (H200, 2026-11-24; us in a graph at 1 and 64 rows of 151,851 ids: greedy; top_p 0.8 with
+// penalties of 2000 ids)
+//   1024 threads, persistent groups SMs / 8, 64 KB of peers' bins read a step; expected 10 and 45:
+//     greedy 6.0, 46; top-p 38, 286. A cluster of 8 does not fit 16 times: half the groups waited.
+//   Sums of 32 bins published, so 4 KB are read a step; four neighbours a lane, one vote for all:
+//     greedy 5.6, 43; top-p 20.5, 165. A group a row: 34; 113.
+//   512 threads, two blocks an SM, a group a row: greedy 5.1, 22; top-p 21.4, 81.
+//   Stop when a bin holds one element; edges of coarse bins from arithmetic; no 64-bit conversion
+//     (XU pipe): greedy 5.0, 22; top-p 16.4, 65. T 1 alone got slower (9.9 to 10.9): branches.
+//   The same with helpers out of line (64 KB of code for 118): 3 % slower, although it starts cold.
+//   Weights without branches: expected 2 us less for T 1; not timed.
+// Flat logits (top-p 53 us at 1 row) and many equals (72) queue for one bin's address.
+
 #include "common.cuh"
 #include "select.cuh"
 
@@ -58,7 +86,7 @@ constexpr float COUNT_RANGE = 16.0f; // logits below the largest that coarse bin
 
 // The launch. Groups go round the rows, so any number of them is right, but before sm_90 the blocks
 // wait for each other and must all be resident.
-constexpr uint32_t SHARED_BYTES = sizeof(Shared);
+[[maybe_unused]] constexpr uint32_t SHARED_BYTES = sizeof(Shared);
 constexpr uint32_t num_groups(bool clusters, uint32_t num_sms, uint32_t max_rows) {
     const uint32_t most = clusters ? max_rows : num_sms / BLOCKS;
     return max_rows < most ? max_rows : most;
@@ -284,8 +312,11 @@ __device__ void draw(Group &group, const Slice &slice, const Drawable &drawable,
         if (lane == found) {
             uint32_t c = 0;
             uint64_t through = 0;
-            while (c < 3 && (through += drawable.of(slice.values[i + c], slice.first + i + c)) < target)
-                c++;
+            for (; c < 3; c++) {
+                through += drawable.of(x.at[c], slice.first + i + c);
+                if (through >= target)
+                    break;
+            }
             *token = slice.first + i + c;
         }
         return;

@@ -1,9 +1,9 @@
-// Where a running sum over a row's logits, from the largest, reaches a target: radix selection by the
-// blocks of a group. What is summed is a Measure: a count for top-k, weights for top-p.
+// Where a running sum over a row's logits, from the largest, reaches a target: radix selection by
+// the blocks of a group. What is summed is a Measure: a count for top-k, weights for top-p.
 // No kernels here.
 //
-//   block r:  slice r of the row --fill_coarse--> 1024 sums --publish_bins--> cross: the bin in which
-//   the eight blocks' sums reach the target --narrow: bins within that bin, till one logit is left
+//   block r:  slice r of the row --fill_coarse--> 1024 sums --publish_bins--> cross: the bin in
+//   which the eight blocks' sums reach the target --narrow: bins within it, till one logit is left
 #pragma once
 
 #include "row_group.cuh"
@@ -44,7 +44,8 @@ template <int UNROLL = 1, class Visit>
 __device__ __forceinline__ void each_four(const Slice &slice, Visit visit) {
     const uint32_t lane = threadIdx.x % 32;
 #pragma unroll UNROLL
-    for (uint32_t base = threadIdx.x / 32 * WARP_STEP; base < slice.count; base += WARPS * WARP_STEP)
+    for (uint32_t base = threadIdx.x / 32 * WARP_STEP; base < slice.count;
+         base += WARPS * WARP_STEP)
         visit(base + lane * 4, slice.four(base + lane * 4));
 }
 
@@ -142,7 +143,8 @@ struct Threshold {
     uint64_t amount; // what these keys sum to
 };
 
-// 10 bits of the interval at a time, until one key is left or done() says so. may(keys, x) is a quick no for most elements;
+// 10 bits of the interval at a time, until one key is left or done() says so. may(keys, x) is a
+// quick no for most elements;
 // add(i, x, keys, key, amount) sets key and amount, and says whether the element counts.
 template <class Done, class May, class Add>
 __device__ void narrow(Group &group, const Slice &slice, Threshold &t, bool ones, const Done &done,
@@ -178,9 +180,9 @@ __device__ void narrow(Group &group, const Slice &slice, Threshold &t, bool ones
 
 // ---- weights -----------------------------------------------------------------------------------
 
-// A weight from 0 to 1 in units of 2^-40, to nearest. Adding a power of two (or 1.5 of it) leaves the
-// steps of its last place in the low bits: first 2^-17, then 2^-40. The conversion instruction to 64
-// bits takes four times as long as all of this.
+// A weight from 0 to 1 in units of 2^-40, to nearest. Adding a power of two (or 1.5 of it) leaves
+// the steps of its last place in the low bits: first 2^-17, then 2^-40. The conversion instruction
+// to 64 bits goes through a slow unit.
 __device__ __forceinline__ uint64_t to_fixed(float weight) {
     const float coarse = __fadd_rn(weight, 64.0f);
     const float rest = __fsub_rn(weight, __fsub_rn(coarse, 64.0f));
@@ -249,9 +251,10 @@ struct CoarseBins {
         const uint32_t above = ordered(max - (float(bin) + 0.25f) * width) + 1;
 #pragma unroll 1
         for (int shift = (31 - __clz(above - found)) / 5 * 5; shift >= 0; shift -= 5) {
-            const uint32_t key = found + (threadIdx.x % 32 << shift);
-            const bool beyond = key < LOWEST_KEY || (key < above && of(from_ordered(key)) > bin);
-            found += (__popc(__ballot_sync(ALL_LANES, key >= found && beyond)) - 1) << shift;
+            const uint64_t key = found + (uint64_t(threadIdx.x % 32) << shift);
+            const bool beyond =
+                key < LOWEST_KEY || (key < above && of(from_ordered(uint32_t(key))) > bin);
+            found += (__popc(__ballot_sync(ALL_LANES, beyond)) - 1) << shift;
         }
         return found;
     }
