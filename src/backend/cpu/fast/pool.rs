@@ -5,6 +5,10 @@
 //! does the little work between them. Threads without work use that time to ask for the first part
 //! of what they will read in the next job, which then lies in their second-level cache.
 //!
+//! A thread that has not begun its part when the caller is done with its own loses it: the caller
+//! does that part, too. So on a machine that is busy with other things nobody waits for a thread the
+//! system does not run.
+//!
 //! A decode step hands out about five jobs a layer, each 20-300 us long; waking a sleeping thread
 //! costs about 50 us, so the threads keep awake between the jobs of a step.
 
@@ -30,14 +34,28 @@ struct Shared {
     /// Counts jobs; a change means a new one is in `job`.
     epoch: AtomicU64,
     job: Mutex<Option<SendJob>>,
-    /// Workers that have not finished the present job.
+    /// Parts of the present job that are not finished, the caller's own not counted.
     running: AtomicUsize,
+    /// By worker: the last job whose part was begun, by the worker or by the caller in its place.
+    begun: Vec<Begun>,
     panicked: AtomicBool,
     stop: AtomicBool,
     sleepers: Mutex<usize>,
     wake: Condvar,
     /// What each thread will read in the next job.
     ahead: Vec<Ahead>,
+}
+
+/// A cache line of its own.
+#[derive(Default)]
+#[repr(align(64))]
+struct Begun(AtomicU64);
+
+impl Begun {
+    /// May the caller of this do the part of job `epoch`? True once.
+    fn claim(&self, epoch: u64) -> bool {
+        self.0.compare_exchange(epoch - 1, epoch, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
 }
 
 /// Addresses to be asked for while there is nothing else to do; a cache line of its own.
@@ -96,6 +114,7 @@ impl Pool {
             epoch: AtomicU64::new(0),
             job: Mutex::new(None),
             running: AtomicUsize::new(0),
+            begun: (0..num_threads.max(1)).map(|_| Begun::default()).collect(),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             sleepers: Mutex::new(0),
@@ -127,6 +146,14 @@ impl Pool {
         &self.cursors
     }
 
+    /// Ends the threads.
+    fn stop(&self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        let _guard = self.shared.sleepers.lock();
+        self.shared.wake.notify_all();
+    }
+
     /// What each thread will read after the next job, from `base` on: threads without work ask for
     /// it, so that memory has no pause between two jobs.
     pub(super) fn foresee(&self, base: *const u8, part: impl Fn(usize) -> Range<usize>) {
@@ -140,8 +167,8 @@ impl Pool {
         }
     }
 
-    /// Calls `job(0)` here and `job(1)`, `job(2)`... on the other threads; returns when all are
-    /// done. A panic in any of them becomes a panic here, after all are done.
+    /// Calls `job(0)` here and `job(1)`, `job(2)`... on the other threads (or here, where a thread
+    /// does not come); returns when all are done. A panic in any of them becomes a panic here, after all are done.
     pub(super) fn run(&self, job: &(dyn Fn(usize) + Sync)) {
         if self.threads.is_empty() {
             return job(0);
@@ -152,11 +179,15 @@ impl Pool {
         let erased = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), Job>(job) };
         *shared.job.lock() = Some(SendJob(erased));
         shared.running.store(self.threads.len(), Ordering::Release);
-        shared.epoch.fetch_add(1, Ordering::SeqCst);
+        let epoch = shared.epoch.fetch_add(1, Ordering::SeqCst) + 1;
         if *shared.sleepers.lock() > 0 {
             shared.wake.notify_all();
         }
-        let mine = catch_unwind(AssertUnwindSafe(|| job(0)));
+        let mut mine = catch_unwind(AssertUnwindSafe(|| job(0)));
+        for worker in (1..self.num_threads()).filter(|&worker| shared.begun[worker].claim(epoch)) {
+            mine = mine.and(catch_unwind(AssertUnwindSafe(|| job(worker))));
+            shared.running.fetch_sub(1, Ordering::AcqRel);
+        }
         let mut spins = 0_u32;
         while shared.running.load(Ordering::Acquire) > 0 {
             if !shared.ahead[0].step() {
@@ -173,11 +204,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
-        let guard = self.shared.sleepers.lock();
-        self.shared.wake.notify_all();
-        drop(guard);
+        self.stop();
         for thread in self.threads.drain(..) {
             // A worker catches its jobs' panics, so it ends normally.
             let _ = thread.join();
@@ -202,6 +229,9 @@ fn work(shared: &Shared, worker: usize) {
         seen = next_epoch(shared, seen, &shared.ahead[worker]);
         if shared.stop.load(Ordering::SeqCst) {
             return;
+        }
+        if !shared.begun[worker].claim(seen) {
+            continue;
         }
         let job = *shared.job.lock();
         if let Some(SendJob(job)) = job {
@@ -243,6 +273,38 @@ fn next_epoch(shared: &Shared, seen: u64, ahead: &Ahead) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whoever comes first.
+    #[test]
+    fn every_part_of_a_job_is_done_once() {
+        for num_threads in [1, 2, 3, 9] {
+            let pool = Pool::new(num_threads).expect("threads");
+            for _ in 0..200 {
+                let counts: Vec<AtomicUsize> =
+                    (0..num_threads).map(|_| Default::default()).collect();
+                pool.run(&|worker| _ = counts[worker].fetch_add(1, Ordering::Relaxed));
+                assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_a_thread_that_is_not_run() {
+        let pool = Pool::new(2).expect("threads");
+        pool.stop();
+        while !pool.threads[0].is_finished() {
+            std::thread::yield_now();
+        }
+        // What stopped the thread counted as a job.
+        assert!(pool.shared.begun[1].claim(1));
+        let here = std::thread::current().id();
+        let done = AtomicUsize::new(0);
+        pool.run(&|worker| {
+            assert_eq!(std::thread::current().id(), here);
+            done.fetch_add(1 + worker, Ordering::Relaxed);
+        });
+        assert_eq!(done.into_inner(), 3);
+    }
 
     #[test]
     fn what_is_foreseen_is_asked_for_once_and_never_beyond_its_end() {
