@@ -17,6 +17,7 @@ mod kernels;
 mod launch;
 mod load;
 mod memory;
+mod peek;
 mod prefill;
 mod sample;
 mod skinny;
@@ -163,26 +164,6 @@ impl Cuda {
 
     fn context(&self) -> &std::sync::Arc<Context> {
         self.launcher.stream.context()
-    }
-
-    /// Puts `data` `[rows, cols]` into `buffer`, rounded to its precision. For tests.
-    pub fn write(&mut self, buffer: &mut DeviceBuffer, data: &[f32]) -> Result<()> {
-        buffer.set_rows(data.len() / buffer.cols());
-        let mut host = PinnedMemory::new(self.context(), data.len() * 4, "a buffer's contents")?;
-        let bytes = load::encode(data, buffer.element(self.settings.dtype));
-        host.bytes_mut()[..bytes.len()].copy_from_slice(&bytes);
-        buffer.memory.upload(&self.launcher.stream, 0, &host, bytes.len())?;
-        self.launcher.stream.wait()
-    }
-
-    /// The rows in use of `buffer`. For tests.
-    pub fn read(&self, buffer: &DeviceBuffer) -> Result<Vec<f32>> {
-        let dtype = buffer.element(self.settings.dtype);
-        let len = buffer.rows() * buffer.cols() * dtype.size_bytes();
-        let mut host = PinnedMemory::new(self.context(), len, "a buffer's contents")?;
-        buffer.memory.download(&self.launcher.stream, &mut host, len)?;
-        self.launcher.stream.wait()?;
-        Ok(crate::tensor::decode_f32(dtype, &host.bytes_mut()[..len]))
     }
 
     fn uploader(&mut self) -> Result<(&mut Uploader, &Stream)> {
