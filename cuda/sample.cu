@@ -23,9 +23,9 @@
 // (three roundings of the exponent, exp2, fixed point); a temperature below 5e-39 counts as that.
 //
 // Bytes: 4 * num_ids + 8 * seen a row, read once; a pass over the copy is 4 * num_ids of shared
-// memory. FLOPs: about 20 an id and pass of weights. 64 rows of 151,851 ids are 39 MB, 9 us at the
-// rate of the L2; bound by the latency of meetings (1 row) and by instructions (64 rows): at best
-// 43 % of that roofline (greedy, 64 rows, 21 us; 2026-11-24, H200).
+// memory. FLOPs: about 20 an id and pass of weights. 64 rows of 151,851 ids are 39 MB, 9 us at an
+// assumed 4.3 TB/s; bound by the latency of meetings (1 row) and by instructions (64 rows): at best
+// 43 % of that (greedy, 64 rows, 21 us; 2026-11-24, H200).
 //
 // Ladder (H200, 2026-11-24; us in a graph at 1 and 64 rows of 151,851 ids: greedy; top_p 0.8 with
 // penalties of 2000 ids)
@@ -37,7 +37,9 @@
 //   Stop when a bin holds one element; edges of coarse bins from arithmetic; no 64-bit conversion
 //     (XU pipe): greedy 5.0, 22; top-p 16.4, 65. T 1 alone got slower (9.9 to 10.9): branches.
 //   The same with helpers out of line (64 KB of code for 118): 3 % slower, although it starts cold.
-//   Weights without branches: expected 2 us less for T 1; not timed.
+//   Weights without branches: expected 2 us less for T 1; not timed, and run so far only by the
+//     harness over an emulation of the kernel on the host, like two fixes of rare cases before it
+//     (a bin that spans zero; top-k's floor under a nucleus that stopped at a bin).
 // Flat logits (top-p 53 us at 1 row) and many equals (72) queue for one bin's address.
 
 #include "common.cuh"
