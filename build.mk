@@ -89,10 +89,11 @@ build/bin/chat: examples/chat.cpp include/qwen.hpp $(HPP_PARTS) include/qwen.h b
 	@mkdir -p build/bin
 	$(CXX) -std=c++17 -Wall -Wextra $(CXXFLAGS) -Iinclude $< -o $@ -Lbuild/lib -lqwen -pthread $(RUNPATH)
 
+# What `make lib` has built is installed as it is: root needs no Rust for it.
 # The templates' paths are relative to where they lie, so an installed tree can be moved.
 TEMPLATE = sed -e 's|@VERSION@|$(QWEN_VERSION)|g' -e 's|@SONAME@|$(SONAME)|g'
 
-install: lib ## put library, headers, pkg-config and CMake files under PREFIX (and DESTDIR)
+install: $(if $(wildcard build/lib/$(SONAME)),,lib) ## put library, headers, pkg-config and CMake files under PREFIX (and DESTDIR)
 	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(LIBDIR)/cmake/qwen $(DESTDIR)$(INCLUDEDIR)/qwen
 	install -m 755 build/lib/$(SONAME) $(DESTDIR)$(LIBDIR)/$(SONAME)
 	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libqwen.so
@@ -101,6 +102,7 @@ install: lib ## put library, headers, pkg-config and CMake files under PREFIX (a
 	$(TEMPLATE) include/qwen.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/qwen.pc
 	$(TEMPLATE) include/qwenConfig.cmake.in > $(DESTDIR)$(LIBDIR)/cmake/qwen/qwenConfig.cmake
 	$(TEMPLATE) include/qwenConfigVersion.cmake.in > $(DESTDIR)$(LIBDIR)/cmake/qwen/qwenConfigVersion.cmake
+	@[ -n "$(DESTDIR)" ] || [ "$$(id -u)" -ne 0 ] || ldconfig 2>/dev/null || true
 
 abi-test: c-test ## header, symbols, C and C++ programs, sanitizers, installed tree
 	cargo test --locked --profile checked --test abi

@@ -10,11 +10,13 @@
 #include <qwen.hpp>
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
+#include <limits>
 #include <string>
 #include <thread>
 #include <unistd.h>
@@ -73,23 +75,30 @@ struct Arguments {
     bool has_prompt = false, has_seed = false;
 };
 
+const char *const USAGE = "usage: chat --model DIR [--prompt TEXT] [--system TEXT] [--seed N] "
+                          "[--conf KEY=VALUE]... [--threads N]\n";
+
 [[noreturn]] void usage(const std::string &why) {
-    std::cerr << "chat: " << why << "\nusage: chat --model DIR [--prompt TEXT] [--system TEXT] "
-              << "[--seed N] [--conf KEY=VALUE]... [--threads N]\n";
+    std::cerr << "chat: " << why << "\n" << USAGE;
     std::exit(2);
 }
 
 /// A whole number from 0, or no answer.
 bool parse_number(const std::string &text, long &number) {
     char *end = nullptr;
+    errno = 0;
     number = std::strtol(text.c_str(), &end, 10);
-    return !text.empty() && *end == '\0' && number >= 0;
+    return !text.empty() && *end == '\0' && number >= 0 && errno != ERANGE;
 }
 
 Arguments parse(int argc, char **argv) {
     Arguments arguments;
     for (int at = 1; at < argc; at += 2) {
         const std::string name = argv[at];
+        if (name == "--help") {
+            std::cout << USAGE << HELP;
+            std::exit(0);
+        }
         if (at + 1 == argc)
             usage(name + " wants a value");
         const std::string value = argv[at + 1];
@@ -165,8 +174,8 @@ class Chat {
     /// Answers one question; false if that failed.
     bool answer(const std::string &question) {
         std::string reply;
-        const bool done = stream(seed_, reply, [&](auto &&on_event) {
-            return session_.chat(question, options_, on_event);
+        const bool done = stream(seed_, reply, [&](auto &options, auto &&on_event) {
+            return session_.chat(question, options, on_event);
         });
         if (!done)
             return false;
@@ -203,6 +212,8 @@ class Chat {
         } else if (command == ":reset-conf") {
             options_ = qwen::Options::generation();
             std::cout << "The settings are the checkpoint's.\n";
+        } else if (command[0] == ':') {
+            std::cerr << "chat: " << command << " is no command; :help lists them\n";
         } else {
             answer(line);
         }
@@ -226,10 +237,11 @@ class Chat {
     /// Prints a reply as it is made, and keeps it in `reply`; false if it failed.
     template <typename Generate> bool stream(long seed, std::string &reply, Generate &&generate) {
         interrupted = false;
-        options_.set("seed", seed);
+        qwen::Options options = qwen::Options::generation().merge(options_.json());
+        options.set("seed", seed);
         try {
             const Watch watch(session_);
-            reply = generate([](qwen::EventView event) {
+            reply = generate(options, [](qwen::EventView event) {
                 std::cout << event.text() << std::flush;
                 return interrupted ? QWEN_CANCEL : QWEN_CONTINUE;
             });
@@ -240,15 +252,17 @@ class Chat {
             if (error.code() != QWEN_E_CANCELLED)
                 std::cerr << "chat: " << error.what() << "\n";
             else
-                std::cerr << "(stopped; this turn is not remembered)\n";
+                std::cerr << "(stopped; this answer is not remembered)\n";
             return false;
         }
     }
 
     void regenerate() {
         std::string reply;
-        const bool done = stream(seed_ + ++attempts_, reply, [&](auto &&on_event) {
-            return session_.regenerate(options_, on_event);
+        const long room = std::numeric_limits<long>::max() - seed_;
+        const long seed = ++attempts_ <= room ? seed_ + attempts_ : attempts_ - room;
+        const bool done = stream(seed, reply, [&](auto &options, auto &&on_event) {
+            return session_.regenerate(options, on_event);
         });
         if (done)
             turns_.back().second = reply;

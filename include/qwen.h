@@ -18,7 +18,7 @@
  * - "Any thread" means: any thread, several at once. No state is kept per thread.
  * - Nothing is printed, no signal handler installed, no locale set, the process never ended. A bug
  *   in the library is QWEN_E_PANIC.
- * - After a fork, calls on an engine's objects in the child get QWEN_E_FORKED.
+ * - After a fork, calls in the child that need the engine's model get QWEN_E_FORKED.
  */
 
 
@@ -91,7 +91,7 @@
 /// Nothing happened in the time allowed; nothing was lost.
 #define QWEN_E_TIMEOUT 104
 
-/// The request's own deadline passed.
+/// The request's own deadline passed. Kept for that; nothing returns it yet.
 #define QWEN_E_DEADLINE 105
 
 /// The request, or the loading, was cancelled.
@@ -112,7 +112,7 @@
 /// A sound file asks for something this library does not do.
 #define QWEN_E_UNSUPPORTED 203
 
-/// Saved state belongs to another model.
+/// Saved state belongs to another model. Kept for that; nothing returns it yet.
 #define QWEN_E_STATE_MISMATCH 204
 
 /// The engine stopped working; open a new one. Codes 300 to 399: the engine or a device.
@@ -582,11 +582,13 @@ int32_t qwen_event_finish_reason(const qwen_event *event);
 /// not free it.
 const qwen_error *qwen_event_error(const qwen_event *event);
 
-/// Fills `usage` with the tokens counted, which are final on a QWEN_EVENT_FINISHED or _FAILED. Set
-/// `usage->struct_size` first.
+/// Fills `usage` with the tokens counted: of the whole request on a QWEN_EVENT_FINISHED or _FAILED, 0
+/// before. Set `usage->struct_size` first.
 ///
 /// Errors: QWEN_E_ARG for a struct_size that no version had.
-int32_t qwen_event_usage(const qwen_event *event, qwen_usage *usage, qwen_error **err);
+int32_t qwen_event_usage(const qwen_event *event,
+                         qwen_usage *usage,
+                         qwen_error **err);
 
 /// Frees an event. Not for events that a callback or a list lends. NULL is nothing.
 void qwen_event_free(qwen_event *event);

@@ -118,6 +118,6 @@ fn interrupt_stops_the_answer_and_not_the_program() {
     std::io::Read::read_to_string(&mut output, &mut rest).expect("the rest");
     let ended = chat.wait_with_output().expect("its end");
     assert!(ended.status.success());
-    assert!(said(&ended).1.contains("(stopped; this turn is not remembered)"), "{ended:?}");
+    assert!(said(&ended).1.contains("(stopped; this answer is not remembered)"), "{ended:?}");
     assert!(rest.contains("Nothing has been said."), "{rest}");
 }

@@ -48,7 +48,7 @@ pub const QWEN_E_CONTEXT_FULL: i32 = 102;
 pub const QWEN_E_QUEUE_FULL: i32 = 103;
 /// Nothing happened in the time allowed; nothing was lost.
 pub const QWEN_E_TIMEOUT: i32 = 104;
-/// The request's own deadline passed.
+/// The request's own deadline passed. Kept for that; nothing returns it yet.
 pub const QWEN_E_DEADLINE: i32 = 105;
 /// The request, or the loading, was cancelled.
 pub const QWEN_E_CANCELLED: i32 = 106;
@@ -62,7 +62,7 @@ pub const QWEN_E_IO: i32 = 201;
 pub const QWEN_E_CORRUPT: i32 = 202;
 /// A sound file asks for something this library does not do.
 pub const QWEN_E_UNSUPPORTED: i32 = 203;
-/// Saved state belongs to another model.
+/// Saved state belongs to another model. Kept for that; nothing returns it yet.
 pub const QWEN_E_STATE_MISMATCH: i32 = 204;
 /// The engine stopped working; open a new one. Codes 300 to 399: the engine or a device.
 pub const QWEN_E_ENGINE_FAILED: i32 = 300;

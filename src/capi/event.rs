@@ -214,8 +214,8 @@ pub unsafe extern "C" fn qwen_event_error(event: *const qwen_event) -> *const qw
     })
 }
 
-/// Fills `usage` with the tokens counted, which are final on a QWEN_EVENT_FINISHED or _FAILED. Set
-/// `usage->struct_size` first.
+/// Fills `usage` with the tokens counted: of the whole request on a QWEN_EVENT_FINISHED or _FAILED, 0
+/// before. Set `usage->struct_size` first.
 ///
 /// Errors: QWEN_E_ARG for a struct_size that no version had.
 #[unsafe(no_mangle)]

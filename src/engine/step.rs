@@ -128,6 +128,10 @@ impl Stepper {
             let sequence = &mut self.sequences[run.index];
             if !self.views[run.index].admitted {
                 admit(sequence, &self.shared.metrics);
+                let prompt_tokens = sequence.prompt_tokens();
+                self.shared.log(LogLevel::Debug, || {
+                    format!("a request of {prompt_tokens} prompt tokens starts")
+                });
             }
             let context = sequence.computed_tokens() + run.tokens;
             if !self.pool.grow(&mut sequence.pages, context) {
@@ -218,6 +222,9 @@ impl Stepper {
             }
             self.shared.metrics.pages_used.set(self.pool.num_used());
             for (sequence, (_, outcome)) in over.into_iter().zip(ended.drain(..)) {
+                self.shared.log(LogLevel::Debug, || {
+                    format!("a request ends: {outcome:?}, {:?}", sequence.usage())
+                });
                 sequence.finish(outcome);
             }
         }

@@ -22,7 +22,9 @@ use crate::batch::PAGE_TOKENS;
 use crate::checkpoint::Source;
 use crate::checkpoint::shard::check_world;
 use crate::engine::options::{MAX_THREADS, wrong};
-use crate::engine::{Engine, EngineOptions, EngineParts, Estimate, LoadProgress, LogHook};
+use crate::engine::{
+    Engine, EngineOptions, EngineParts, Estimate, LoadProgress, LogHook, LogLevel,
+};
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::generation::GenerationConfig;
@@ -36,6 +38,10 @@ const DEFAULT_FULL_SEQUENCES: usize = 4;
 
 /// Fewest pages worth opening an engine for: a question and a short answer.
 const FEWEST_PAGES: usize = 16;
+
+/// Rows beyond the vocabulary that a model may have for the sake of round sizes; the published ones
+/// have 85 to 213.
+const MOST_PADDING_ROWS: usize = 1024;
 
 /// Everything known about a checkpoint before its weights are touched.
 struct Plan {
@@ -71,6 +77,9 @@ pub(crate) fn open(
     let tokenizer = Arc::new(Tokenizer::open(folder)?);
     check_vocabulary(folder, &tokenizer, &plan)?;
     plan.usable_ids = tokenizer.num_tokens().min(plan.config.vocab_size);
+    if let Some(log) = &log {
+        caller.during(|| log(LogLevel::Info, "engine", &summary(folder, &plan)));
+    }
     let ranks = load_ranks(&mut plan, &options, (&caller, progress))?;
     Engine::start(EngineParts {
         info: info(folder, &plan, &options),
@@ -202,6 +211,14 @@ fn check_vocabulary(folder: &Path, tokenizer: &Tokenizer, plan: &Plan) -> Result
         );
         return Err(Error::corrupt(&folder.join("config.json"), reason));
     }
+    if rows > tokenizer.num_tokens() + MOST_PADDING_ROWS {
+        let reason = format!(
+            "the model has {rows} rows, the vocabulary only {} ids: it is cut short, or another \
+             model's",
+            tokenizer.num_tokens()
+        );
+        return Err(Error::corrupt(&folder.join("config.json"), reason));
+    }
     let end_of_text = tokenizer.end_of_text();
     let eos = &plan.generation.eos_token_ids;
     // Fine-tunes name <|im_end|>; the published files name <|endoftext|>.
@@ -233,6 +250,22 @@ fn load_ranks(
     (0..world)
         .map(|rank| load_rank(plan, options, &comm, Placement { rank, world }, &mut advance))
         .collect()
+}
+
+/// What the engine opens, in a line.
+fn summary(folder: &Path, plan: &Plan) -> String {
+    let estimate = &plan.estimate;
+    let gpu = if plan.no_gpu.is_empty() { "" } else { "; no GPU: " };
+    format!(
+        "opening {} on {}: weights {} MiB, KV cache {} MiB for {} tokens, workspace {} MiB{gpu}{}",
+        folder.display(),
+        plan.target.info()["name"].as_str().unwrap_or_default(),
+        estimate.weight_bytes >> 20,
+        estimate.kv_cache_bytes >> 20,
+        estimate.kv_cache_tokens,
+        estimate.workspace_bytes >> 20,
+        plan.no_gpu
+    )
 }
 
 fn info(folder: &Path, plan: &Plan, options: &EngineOptions) -> serde_json::Value {
