@@ -466,7 +466,8 @@ int32_t qwen_engine_health(const qwen_engine *engine, qwen_error **err);
 /// `timeout_ms` milliseconds, for ever if that is negative. Later calls answer QWEN_E_CLOSED; the
 /// handle is still to be freed. Any thread, any number of times.
 ///
-/// Errors: QWEN_E_TIMEOUT when requests still run (the shutdown goes on); QWEN_E_ARG.
+/// Errors: QWEN_E_TIMEOUT when it has not ended in that time (the shutdown goes on; an idle engine,
+/// too, needs a moment); QWEN_E_ARG.
 int32_t qwen_engine_shutdown(qwen_engine *engine,
                              int32_t how,
                              int64_t timeout_ms,

@@ -50,13 +50,41 @@ fn a_vocabulary_cut_short_is_refused() {
 }
 
 #[test]
-fn fewer_layers_than_the_files_hold_are_refused() {
-    let folder = copy("tiny/plain-f32", "layers");
+fn a_vocabulary_far_shorter_than_the_model_is_refused_without_further_evidence() {
+    let folder = copy("tiny/plain-f32", "far");
+    edit_config(&folder, "vocab_size", 5000);
+    std::fs::remove_file(folder.join("generation_config.json")).expect("removed");
+    // Random weights have as many rows as the configuration says.
+    let options = EngineOptions { weights: "random".to_string(), ..EngineOptions::default() };
+    let error = fails(&folder, &options);
+    std::fs::remove_dir_all(&folder).expect("clean up");
+    assert!(error.to_string().contains("it is cut short"), "{error}");
+}
+
+#[test]
+fn more_layers_than_the_files_hold_are_refused_before_loading() {
+    let folder = copy("tiny/plain-f32", "more-layers");
+    edit_config(&folder, "num_hidden_layers", 3);
+    let error = fails(&folder, &EngineOptions::default());
+    let estimate = Engine::estimate(&folder, &EngineOptions::default());
+    std::fs::remove_dir_all(&folder).expect("clean up");
+    assert!(error.to_string().contains("transformer.h.2."), "{error}");
+    assert_eq!(estimate.err(), Some(error), "no weight need be read for it");
+}
+
+/// Sets `key` of the folder's config.json.
+fn edit_config(folder: &Path, key: &str, value: usize) {
     let path = folder.join("config.json");
     let text = std::fs::read_to_string(&path).expect("config.json");
     let mut config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-    config["num_hidden_layers"] = 1.into();
+    config[key] = value.into();
     std::fs::write(&path, config.to_string()).expect("a config");
+}
+
+#[test]
+fn fewer_layers_than_the_files_hold_are_refused() {
+    let folder = copy("tiny/plain-f32", "layers");
+    edit_config(&folder, "num_hidden_layers", 1);
     let error = fails(&folder, &EngineOptions::default());
     std::fs::remove_dir_all(&folder).expect("clean up");
     assert!(error.to_string().contains("num_hidden_layers"), "{error}");

@@ -229,7 +229,8 @@ pub unsafe extern "C" fn qwen_engine_health(
 /// `timeout_ms` milliseconds, for ever if that is negative. Later calls answer QWEN_E_CLOSED; the
 /// handle is still to be freed. Any thread, any number of times.
 ///
-/// Errors: QWEN_E_TIMEOUT when requests still run (the shutdown goes on); QWEN_E_ARG.
+/// Errors: QWEN_E_TIMEOUT when it has not ended in that time (the shutdown goes on; an idle engine,
+/// too, needs a moment); QWEN_E_ARG.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qwen_engine_shutdown(
     engine: *mut qwen_engine,

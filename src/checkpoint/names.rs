@@ -31,6 +31,20 @@ pub enum LayerTensor {
     DownWeight,
 }
 
+impl LayerTensor {
+    /// All tensors of a layer.
+    pub const ALL: [LayerTensor; 8] = [
+        LayerTensor::AttentionNorm,
+        LayerTensor::QkvWeight,
+        LayerTensor::QkvBias,
+        LayerTensor::OWeight,
+        LayerTensor::MlpNorm,
+        LayerTensor::GateWeight,
+        LayerTensor::UpWeight,
+        LayerTensor::DownWeight,
+    ];
+}
+
 /// What the names of all layers' tensors begin with; the layer's number follows.
 const LAYER_PREFIX: &str = "transformer.h.";
 

@@ -18,9 +18,6 @@ use crate::error::{Error, Result};
 use crate::model::generation::GenerationConfig;
 use crate::text::tokenizer::Tokenizer;
 
-/// What a shutdown waits for at least, so that an idle engine is not reported as running.
-const LEAST_WAIT: Duration = Duration::from_millis(20);
-
 /// One engine, as every thread sees it.
 pub(crate) struct Shared {
     pub(crate) tokenizer: Arc<Tokenizer>,
@@ -165,8 +162,7 @@ impl Shared {
 
     /// Waits until the model is released.
     pub(crate) fn wait_released(&self, timeout: Duration) -> Result<()> {
-        // An engine with nothing to do ends at once, but not before its thread has run.
-        let deadline = Deadline::after(Some(timeout.max(LEAST_WAIT)));
+        let deadline = Deadline::after(Some(timeout));
         let mut inbox = self.inbox.lock();
         while !matches!(inbox.mode, Mode::Released(_)) {
             deadline.wait(&self.stopped, &mut inbox)?;

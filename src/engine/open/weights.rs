@@ -70,8 +70,17 @@ impl ModelWeights {
     }
 }
 
-/// No layer may be left out silently: that would be another model.
+/// Every tensor is there before the first one is read, and no layer is left out silently: that would be
+/// another model.
 fn check_layers(folder: &Path, checkpoint: &Checkpoint, config: &ModelConfig) -> Result<()> {
+    for index in 0..config.num_layers {
+        for tensor in LayerTensor::ALL {
+            checkpoint.shape(&names::layer(index, tensor))?;
+        }
+    }
+    for name in [names::EMBEDDING, names::FINAL_NORM, names::LM_HEAD] {
+        checkpoint.shape(name)?;
+    }
     let beyond = names::layer(config.num_layers, LayerTensor::QkvWeight);
     if !checkpoint.contains(&beyond) {
         return Ok(());
