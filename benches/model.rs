@@ -185,15 +185,18 @@ impl Bench {
         }
     }
 
-    /// Seconds of one pass over the streaming memory on all threads.
+    /// Seconds of one pass over the streaming memory on all threads, by the faster way of reading.
     fn read_seconds(&self, threads: usize) -> f64 {
-        let start = Instant::now();
-        std::thread::scope(|scope| {
-            for part in self.memory.chunks(self.memory.len().div_ceil(threads)) {
-                scope.spawn(|| black_box(fold(part)));
-            }
-        });
-        start.elapsed().as_secs_f64()
+        let pass = |read: fn(&[u8]) -> u64| {
+            let start = Instant::now();
+            std::thread::scope(|scope| {
+                for part in self.memory.chunks(self.memory.len().div_ceil(threads)) {
+                    scope.spawn(move || black_box(read(part)));
+                }
+            });
+            start.elapsed().as_secs_f64()
+        };
+        pass(fold).min(pass(fold_ahead))
     }
 }
 
@@ -206,6 +209,42 @@ fn streaming_memory() -> MmapMut {
         word.copy_from_slice(&index.to_le_bytes());
     }
     memory
+}
+
+/// How far ahead `fold_ahead` asks for lines: more than the hardware's own prefetchers reach.
+const AHEAD_BYTES: usize = 4096;
+
+/// The same as `fold`, asking for each line early and reading it with vectors as wide as there are.
+fn fold_ahead(bytes: &[u8]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        // SAFETY: the instructions are there.
+        return unsafe { fold_ahead_avx512(bytes) };
+    }
+    fold(bytes)
+}
+
+/// # Safety
+/// AVX-512 must be there.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+#[allow(unused_unsafe, reason = "newer compilers know that a prefetch is safe")]
+unsafe fn fold_ahead_avx512(bytes: &[u8]) -> u64 {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    let mut sums = [0_u64; 32];
+    for block in bytes.chunks_exact(256) {
+        for line in 0..4 {
+            // SAFETY: a hint: no address is wrong for it.
+            unsafe {
+                let ahead = block.as_ptr().wrapping_add(AHEAD_BYTES + 64 * line);
+                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+            }
+        }
+        for (sum, word) in sums.iter_mut().zip(block.chunks_exact(8)) {
+            *sum ^= u64::from_le_bytes(word.try_into().expect("eight bytes"));
+        }
+    }
+    sums.iter().fold(0, |a, b| a ^ b)
 }
 
 /// Exclusive or of 256-byte blocks: wide enough for the compiler to keep four vectors in flight.
