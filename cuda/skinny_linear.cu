@@ -136,7 +136,7 @@ __device__ inline void feed(const Arguments &a, const Shared &s, uint32_t feeder
     uint32_t units = share.units();
     uint32_t to = s.ring + feeder * FEEDER_ROWS * STAGE_PITCH;
     uint64_t policy = evict_first_policy();
-    allow_successors(); // they fit beside or after this block, and wait for it
+    qwen::release_successor(); // they fit beside or after this block, and wait for it
     for (uint32_t unit = 0; unit < units; unit++, walk.next(), at.next()) {
         if (unit >= NUM_STAGES)
             barrier_wait(s.empty + 8 * at.stage, at.parity ^ 1);
@@ -306,7 +306,7 @@ template <typename T, int MT> __device__ inline void consume(const Arguments &a,
     Ring at;
     uint32_t zero = a.rows >> 31;
     Multiplier<MT> x, x_next;
-    wait_for_predecessors();
+    qwen::wait_for_predecessor();
     if (share.tiles > 0)
         x_next.load(a, 0);
     for (uint32_t done = 0; done < share.tiles; done += share.group) {

@@ -2,9 +2,7 @@
 // fills, its barriers, and the matrix instruction. No kernels here; skinny_linear.cu has the story.
 #pragma once
 
-#include <cstdint>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "common.cuh"
 
 namespace skinny {
 
@@ -100,14 +98,6 @@ __device__ inline bool elect() {
     asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}"
                  : "=r"(elected));
     return elected;
-}
-
-__device__ inline void wait_for_predecessors() {
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
-__device__ inline void allow_successors() {
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
 __device__ inline void consumers_sync() {

@@ -78,18 +78,6 @@ pub enum Role {
     Unknown,
 }
 
-/// All tensors of a layer.
-const LAYER_TENSORS: [LayerTensor; 8] = [
-    LayerTensor::AttentionNorm,
-    LayerTensor::QkvWeight,
-    LayerTensor::QkvBias,
-    LayerTensor::OWeight,
-    LayerTensor::MlpNorm,
-    LayerTensor::GateWeight,
-    LayerTensor::UpWeight,
-    LayerTensor::DownWeight,
-];
-
 /// Last parts of the names of recomputed buffers: masks, rotary and log-n tables.
 const IGNORED_SUFFIXES: [&str; 4] =
     ["attn.masked_bias", "attn.bias", "rotary_emb.inv_freq", "logn_tensor"];
@@ -113,5 +101,5 @@ fn is_layer_tensor(name: &str) -> bool {
     };
     // The canonical spelling only: `h.00.` would never be asked for.
     let is_number = number.parse::<usize>().is_ok_and(|index| index.to_string() == number);
-    is_number && LAYER_TENSORS.iter().any(|tensor| suffix(*tensor) == rest)
+    is_number && LayerTensor::ALL.iter().any(|tensor| suffix(*tensor) == rest)
 }

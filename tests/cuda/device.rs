@@ -17,16 +17,8 @@ pub(crate) fn gpu() -> Option<Device> {
 }
 
 /// Extents for small steps.
-pub(crate) fn limits(head_dim: usize, (num_heads, num_kv_heads): (usize, usize)) -> StepLimits {
-    StepLimits {
-        max_tokens: 4096,
-        max_sequences: 64,
-        max_pages: 2048,
-        cache_pages: 4096,
-        head_dim,
-        num_heads,
-        num_kv_heads,
-    }
+pub(crate) fn limits(head_dim: usize) -> StepLimits {
+    StepLimits { max_tokens: 4096, max_sequences: 64, max_pages: 2048, cache_pages: 4096, head_dim }
 }
 
 /// A backend with room for `mlp_width` and `logits` columns.

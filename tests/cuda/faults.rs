@@ -169,9 +169,8 @@ fn decode_allocates_nothing_on_the_device_and_repeats_its_bits() {
 }
 
 #[test]
-fn opening_leaves_the_callers_context_alone() {
+fn estimates_leave_nothing_on_the_device() {
     let Some(device) = gpu() else { return };
-    // Another of our own stands for the host program's; what is seen is that nothing is left behind.
     let folder = tiny("context", 64);
     for _ in 0..3 {
         let before = device.free_bytes().expect("asked");

@@ -51,7 +51,7 @@ pub(crate) fn load_with(
     config: &ModelConfig,
     num_pages: usize,
 ) -> Result<Box<dyn Rank>> {
-    let sizes = limits(config.head_dim, (config.num_heads, config.num_kv_heads));
+    let sizes = limits(config.head_dim);
     let backend = backend(device, dtype, sizes, (config.intermediate_size, config.vocab_size));
     try_load(folder, backend, Limits { num_pages, ..LIMITS })
 }
@@ -63,7 +63,7 @@ pub(crate) fn on_gpu(
     dtype: Dtype,
     config: &ModelConfig,
 ) -> Box<dyn Rank> {
-    let mut sizes = limits(config.head_dim, (config.num_heads, config.num_kv_heads));
+    let mut sizes = limits(config.head_dim);
     sizes.max_tokens = LIMITS.max_tokens;
     sizes.max_sequences = LIMITS.max_logits_rows;
     load(folder, backend(device, dtype, sizes, (config.intermediate_size, config.vocab_size)))

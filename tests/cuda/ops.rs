@@ -84,7 +84,7 @@ fn linear_agrees_with_float64() {
     let Some(device) = gpu() else { return };
     let mut random = Random::from_env();
     for dtype in HALVES {
-        let mut cuda = backend(&device, dtype, limits(64, (1, 1)), (64, 64));
+        let mut cuda = backend(&device, dtype, limits(64), (64, 64));
         for case in 0..24 {
             let rows = random.pick(&[1, 2, 3, 5, 7, 8, 9, 16, 33, 200]);
             let k = random.pick(&[64, 128, 576, 1536, 2048]);
@@ -122,7 +122,7 @@ fn swiglu_agrees_with_float64() {
     let Some(device) = gpu() else { return };
     let mut random = Random::from_env();
     for dtype in HALVES {
-        let mut cuda = backend(&device, dtype, limits(64, (1, 1)), (1536, 64));
+        let mut cuda = backend(&device, dtype, limits(64), (1536, 64));
         for _ in 0..12 {
             let rows = random.pick(&[1, 2, 5, 8, 9, 40]);
             let (k, n) = (random.pick(&[64, 576]), random.pick(&[8, 24, 200, 1536]));
@@ -162,7 +162,7 @@ fn add_norm_agrees_with_float64() {
     let Some(device) = gpu() else { return };
     let mut random = Random::from_env();
     for dtype in HALVES {
-        let mut cuda = backend(&device, dtype, limits(64, (1, 1)), (64, 64));
+        let mut cuda = backend(&device, dtype, limits(64), (64, 64));
         for _ in 0..16 {
             let rows = random.pick(&[1, 2, 17, 300]);
             let cols = random.pick(&[8, 64, 576, 2048, 5120, 8192, 10240]);
@@ -205,7 +205,7 @@ fn embedding_and_gathered_rows_are_exact() {
     let Some(device) = gpu() else { return };
     let mut random = Random::from_env();
     for dtype in HALVES {
-        let mut cuda = backend(&device, dtype, limits(64, (1, 1)), (64, 64));
+        let mut cuda = backend(&device, dtype, limits(64), (64, 64));
         let table = weights(&mut random, dtype, 50, 576);
         let matrix = cuda.matrix(&table).expect("memory");
         let mut out = poisoned(&mut cuda, BufferKind::Stream, 40, 576);

@@ -37,7 +37,7 @@ fn rows_of(cuda: &mut Cuda, normal: &Normal) -> Vec<f32> {
 fn matrices_are_those_of_the_host() {
     let Some(device) = gpu() else { return };
     for (dtype, digits) in [(Dtype::Bf16, 8), (Dtype::F16, 11)] {
-        let mut cuda = backend(&device, dtype, limits(64, (1, 1)), (64, 64));
+        let mut cuda = backend(&device, dtype, limits(64), (64, 64));
         let normal = normal("matrix", dtype, 50, 4096);
         let got = rows_of(&mut cuda, &normal);
         let want = normal.tensor().expect("memory").to_f32();
@@ -60,7 +60,7 @@ fn interleaved_matrices_are_those_of_the_host() {
     let Some(device) = gpu() else { return };
     let mut random = Random::from_env();
     for dtype in [Dtype::Bf16, Dtype::F16] {
-        let mut cuda = backend(&device, dtype, limits(64, (1, 1)), (264, 64));
+        let mut cuda = backend(&device, dtype, limits(64), (264, 64));
         let (gate, up) = (normal("gate", dtype, 264, 576), normal("up", dtype, 264, 576));
         let tensors = [gate, up].map(|normal| normal.tensor().expect("memory"));
         let pairs = [

@@ -144,8 +144,7 @@ pub(crate) fn short_functions(source: &Source) -> Vec<Finding> {
 pub(crate) fn kernels_wait(source: &Source) -> Vec<Finding> {
     let is_ours = source.path.starts_with("cuda/") && source.has_extension(&["cu"]);
     let has = |text| source.code.contains(text);
-    let waits = has("wait_for_predecessor();") || has("wait_for_predecessors();");
-    if !is_ours || waits || !has("__global__") {
+    if !is_ours || has("wait_for_predecessor();") || !has("__global__") {
         return Vec::new();
     }
     vec![source.finding(0, "its kernels never call wait_for_predecessor()")]

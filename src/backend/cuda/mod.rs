@@ -366,16 +366,16 @@ impl Backend for Cuda {
         out.set_rows(qkv.rows());
         assert!(out.cols() == heads.num_heads * heads.head_dim && out.kind() == qkv.kind());
         self.launcher.check_heads(&self.step.extents, heads, qkv, kv);
-        let Cuda { launcher, step, angles, .. } = self;
-        self.failed = self.failed.take().or_else(|| {
-            let singles = step
-                .extents
-                .has_single
-                .then(|| self.decode.run(launcher, step, (heads, angles), qkv, (kv, layer), out));
-            let many = (step.extents.longest > 1)
-                .then(|| self.prefill.run(launcher, step, heads, qkv, (kv, layer), out));
-            singles.into_iter().chain(many).find_map(Result::err)
-        });
+        let target = (kv, layer);
+        if self.step.extents.has_single {
+            let shape = (heads, &self.angles);
+            let result = self.decode.run(&self.launcher, &self.step, shape, qkv, target, out);
+            self.note(result);
+        }
+        if self.step.extents.longest > 1 {
+            let result = self.prefill.run(&self.launcher, &self.step, heads, qkv, target, out);
+            self.note(result);
+        }
     }
 
     fn gather_rows(&mut self, x: &DeviceBuffer, _rows: &[u32], out: &mut DeviceBuffer) {

@@ -39,10 +39,6 @@ pub struct StepLimits {
     pub cache_pages: usize,
     /// Elements of a head.
     pub head_dim: usize,
-    /// Query heads on this rank.
-    pub num_heads: usize,
-    /// KV heads on this rank.
-    pub num_kv_heads: usize,
 }
 
 /// Where each part begins, in 32-bit words; and where the block ends without its page table.

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::target::{Needs, unsupported};
-use super::{FEWEST_PAGES, limits};
+use super::{FEWEST_PAGES, kv_token_bytes, limits};
 use crate::backend::cuda::{Cuda, CudaSettings, Device, HEAD_DIMS, StepLimits};
 use crate::batch::PAGE_TOKENS;
 use crate::engine::EngineOptions;
@@ -69,7 +69,7 @@ impl Gpu {
         let mut gpu = Gpu { device, dtype: needs.dtype, host_embedding: false, free_bytes };
         gpu.host_embedding = gpu.choose_embedding(options, needs)?;
         let cache = options.kv_cache_tokens.max(FEWEST_PAGES * PAGE_TOKENS) as u64;
-        let cache_bytes = cache.saturating_mul(kv_token_bytes(config, needs.dtype));
+        let cache_bytes = cache.saturating_mul(gpu.kv_token_bytes(config));
         let least_bytes = gpu.least_bytes(options, needs).saturating_add(cache_bytes);
         if options.backend == "auto" && least_bytes > free_bytes {
             let reason = "the model does not fit its free memory".to_string();
@@ -81,9 +81,8 @@ impl Gpu {
     /// Where the embedding table goes. `auto`: to the host if the device could not hold two long
     /// sequences beside it.
     fn choose_embedding(&self, options: &EngineOptions, needs: &Needs<'_>) -> Result<bool> {
-        let room = 2
-            * options.context_tokens(needs.config) as u64
-            * kv_token_bytes(needs.config, needs.dtype);
+        let two_long = (options.context_tokens(needs.config) as u64).saturating_mul(2);
+        let room = two_long.saturating_mul(self.kv_token_bytes(needs.config));
         match options.embedding.as_str() {
             "device" => Ok(false),
             "host" => Ok(true),
@@ -137,8 +136,6 @@ impl Gpu {
                 max_pages: options.context_tokens(config).div_ceil(PAGE_TOKENS).min(cache_pages),
                 cache_pages,
                 head_dim: config.head_dim,
-                num_heads: config.num_heads,
-                num_kv_heads: config.num_kv_heads,
             },
             usable_ids,
             mlp_width: config.intermediate_size,
@@ -151,8 +148,12 @@ impl Gpu {
         if options.kv_cache_tokens > 0 {
             return options.kv_cache_tokens.div_ceil(PAGE_TOKENS);
         }
-        let page_bytes = kv_token_bytes(config, self.dtype) * PAGE_TOKENS as u64;
+        let page_bytes = self.kv_token_bytes(config).saturating_mul(PAGE_TOKENS as u64);
         usize::try_from(self.free_bytes / page_bytes.max(1)).unwrap_or(usize::MAX)
+    }
+
+    fn kv_token_bytes(&self, config: &ModelConfig) -> u64 {
+        kv_token_bytes(config, self.dtype.size_bytes())
     }
 
     /// A backend on the device, its workspaces taken.
@@ -180,11 +181,6 @@ impl Gpu {
             "embedding": if self.host_embedding { "host" } else { "device" },
         })
     }
-}
-
-fn kv_token_bytes(config: &ModelConfig, dtype: Dtype) -> u64 {
-    let elements = 2 * config.num_layers * config.num_kv_heads * config.head_dim;
-    (elements * dtype.size_bytes()) as u64
 }
 
 /// The one index in `options.devices`; 0 if it is empty.

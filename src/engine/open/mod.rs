@@ -121,10 +121,7 @@ fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)>
     if options.prefill_chunk_tokens == 0 {
         options.prefill_chunk_tokens = target.default_chunk_tokens();
     }
-    let kv_factors =
-        [config.num_layers, config.num_kv_heads, config.head_dim, target.kv_element_bytes(dtype)];
-    let kv_token_bytes =
-        kv_factors.iter().fold(2_u64, |bytes, factor| bytes.saturating_mul(*factor as u64));
+    let kv_token_bytes = kv_token_bytes(&config, target.kv_element_bytes(dtype));
     let (available_bytes, kv_share) = target.available();
     let mut estimate = Estimate {
         weight_bytes: target.weight_bytes(&needs, &options),
@@ -154,6 +151,12 @@ fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)>
         estimate,
     };
     Ok((plan, options))
+}
+
+/// Keys and values of one token in all layers.
+fn kv_token_bytes(config: &ModelConfig, element_bytes: usize) -> u64 {
+    let factors = [config.num_layers, config.num_kv_heads, config.head_dim, element_bytes];
+    factors.iter().fold(2_u64, |bytes, factor| bytes.saturating_mul(*factor as u64))
 }
 
 fn needed_bytes(estimate: &Estimate) -> u64 {
