@@ -4,7 +4,7 @@
 
 #include <pthread.h>
 
-enum { THREADS = 16 };
+enum { THREADS = 32 };
 
 typedef struct {
     qwen_engine *engine;

@@ -2,8 +2,9 @@
 //!
 //! Libraries are opened at run time. The binding crate panics where one is missing, so presence is
 //! probed before its first call. An engine makes a context of its own rather than taking the
-//! device's primary one: a kernel that poisons it takes down this engine and nothing else in the
-//! process.
+//! device's primary one, so that neither disturbs the other's settings and memory, and a reset of one is
+//! none of the other's. A fault inside a kernel goes further than a context: after it CUDA refuses all
+//! new work in the process (seen on an H200, 2026-11-24). It is a status, and the CPU goes on.
 
 use std::ffi::{CStr, c_int};
 use std::ptr::null_mut;
