@@ -1,6 +1,7 @@
 // Row-wise kernels around the matrix products: embedding, RMSNorm with residual, gathers, SwiGLU.
 //
 //   embed        residual[row] = table[token_ids[row]]                              T -> f32, exact
+//                an id with its highest bit set is fed: id = drawn[id without it], and written back
 //   add_norm     residual += delta (if given); out = residual * rsqrt(mean(residual^2) + eps) * w
 //   gather_rows  out[i] = x[rows[i]]                                                f32
 //   silu_mul     out = up * silu(gate), silu(x) = x / (1 + exp(-x))                 T -> T
@@ -31,13 +32,24 @@ using namespace qwen;
 namespace {
 
 constexpr int NORM_THREADS = 512;
+constexpr uint32_t FED = 1u << 31;
+constexpr uint32_t NO_TOKEN = 0xffffffffu;
 
 template <typename T>
-__device__ void embed(float *residual, const T *table, const uint32_t *token_ids, int hidden) {
+__device__ void embed(float *residual, const T *table, uint32_t *token_ids, const uint32_t *drawn,
+                      int hidden) {
     wait_for_predecessor();
     release_successor();
     const size_t row = blockIdx.x;
-    const T *from = table + size_t(token_ids[row]) * hidden;
+    uint32_t id = token_ids[row];
+    if (id & FED) { // the same for the whole block
+        id = drawn[id & ~FED];
+        id = id == NO_TOKEN ? 0 : id; // its sequence is about to fail
+        __syncthreads();
+        if (threadIdx.x == 0)
+            token_ids[row] = id;
+    }
+    const T *from = table + size_t(id) * hidden;
     float *to = residual + row * hidden;
     for (int col = threadIdx.x * 8; col < hidden; col += blockDim.x * 8) {
         const Vec8<T> x = *reinterpret_cast<const Vec8<T> *>(from + col);
@@ -136,13 +148,15 @@ __device__ void silu_mul(T *out, const T *gate_up, uint64_t groups) {
 extern "C" {
 
 __global__ void __launch_bounds__(256) embed_bf16(float *residual, const bf16 *table,
-                                                  const uint32_t *token_ids, int hidden) {
-    embed(residual, table, token_ids, hidden);
+                                                  uint32_t *token_ids, const uint32_t *drawn,
+                                                  int hidden) {
+    embed(residual, table, token_ids, drawn, hidden);
 }
 
 __global__ void __launch_bounds__(256) embed_f16(float *residual, const f16 *table,
-                                                 const uint32_t *token_ids, int hidden) {
-    embed(residual, table, token_ids, hidden);
+                                                 uint32_t *token_ids, const uint32_t *drawn,
+                                                 int hidden) {
+    embed(residual, table, token_ids, drawn, hidden);
 }
 
 __global__ void __launch_bounds__(NORM_THREADS)

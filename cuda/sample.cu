@@ -61,8 +61,14 @@ struct SampleRow {
     float frequency;     // 24  0: off
     uint32_t seen_start; // 28  first entry of the row in `seen`
     uint32_t seen_count; // 32
-    uint32_t active;     // 36  0: padding, nothing is written
+    uint32_t state;      // 36  a RowState
     double uniform;      // 40  [0, 1), the random number of the draw
+};
+
+enum RowState : uint32_t {
+    ROW_PADDING = 0, // nothing is written
+    ROW_DRAWN = 1,
+    ROW_FED = 2, // drawn; `seen` does not have the last token of the sequence yet, it counts once more
 };
 static_assert(sizeof(SampleRow) == 48 && offsetof(SampleRow, uniform) == 40, "the host's layout");
 
@@ -73,11 +79,13 @@ struct SampleArguments {
     const uint2 *seen;     // 16  (id, how often the reply has it), an id at most once a row
     uint32_t *tokens;      // 24  [num_rows], out
     void *workspace;       // 32  workspace_bytes(SMs), zeroed once, before the first launch
-    uint32_t num_rows;     // 40
-    uint32_t num_ids;      // 44  1 to 2^23
-    uint32_t stride;       // 48
+    const uint32_t *token_ids;   // 40  of the step; resolved, no row of another step
+    const uint32_t *logits_rows; // 48  [num_rows], which of token_ids the row of logits follows
+    uint32_t num_rows;     // 56
+    uint32_t num_ids;      // 60  1 to 2^23
+    uint32_t stride;       // 64
 };
-static_assert(sizeof(SampleArguments) == 56 && offsetof(SampleArguments, stride) == 48, "as above");
+static_assert(sizeof(SampleArguments) == 72 && offsetof(SampleArguments, stride) == 64, "as above");
 
 namespace sampling {
 
@@ -132,15 +140,27 @@ __device__ float penalised(float logit, const SampleRow &p, uint32_t count) {
     return logit;
 }
 
-__device__ void penalise(const Slice &slice, const SampleRow &p, const uint2 *seen) {
+__device__ void penalise_id(const Slice &slice, const SampleRow &p, uint32_t id, uint32_t count) {
+    const uint32_t at = id - slice.first;
+    if (at < slice.count)
+        slice.values[at] = penalised(slice.values[at], p, count);
+}
+
+__device__ void penalise(const Slice &slice, const SampleArguments &a, const SampleRow &p,
+                         uint32_t row) {
     if (p.repetition == 1.0f && p.presence == 0.0f && p.frequency == 0.0f)
         return;
+    const bool is_fed = p.state == ROW_FED;
+    const uint32_t fed = is_fed ? a.token_ids[a.logits_rows[row]] : 0;
+    bool is_known = false;
     for (uint32_t i = threadIdx.x; i < p.seen_count; i += THREADS) {
-        const uint2 entry = seen[p.seen_start + i];
-        const uint32_t at = entry.x - slice.first;
-        if (at < slice.count)
-            slice.values[at] = penalised(slice.values[at], p, entry.y);
+        const uint2 entry = a.seen[p.seen_start + i];
+        const bool again = is_fed && entry.x == fed;
+        is_known |= again;
+        penalise_id(slice, p, entry.x, entry.y + again);
     }
+    if (!__syncthreads_or(is_known) && is_fed && threadIdx.x == 0)
+        penalise_id(slice, p, fed, 1);
 }
 
 struct Best {
@@ -327,13 +347,13 @@ __device__ void draw(Group &group, const Slice &slice, const Drawable &drawable,
 
 __device__ void sample_row(Group &group, const SampleArguments &a, uint32_t row) {
     const SampleRow p = a.rows[row];
-    if (p.active == 0)
+    if (p.state == ROW_PADDING)
         return;
     const Slice slice = open_slice(group, a, row);
     __pipeline_commit();
     __pipeline_wait_prior(0);
     __syncthreads();
-    penalise(slice, p, a.seen);
+    penalise(slice, a, p, row);
     __syncthreads();
     const Best best = find_best(group, slice);
     const bool usable = best.key > LOWEST_KEY && best.key < INFINITY_KEY;

@@ -4,7 +4,8 @@
 /// `cu_seqlens[s]..cu_seqlens[s + 1]`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
-    /// `[tokens]` vocabulary ids.
+    /// `[tokens]` vocabulary ids; or `FED | r`: the token that the step submitted just before draws
+    /// for its wanted row `r`, which the host may not know yet.
     pub token_ids: Vec<u32>,
     /// `[tokens]` absolute 0-based position of each token in its sequence.
     pub positions: Vec<u32>,
@@ -25,7 +26,8 @@ pub struct Batch {
     pub logits_rows: Vec<u32>,
     /// `[rows wanted]` how the token after each of those rows is drawn; empty where the caller draws.
     pub draws: Vec<Draw>,
-    /// What the sequences have seen, for the penalties: an id, and how often the reply has it.
+    /// What the sequences have seen, for the penalties: an id, and how often the reply has it. A fed
+    /// token of a sequence is not among them and counts once more.
     pub seen: Vec<(u32, u32)>,
 }
 
@@ -53,6 +55,28 @@ pub struct Draw {
     /// How many.
     pub seen_count: u32,
 }
+
+/// What a step gives back. A batch with `draws` gives tokens, any other logits; empty on ranks other
+/// than the first.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Output {
+    /// `[rows wanted, vocab_size]`.
+    pub logits: Vec<f32>,
+    /// `[rows wanted]` drawn ids; `NO_TOKEN` where the logits were no numbers.
+    pub tokens: Vec<u32>,
+}
+
+impl Output {
+    /// Empties it, keeping its memory.
+    pub fn clear(&mut self) {
+        self.logits.clear();
+        self.tokens.clear();
+    }
+}
+
+/// Marks an entry of `Batch::token_ids` that is not an id but a wanted row of the step before. Only
+/// for ranks that draw tokens.
+pub const FED: u32 = 1 << 31;
 
 /// In place of a drawn token: the logits were no numbers.
 pub const NO_TOKEN: u32 = u32::MAX;

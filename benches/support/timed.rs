@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use qwen::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep};
-use qwen::batch::Batch;
+use qwen::batch::{Batch, Output};
 use qwen::error::Result;
 use qwen::tensor::HostTensor;
 
@@ -113,8 +113,8 @@ impl<B: Backend> Backend for Timed<B> {
     fn all_reduce(&mut self, x: &mut B::Buffer) -> Result<()> {
         self.time(5, |inner| inner.all_reduce(x))
     }
-    fn finish_step(&mut self, logits: Option<&B::Buffer>, out: &mut Vec<f32>) -> Result<()> {
-        self.time(5, |inner| inner.finish_step(logits, out))
+    fn collect_step(&mut self, logits: Option<&B::Buffer>, output: &mut Output) -> Result<()> {
+        self.time(5, |inner| inner.collect_step(logits, output))
     }
     fn abandon(&mut self) {
         self.inner.abandon()

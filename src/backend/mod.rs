@@ -20,7 +20,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod random;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Output};
 use crate::error::Result;
 use crate::tensor::{Dtype, HostTensor};
 use random::Normal;
@@ -93,8 +93,8 @@ pub enum StepStart {
 /// A device (or the host) that can run the ops of one rank. Methods are called from one thread.
 ///
 /// Shapes are outermost first. `Buffer` holds up to `max_rows` rows; each op that writes a buffer
-/// also sets how many rows it holds. A step is `begin_step`, the ops, `finish_step`; between the two
-/// a backend may queue work and wait for none of it. Shape mismatches are bugs of the caller: asserts.
+/// also sets how many rows it holds. A step is `begin_step`, the ops, `finish_step`, `collect_step`;
+/// before the last a backend may queue work and wait for none of it. Shape mismatches are bugs of the caller: asserts.
 pub trait Backend: Send {
     /// A weight matrix `[out, in]` in its stored dtype.
     type Matrix: Send;
@@ -209,16 +209,17 @@ pub trait Backend: Send {
     /// Does it draw tokens itself, where a batch says how? Then no logits leave it for such a batch.
     const DRAWS: bool = false;
 
-    /// The tokens drawn by the step that `finish_step` ended, one a wanted row (`batch::NO_TOKEN`
-    /// where the logits were no numbers); none if the batch had no `draws`.
-    fn drawn(&self) -> &[u32] {
-        &[]
+    /// Ends the ops of a step, whose `logits [rows, vocab share]` are given if it has any. A backend
+    /// that draws queues the draws here, waits for nothing, and takes one more step before this one
+    /// is collected.
+    fn finish_step(&mut self, _logits: Option<&Self::Buffer>) -> Result<()> {
+        Ok(())
     }
 
-    /// Ends a step, waiting for what was queued. Joins the ranks' logits `[rows, vocab share]`, if
-    /// the step has any, along the columns, in rank order, into `out [rows, vocab]` on rank 0 (left
-    /// empty elsewhere).
-    fn finish_step(&mut self, logits: Option<&Self::Buffer>, out: &mut Vec<f32>) -> Result<()>;
+    /// Waits for the oldest step that was finished and not collected; on rank 0, `output` (empty
+    /// before) gets its tokens, or its logits: those of all ranks side by side along the columns, in
+    /// rank order. A step that gives logits is collected before the next begins.
+    fn collect_step(&mut self, logits: Option<&Self::Buffer>, output: &mut Output) -> Result<()>;
 
     /// Tells the other ranks that this one cannot go on, so that none waits for it.
     fn abandon(&mut self);

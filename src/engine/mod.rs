@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! any thread                      the thread "qwen-engine"                     rank threads
-//! Engine::submit -> Shared.inbox -> Stepper: scheduler -> Batch -> Workers --> Rank::forward
-//! Request::next  <- Mailbox      <- Sequence <- Sampler <- logits <-----------/
+//! Engine::submit -> Shared.inbox -> Stepper: scheduler -> Batch -> Workers --> Rank::submit
+//! Request::next  <- Mailbox      <- Sequence <- tokens, or Sampler <- logits <- Rank::collect
 //! ```
 //!
 //! Only the loop thread changes sequences and pages; callers see it through an inbox and mailboxes.
@@ -11,6 +11,7 @@
 //! ends: requests still outstanding end as cancelled, and the model's memory is released before
 //! that drop returns (it waits for the step that is running, no longer).
 
+mod assemble;
 mod completion;
 mod memory;
 mod metrics;

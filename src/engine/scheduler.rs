@@ -6,7 +6,8 @@
 //!    it every sequence gets its turn.
 //! 2. A decoding sequence takes one token in every step, whatever is prefilled beside it.
 //! 3. Prompts share `prefill_tokens` per step, the bound on how long a step can take.
-//! 4. A waiting sequence is admitted only when its whole prompt fits beside what the admitted
+//! 4. One whose last token is being drawn computes nothing more.
+//! 5. A waiting sequence is admitted only when its whole prompt fits beside what the admitted
 //!    still need, and never before one that came earlier.
 //!
 //! Nothing here touches a sequence or a page; the loop carries the plan out.
@@ -47,7 +48,7 @@ pub struct Plan {
 /// come first; `free_pages` are held by none of them.
 ///
 /// The caller promises that each sequence alone fits the pool (`total_tokens` in all pages); then
-/// every plan for a non-empty `views` runs at least one sequence.
+/// every plan runs at least one sequence if there is one that is not ending.
 pub fn plan(views: &[View], free_pages: usize, limits: &Limits, plan: &mut Plan) {
     plan.preempt.clear();
     plan.runs.clear();
@@ -110,7 +111,11 @@ impl Step<'_> {
     /// Tokens the sequence would compute if pages were no matter.
     fn wanted(&self, index: usize) -> usize {
         let view = &self.views[index];
-        if view.decoding { 1 } else { view.pending_tokens().min(self.prefill_left) }
+        match (view.ending, view.decoding) {
+            (true, _) => 0,
+            (_, true) => 1,
+            _ => view.pending_tokens().min(self.prefill_left),
+        }
     }
 
     /// Tokens there are pages for.
@@ -122,6 +127,9 @@ impl Step<'_> {
     /// Takes what `tokens` more tokens of the sequence need out of the step's means.
     fn grant(&mut self, index: usize, tokens: usize) {
         let view = &self.views[index];
+        if view.ending {
+            return;
+        }
         let held = view.pages.max(self.pages(view.computed_tokens + tokens));
         self.free_pages -= held - view.pages;
         self.reserved_pages += self.pages(view.total_tokens).saturating_sub(held) + 1;

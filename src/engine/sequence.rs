@@ -7,11 +7,15 @@
 //!               +--- Preempted      pages given back; prompt and reply are computed anew
 //! ```
 //!
+//! The loop may run a step ahead: a token is in flight from the submission of the step that draws it
+//! until it is accepted here, and the next step may be fed with it before anybody here knows it.
+//!
 //! It knows tokens, text and reasons to stop. It does not know the model, the batch or who else is
 //! running. The loop thread owns it; its owner outside sees only the mailbox.
 
 use std::sync::Arc;
 
+use crate::batch::FED;
 use crate::engine::options::GenerationParams;
 use crate::engine::request::{FinishReason, Mailbox, Usage};
 use crate::error::Error;
@@ -25,7 +29,8 @@ use crate::text::tokenizer::Tokenizer;
 pub struct View {
     /// Tokens whose keys and values are in the cache.
     pub computed_tokens: usize,
-    /// Tokens known: prompt and reply so far. Always more than `computed_tokens`.
+    /// Tokens of prompt and reply so far, those in flight included. Always more than
+    /// `computed_tokens`.
     pub total_tokens: usize,
     /// KV pages held.
     pub pages: usize,
@@ -33,6 +38,8 @@ pub struct View {
     pub admitted: bool,
     /// Only the token drawn last is missing in the cache.
     pub decoding: bool,
+    /// Its last token is in flight.
+    pub ending: bool,
 }
 
 impl View {
@@ -61,13 +68,20 @@ pub(crate) struct Limits {
 
 /// A request in the hands of the loop.
 pub(crate) struct Sequence {
+    /// Ascending in order of arrival.
+    pub(crate) number: u64,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) pages: PageTable,
     phase: Phase,
     /// Prompt, then reply.
     tokens: Vec<u32>,
     prompt_tokens: usize,
+    /// In the cache once all submitted steps have run.
     computed_tokens: usize,
+    /// Tokens that submitted steps draw and that have not been accepted yet.
+    in_flight: usize,
+    /// Which wanted row of the step submitted last draws the newest of them.
+    in_flight_row: u32,
     total_tokens_limit: usize,
     stop_token_ids: Vec<u32>,
     stream: TextStream,
@@ -84,6 +98,7 @@ impl Sequence {
         mailbox: Arc<Mailbox>,
     ) -> Sequence {
         Sequence {
+            number: 0,
             mailbox,
             pages: PageTable::new(),
             phase: Phase::Waiting,
@@ -91,6 +106,8 @@ impl Sequence {
             seen: SeenTokens::from_prompt(&prompt),
             tokens: prompt,
             computed_tokens: 0,
+            in_flight: 0,
+            in_flight_row: 0,
             total_tokens_limit: limits.total_tokens,
             stop_token_ids: limits.stop_token_ids,
             stream: TextStream::new(&limits.stop_texts),
@@ -106,10 +123,12 @@ impl Sequence {
     pub(crate) fn view(&self) -> View {
         View {
             computed_tokens: self.computed_tokens,
-            total_tokens: self.tokens.len(),
+            total_tokens: self.tokens.len() + self.in_flight,
             pages: self.pages.pages().len(),
             admitted: matches!(self.phase, Phase::Prefilling | Phase::Running),
             decoding: self.phase == Phase::Running,
+            ending: self.in_flight > 0
+                && self.tokens.len() + self.in_flight >= self.total_tokens_limit,
         }
     }
 
@@ -125,9 +144,14 @@ impl Sequence {
         }
     }
 
-    /// The next `count` tokens to compute.
-    pub(crate) fn next_tokens(&self, count: usize) -> &[u32] {
-        &self.tokens[self.computed_tokens..self.computed_tokens + count]
+    /// Appends the next `count` tokens to compute; one that is in flight by where it comes from.
+    pub(crate) fn push_next_tokens(&self, count: usize, token_ids: &mut Vec<u32>) {
+        let end = self.computed_tokens + count;
+        let known = end.min(self.tokens.len());
+        token_ids.extend_from_slice(&self.tokens[self.computed_tokens..known]);
+        if end > known {
+            token_ids.push(FED | self.in_flight_row);
+        }
     }
 
     pub(crate) fn computed_tokens(&self) -> usize {
@@ -150,28 +174,35 @@ impl Sequence {
         self.phase = Phase::Preempted;
     }
 
-    /// Notes that `count` more tokens are in the cache. `true` when a new token can be drawn.
-    pub(crate) fn advance(&mut self, count: usize) -> bool {
+    /// Notes a submitted step that computes `count` more tokens, and draws the next one where its
+    /// wanted row is given: all tokens are in the cache then.
+    pub(crate) fn advance(&mut self, count: usize, drawn_row: Option<u32>) {
         self.computed_tokens += count;
-        let complete = self.computed_tokens == self.tokens.len();
-        if complete {
+        if let Some(row) = drawn_row {
             self.phase = Phase::Running;
+            self.in_flight += 1;
+            self.in_flight_row = row;
         }
-        complete
     }
 
     pub(crate) fn sampling(&self) -> (&SamplingParams, &SeenTokens) {
         (&self.sampling, &self.seen)
     }
 
-    /// Index the next token will have.
+    /// Index of the next token to be accepted.
     pub(crate) fn next_position(&self) -> u64 {
         self.tokens.len() as u64
+    }
+
+    /// Index of the token that the next submitted step draws.
+    pub(crate) fn position_to_draw(&self) -> u64 {
+        (self.tokens.len() + self.in_flight) as u64
     }
 
     /// Takes a drawn token: it becomes text in the mailbox, or ends the reply. A stop token is no
     /// part of the reply, in text, ids or count.
     pub(crate) fn accept(&mut self, token: u32, tokenizer: &Tokenizer) -> Option<FinishReason> {
+        self.in_flight -= 1;
         if self.stop_token_ids.contains(&token) {
             return Some(FinishReason::Stop);
         }

@@ -40,6 +40,8 @@ pub(crate) struct Shared {
 
 struct Inbox {
     arrivals: Vec<Sequence>,
+    /// Sequences accepted so far.
+    accepted: u64,
     mode: Mode,
     loop_thread: Option<ThreadId>,
 }
@@ -102,6 +104,7 @@ impl Shared {
             process_id: std::process::id(),
             inbox: Mutex::new(Inbox {
                 arrivals: Vec::new(),
+                accepted: 0,
                 mode: Mode::Serving,
                 loop_thread: None,
             }),
@@ -130,7 +133,7 @@ impl Shared {
     }
 
     /// Hands a request to the loop, or says why not.
-    pub(crate) fn submit(&self, sequence: Sequence) -> Result<()> {
+    pub(crate) fn submit(&self, mut sequence: Sequence) -> Result<()> {
         let mut inbox = self.inbox.lock();
         if let Some(error) = inbox.mode.refusal() {
             return Err(error);
@@ -141,6 +144,8 @@ impl Shared {
         }
         self.metrics.requests_waiting.add(1);
         self.metrics.requests_submitted.add(1);
+        inbox.accepted += 1;
+        sequence.number = inbox.accepted;
         sequence.mailbox.accepted();
         inbox.arrivals.push(sequence);
         drop(inbox);

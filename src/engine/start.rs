@@ -144,9 +144,7 @@ fn serve(shared: &Shared, stepper: &mut Stepper) -> Result<()> {
             Turn::Finish | Turn::Cancel => return Ok(()),
             Turn::Step => {
                 stepper.reap_cancelled();
-                if !stepper.sequences.is_empty() {
-                    stepper.step()?;
-                }
+                stepper.step()?;
             }
         }
     }

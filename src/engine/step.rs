@@ -1,20 +1,27 @@
-//! One step of the loop: plan, batch, forward, draw, deliver. Owns everything that changes while an
-//! engine runs: the sequences, the pages, the ranks and the work space, reused from step to step.
+//! The loop's steps: plan, batch, submit; collect, draw, deliver. Owns everything that changes while
+//! an engine runs: the sequences, the pages, the ranks and the work space, reused from step to step.
+//!
+//! Where the ranks draw tokens themselves, the loop is one step ahead of what it knows: it submits
+//! step n + 1, fed with the tokens of step n wherever they are, and only then collects step n. So the
+//! device never waits for the host. What step n ends may then still have a row in step n + 1: its
+//! token is dropped. Its pages can be given away at once, because steps run in order.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::batch::{Batch, Draw, NO_TOKEN};
+use crate::batch::{Batch, NO_TOKEN, Output};
 use crate::engine::LogLevel;
+use crate::engine::assemble::{clear, push_draw, push_rows, write_block_table};
 use crate::engine::metrics::Metrics;
 use crate::engine::request::{Cancel, FinishReason};
-use crate::engine::scheduler::{self, Plan, Run};
+use crate::engine::scheduler::{self, Plan};
 use crate::engine::sequence::{Phase, Sequence, View};
 use crate::engine::shared::Shared;
 use crate::engine::worker::Workers;
 use crate::error::{Error, Result};
 use crate::kv::PagePool;
-use crate::sample::{Sampler, uniform};
+use crate::sample::Sampler;
 
 /// The loop's state.
 pub(crate) struct Stepper {
@@ -26,12 +33,24 @@ pub(crate) struct Stepper {
     limits: scheduler::Limits,
     vocab_size: usize,
     sampler: Sampler,
+    /// Submitted and not yet collected, oldest first: at most two.
+    flights: VecDeque<Flight>,
+    /// When the step before was collected.
+    landed: Instant,
     // Work space.
+    spare: Vec<Flight>,
     views: Vec<View>,
     plan: Plan,
-    batch: Arc<Batch>,
-    logits: Vec<f32>,
+    output: Output,
     ended: Vec<Ended>,
+}
+
+/// A step on its way.
+struct Flight {
+    batch: Arc<Batch>,
+    /// Numbers of the sequences that its wanted rows draw for, ascending.
+    drawing: Vec<u64>,
+    submitted: Instant,
 }
 
 /// A sequence that is over, by its index; and how.
@@ -54,10 +73,12 @@ impl Stepper {
             limits,
             vocab_size,
             sampler: Sampler::new(),
+            flights: VecDeque::new(),
+            landed: Instant::now(),
+            spare: Vec::new(),
             views: Vec::new(),
             plan: Plan::default(),
-            batch: Arc::new(Batch::default()),
-            logits: Vec::new(),
+            output: Output::default(),
             ended: Vec::new(),
         }
     }
@@ -83,13 +104,32 @@ impl Stepper {
 
     /// Advances every sequence that can. An error is the engine's, not a request's.
     pub(crate) fn step(&mut self) -> Result<()> {
+        let submitted = !self.sequences.is_empty() && self.submit_next()?;
+        // With nobody left nothing will be submitted soon: all is brought to its end.
+        while self.flights.len() > usize::from(submitted && self.is_ahead()) {
+            self.collect_oldest()?;
+        }
+        Ok(())
+    }
+
+    fn is_ahead(&self) -> bool {
+        self.workers.draws_tokens() && !self.sequences.is_empty()
+    }
+
+    /// Submits a step of all that can run; `false`: they only wait for their last tokens.
+    fn submit_next(&mut self) -> Result<bool> {
         self.make_plan();
         self.preempt();
-        self.build_batch()?;
-        self.forward()?;
-        let ended = self.draw();
-        self.end(ended);
-        Ok(())
+        if self.plan.runs.is_empty() {
+            return match self.flights.is_empty() {
+                true => Err(bug("the scheduler ran nothing")),
+                false => Ok(false),
+            };
+        }
+        let flight = self.assemble()?;
+        self.workers.submit(&flight.batch)?;
+        self.flights.push_back(flight);
+        Ok(true)
     }
 
     fn make_plan(&mut self) {
@@ -115,15 +155,11 @@ impl Stepper {
     }
 
     /// Admits and gives pages as planned; writes the batch of the step.
-    fn build_batch(&mut self) -> Result<()> {
-        if self.plan.runs.is_empty() {
-            return Err(bug("the scheduler ran nothing"));
-        }
-        if Arc::get_mut(&mut self.batch).is_none() {
-            self.batch = Arc::new(Batch::default());
-        }
-        let Some(batch) = Arc::get_mut(&mut self.batch) else { return Err(bug("a batch is held")) };
+    fn assemble(&mut self) -> Result<Flight> {
+        let mut flight = self.spare.pop().unwrap_or_else(Flight::new);
+        let Some(batch) = Arc::get_mut(&mut flight.batch) else { return Err(bug("a held batch")) };
         clear(batch);
+        flight.drawing.clear();
         for run in &self.plan.runs {
             let sequence = &mut self.sequences[run.index];
             if !self.views[run.index].admitted {
@@ -137,55 +173,73 @@ impl Stepper {
             if !self.pool.grow(&mut sequence.pages, context) {
                 return Err(bug("the scheduler gave pages that are not there"));
             }
-            let wanted = push_rows(batch, sequence, *run, &self.pool)?;
-            if wanted && self.workers.draws_tokens() {
-                push_draw(batch, sequence);
+            let drawn_row = push_rows(batch, sequence, *run, &self.pool)?;
+            if drawn_row.is_some() {
+                flight.drawing.push(sequence.number);
+                if self.workers.draws_tokens() {
+                    push_draw(batch, sequence);
+                }
             }
+            sequence.advance(run.tokens, drawn_row);
         }
         write_block_table(batch, &self.plan.runs, &self.sequences);
         self.shared.metrics.pages_used.set(self.pool.num_used());
+        flight.submitted = Instant::now();
+        Ok(flight)
+    }
+
+    /// Waits for the oldest step and gives its tokens to the sequences.
+    fn collect_oldest(&mut self) -> Result<()> {
+        let Some(flight) = self.flights.pop_front() else { return Ok(()) };
+        self.workers.collect(&mut self.output)?;
+        self.check_output(&flight.batch)?;
+        self.count_step(&flight);
+        let ended = self.deliver(&flight);
+        self.end(ended);
+        self.spare.push(flight);
         Ok(())
     }
 
-    fn forward(&mut self) -> Result<()> {
-        let start = Instant::now();
-        self.workers.forward(&self.batch, &mut self.logits)?;
-        let rows = self.batch.logits_rows.len();
-        let (what, made, wanted) = match self.batch.draws.is_empty() {
-            true => ("logits", self.logits.len(), rows * self.vocab_size),
-            false => ("tokens", self.workers.drawn().len(), rows),
+    fn check_output(&self, batch: &Batch) -> Result<()> {
+        let rows = batch.logits_rows.len();
+        let (what, made, wanted) = match batch.draws.is_empty() {
+            true => ("logits", self.output.logits.len(), rows * self.vocab_size),
+            false => ("tokens", self.output.tokens.len(), rows),
         };
         if made != wanted {
             return Err(bug(&format!("{made} {what} instead of {wanted}")));
         }
-        let metrics = &self.shared.metrics;
-        metrics.steps.add(1);
-        metrics.computed_tokens.add(self.batch.num_tokens() as u64);
-        metrics.forward_us.add(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
         Ok(())
     }
 
-    /// Gives every sequence whose tokens are all in the cache now its next token.
-    fn draw(&mut self) -> Vec<Ended> {
+    fn count_step(&mut self, flight: &Flight) {
+        let now = Instant::now();
+        // A step that was submitted ahead began when the one before it was done.
+        let took = now - flight.submitted.max(self.landed).min(now);
+        self.landed = now;
+        let metrics = &self.shared.metrics;
+        metrics.steps.add(1);
+        metrics.computed_tokens.add(flight.batch.num_tokens() as u64);
+        metrics.forward_us.add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// Gives every sequence that is still there the token that `flight` drew for it.
+    fn deliver(&mut self, flight: &Flight) -> Vec<Ended> {
         let mut ended = std::mem::take(&mut self.ended);
-        let mut row = 0;
-        for index in 0..self.plan.runs.len() {
-            let run = self.plan.runs[index];
-            if !self.sequences[run.index].advance(run.tokens) {
-                continue;
-            }
-            let token = self.next_token(row, run.index);
-            row += 1;
-            let sequence = &mut self.sequences[run.index];
+        for (row, number) in flight.drawing.iter().enumerate() {
+            let found = self.sequences.binary_search_by_key(number, |sequence| sequence.number);
+            let Ok(index) = found else { continue };
+            let token = self.next_token(row, index, &flight.batch);
+            let sequence = &mut self.sequences[index];
             match token {
                 None => {
                     let position = sequence.next_position();
-                    ended.push((run.index, Err(Error::NotFinite { position })));
+                    ended.push((index, Err(Error::NotFinite { position })));
                 }
                 Some(token) => {
                     self.shared.metrics.generated_tokens.add(1);
                     if let Some(reason) = sequence.accept(token, &self.shared.tokenizer) {
-                        ended.push((run.index, Ok(reason)));
+                        ended.push((index, Ok(reason)));
                     }
                 }
             }
@@ -194,11 +248,11 @@ impl Stepper {
     }
 
     /// The token drawn from wanted row `row`, which is sequence `index`'s: by the rank, or here.
-    fn next_token(&mut self, row: usize, index: usize) -> Option<u32> {
-        if !self.batch.draws.is_empty() {
-            return self.workers.drawn().get(row).copied().filter(|token| *token != NO_TOKEN);
+    fn next_token(&mut self, row: usize, index: usize, batch: &Batch) -> Option<u32> {
+        if !batch.draws.is_empty() {
+            return self.output.tokens.get(row).copied().filter(|token| *token != NO_TOKEN);
         }
-        let logits = &mut self.logits[row * self.vocab_size..(row + 1) * self.vocab_size];
+        let logits = &mut self.output.logits[row * self.vocab_size..(row + 1) * self.vocab_size];
         let usable = &mut logits[..self.shared.usable_ids];
         let sequence = &self.sequences[index];
         let (params, seen) = sequence.sampling();
@@ -232,6 +286,12 @@ impl Stepper {
     }
 }
 
+impl Flight {
+    fn new() -> Flight {
+        Flight { batch: Arc::default(), drawing: Vec::new(), submitted: Instant::now() }
+    }
+}
+
 fn admit(sequence: &mut Sequence, metrics: &Metrics) {
     metrics.requests_running.add(1);
     match sequence.phase() {
@@ -257,74 +317,7 @@ fn count_end(phase: Phase, outcome: &Result<FinishReason>, metrics: &Metrics) {
     }
 }
 
-/// Empties `batch`, keeping its memory.
-fn clear(batch: &mut Batch) {
-    batch.token_ids.clear();
-    batch.positions.clear();
-    batch.slot_mapping.clear();
-    batch.cu_seqlens.clear();
-    batch.cu_seqlens.push(0);
-    batch.context_lens.clear();
-    batch.block_table.clear();
-    batch.ntk_lens.clear();
-    batch.logits_rows.clear();
-    batch.draws.clear();
-    batch.seen.clear();
-}
-
-/// Appends the tokens that `run` computes of `sequence`, which has the pages for them. Is a token
-/// drawn after them?
-fn push_rows(batch: &mut Batch, sequence: &Sequence, run: Run, pool: &PagePool) -> Result<bool> {
-    let first = sequence.computed_tokens();
-    for position in first..first + run.tokens {
-        let slot = pool.slot(&sequence.pages, position);
-        batch.slot_mapping.push(slot.ok_or_else(|| bug("a token has no page"))?);
-        batch.positions.push(position as u32);
-    }
-    batch.token_ids.extend_from_slice(sequence.next_tokens(run.tokens));
-    let end = batch.token_ids.len() as u32;
-    batch.cu_seqlens.push(end);
-    batch.context_lens.push((first + run.tokens) as u32);
-    batch.ntk_lens.push(sequence.prompt_tokens() as u32);
-    let wanted = run.tokens == sequence.view().pending_tokens();
-    if wanted {
-        batch.logits_rows.push(end - 1);
-    }
-    Ok(wanted)
-}
-
-/// Appends how the token after the rows of `sequence` is drawn.
-fn push_draw(batch: &mut Batch, sequence: &Sequence) {
-    let (params, seen) = sequence.sampling();
-    let seen_start = batch.seen.len();
-    if params.has_penalties() {
-        batch.seen.extend(seen.iter());
-    }
-    batch.draws.push(Draw {
-        temperature: params.temperature,
-        top_k: params.top_k,
-        top_p: params.top_p,
-        min_p: params.min_p,
-        repetition_penalty: params.repetition_penalty,
-        presence_penalty: params.presence_penalty,
-        frequency_penalty: params.frequency_penalty,
-        uniform: uniform(params.seed, sequence.next_position()),
-        seen_start: seen_start as u32,
-        seen_count: (batch.seen.len() - seen_start) as u32,
-    });
-}
-
-fn write_block_table(batch: &mut Batch, runs: &[Run], sequences: &[Sequence]) {
-    let pages = |run: &Run| sequences[run.index].pages.pages();
-    batch.max_pages = runs.iter().map(|run| pages(run).len()).max().unwrap_or(0);
-    for run in runs {
-        batch.block_table.extend_from_slice(pages(run));
-        let row_end = batch.block_table.len().next_multiple_of(batch.max_pages.max(1));
-        batch.block_table.resize(row_end, 0);
-    }
-}
-
 /// A broken promise between our own parts: ends the engine, not the process.
-fn bug(what: &str) -> Error {
+pub(super) fn bug(what: &str) -> Error {
     Error::EngineFailed { reason: format!("a bug in the library: {what}") }
 }

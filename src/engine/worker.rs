@@ -1,4 +1,4 @@
-//! Runs one batch on every rank: rank 0 on the loop's own thread, each other on a thread that lives
+//! Runs steps on every rank: rank 0 on the loop's own thread, each other on a thread that lives
 //! as long as the engine.
 //!
 //! A rank that fails or panics is dropped at once, before anybody waits for the others: its half of
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Output};
 use crate::error::{Error, Result};
 use crate::model::Rank;
 
@@ -22,10 +22,17 @@ pub(crate) struct Workers {
     others: Vec<Worker>,
 }
 
+/// What every rank does next.
+#[derive(Clone)]
+enum Command {
+    Submit(Arc<Batch>),
+    Collect,
+}
+
 /// A rank on its own thread.
 struct Worker {
     /// `None` only while being dropped: closing the channel ends the thread.
-    batches: Option<Sender<Arc<Batch>>>,
+    commands: Option<Sender<Command>>,
     outcomes: Receiver<Result<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -44,15 +51,19 @@ impl Workers {
         self.first.as_ref().is_some_and(|rank| rank.draws_tokens())
     }
 
-    /// The tokens that rank 0 drew in the last step.
-    pub(crate) fn drawn(&self) -> &[u32] {
-        self.first.as_ref().map_or(&[], |rank| rank.drawn())
+    /// Begins a step on all ranks. The first failure by rank is reported.
+    pub(crate) fn submit(&mut self, batch: &Arc<Batch>) -> Result<()> {
+        self.run(&Command::Submit(Arc::clone(batch)), &mut Output::default())
     }
 
-    /// Runs one step on all ranks; `logits` is rank 0's. The first failure by rank is reported.
-    pub(crate) fn forward(&mut self, batch: &Arc<Batch>, logits: &mut Vec<f32>) -> Result<()> {
-        let sent = self.others.iter().map(|worker| worker.send(batch)).collect::<Vec<_>>();
-        let first = run_rank(&mut self.first, batch, logits);
+    /// Ends the oldest step on all ranks; `output` is rank 0's.
+    pub(crate) fn collect(&mut self, output: &mut Output) -> Result<()> {
+        self.run(&Command::Collect, output)
+    }
+
+    fn run(&mut self, command: &Command, output: &mut Output) -> Result<()> {
+        let sent = self.others.iter().map(|worker| worker.send(command)).collect::<Vec<_>>();
+        let first = run_rank(&mut self.first, command, output);
         let received = self.others.iter().zip(sent).map(|(worker, sent)| {
             sent?;
             worker.outcomes.recv().unwrap_or_else(|_| Err(gone()))
@@ -63,24 +74,24 @@ impl Workers {
 
 impl Worker {
     fn start(index: usize, rank: Box<dyn Rank>) -> Result<Worker> {
-        let (batches, inbox) = channel();
+        let (commands, inbox) = channel();
         let (outbox, outcomes) = channel();
         let thread = std::thread::Builder::new()
             .name(format!("qwen-rank-{index}"))
             .spawn(move || serve(rank, &inbox, &outbox))
             .map_err(|error| Error::EngineFailed { reason: format!("no rank thread: {error}") })?;
-        Ok(Worker { batches: Some(batches), outcomes, thread: Some(thread) })
+        Ok(Worker { commands: Some(commands), outcomes, thread: Some(thread) })
     }
 
-    fn send(&self, batch: &Arc<Batch>) -> Result<()> {
-        let sender = self.batches.as_ref().ok_or_else(gone)?;
-        sender.send(Arc::clone(batch)).map_err(|_| gone())
+    fn send(&self, command: &Command) -> Result<()> {
+        let sender = self.commands.as_ref().ok_or_else(gone)?;
+        sender.send(command.clone()).map_err(|_| gone())
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        drop(self.batches.take());
+        drop(self.commands.take());
         if let Some(thread) = self.thread.take() {
             // A panic was already turned into an outcome; there is nothing left to report.
             let _ = thread.join();
@@ -88,14 +99,14 @@ impl Drop for Worker {
     }
 }
 
-/// The life of a rank's thread: batches in, outcomes out, until the channel closes or it fails.
-fn serve(rank: Box<dyn Rank>, batches: &Receiver<Arc<Batch>>, outcomes: &Sender<Result<()>>) {
+/// The life of a rank's thread: commands in, outcomes out, until the channel closes or it fails.
+fn serve(rank: Box<dyn Rank>, commands: &Receiver<Command>, outcomes: &Sender<Result<()>>) {
     let mut rank = Some(rank);
-    let mut no_logits = Vec::new();
-    while let Ok(batch) = batches.recv() {
-        let outcome = run_rank(&mut rank, &batch, &mut no_logits);
+    let mut no_output = Output::default();
+    while let Ok(command) = commands.recv() {
+        let outcome = run_rank(&mut rank, &command, &mut no_output);
         // The loop reuses the batch once every rank has answered.
-        drop(batch);
+        drop(command);
         let failed = outcome.is_err();
         if outcomes.send(outcome).is_err() || failed {
             return;
@@ -103,10 +114,18 @@ fn serve(rank: Box<dyn Rank>, batches: &Receiver<Arc<Batch>>, outcomes: &Sender<
     }
 }
 
-/// One step of one rank; a failed rank is dropped. A panic is an error like any other.
-fn run_rank(slot: &mut Option<Box<dyn Rank>>, batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
+/// One command to one rank; a failed rank is dropped. A panic is an error like any other.
+fn run_rank(
+    slot: &mut Option<Box<dyn Rank>>,
+    command: &Command,
+    output: &mut Output,
+) -> Result<()> {
     let rank = slot.as_mut().ok_or_else(gone)?;
-    let outcome = catch_unwind(AssertUnwindSafe(|| rank.forward(batch, logits)))
+    let run = || match command {
+        Command::Submit(batch) => rank.submit(batch),
+        Command::Collect => rank.collect(output),
+    };
+    let outcome = catch_unwind(AssertUnwindSafe(run))
         .unwrap_or_else(|panic| Err(Error::EngineFailed { reason: panic_reason(&*panic) }));
     if outcome.is_err() {
         drop_quietly(slot.take());

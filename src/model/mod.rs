@@ -10,7 +10,7 @@ pub mod rope;
 mod scratch;
 
 use crate::backend::{Backend, HeadShape, KvSpec, RopeStep, StepStart};
-use crate::batch::Batch;
+use crate::batch::{Batch, Output};
 use crate::checkpoint::names;
 use crate::checkpoint::shard::{Split, slice};
 use crate::error::Result;
@@ -25,21 +25,28 @@ use scratch::Scratch;
 /// One rank of a loaded model, ready to run steps. The engine drives one thread per rank, each
 /// with the same `Batch`.
 pub trait Rank: Send {
-    /// Runs one step. On rank 0, `logits` becomes `[logits_rows, vocab_size]` in f32; other ranks
-    /// leave it empty. After an error or a panic the rank must be dropped: that releases the
-    /// ranks that wait for it.
-    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()>;
+    /// Begins a step: queues its work, or does it at once. The batch is not needed afterwards. After
+    /// an error or a panic the rank must be dropped: that releases the ranks that wait for it.
+    fn submit(&mut self, batch: &Batch) -> Result<()>;
 
-    /// Does rank 0 draw the tokens itself where the batch says how? Then `logits` stays empty for
-    /// such a batch, and `drawn` has them.
+    /// Waits for the oldest step that was submitted and not collected. On rank 0, `output` becomes
+    /// its logits, or the tokens drawn if the batch said how; other ranks leave it empty. Errors as
+    /// for `submit`.
+    fn collect(&mut self, output: &mut Output) -> Result<()>;
+
+    /// Does rank 0 draw the tokens itself where the batch says how? Then a step of draws may be
+    /// submitted while one is not yet collected, and be fed with the tokens that one draws.
     fn draws_tokens(&self) -> bool {
         false
     }
 
-    /// The tokens drawn in the last step, one a wanted row; `batch::NO_TOKEN` where the logits were
-    /// no numbers.
-    fn drawn(&self) -> &[u32] {
-        &[]
+    /// One whole step for its logits, `[logits_rows, vocab_size]` on rank 0.
+    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
+        let mut output = Output { logits: std::mem::take(logits), tokens: Vec::new() };
+        self.submit(batch)?;
+        self.collect(&mut output)?;
+        *logits = output.logits;
+        Ok(())
     }
 }
 
@@ -76,6 +83,8 @@ pub struct Model<B: Backend> {
     rope: Rope,
     rope_step: RopeStep,
     scratch: Scratch<B>,
+    /// The step submitted last gives logits or tokens.
+    has_logits: bool,
 }
 
 impl<B: Backend> Model<B> {
@@ -123,6 +132,7 @@ impl<B: Backend> Model<B> {
             rope: Rope::new(config),
             rope_step: RopeStep::default(),
             scratch,
+            has_logits: false,
         };
         model.warm_up()?;
         Ok(model)
@@ -131,18 +141,9 @@ impl<B: Backend> Model<B> {
     /// Runs a step of padding for each size the backend asks for.
     fn warm_up(&mut self) -> Result<()> {
         for rows in self.backend.warm_up_rows() {
-            self.step(&Batch::padding(rows), &mut Vec::new())?;
+            self.forward(&Batch::padding(rows), &mut Vec::new())?;
         }
         Ok(())
-    }
-
-    fn step(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
-        self.rope.fill(batch, &mut self.rope_step, B::HOST_ANGLES);
-        if self.backend.begin_step(batch, &self.rope_step)? == StepStart::Run {
-            self.run(batch)?;
-        }
-        let wanted = (!batch.logits_rows.is_empty()).then_some(&self.scratch.logits);
-        self.backend.finish_step(wanted, logits)
     }
 
     /// The ops of a step: embed, layers, and the head for the rows whose logits are wanted.
@@ -172,16 +173,22 @@ impl<B: Backend> Model<B> {
 }
 
 impl<B: Backend> Rank for Model<B> {
-    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
-        self.step(batch, logits)
+    fn submit(&mut self, batch: &Batch) -> Result<()> {
+        self.rope.fill(batch, &mut self.rope_step, B::HOST_ANGLES);
+        if self.backend.begin_step(batch, &self.rope_step)? == StepStart::Run {
+            self.run(batch)?;
+        }
+        self.has_logits = !batch.logits_rows.is_empty();
+        self.backend.finish_step(self.has_logits.then_some(&self.scratch.logits))
+    }
+
+    fn collect(&mut self, output: &mut Output) -> Result<()> {
+        output.clear();
+        self.backend.collect_step(self.has_logits.then_some(&self.scratch.logits), output)
     }
 
     fn draws_tokens(&self) -> bool {
         B::DRAWS
-    }
-
-    fn drawn(&self) -> &[u32] {
-        self.backend.drawn()
     }
 }
 

@@ -18,7 +18,14 @@ pub(crate) fn gpu() -> Option<Device> {
 
 /// Extents for small steps.
 pub(crate) fn limits(head_dim: usize) -> StepLimits {
-    StepLimits { max_tokens: 4096, max_sequences: 64, max_pages: 2048, cache_pages: 4096, head_dim }
+    StepLimits {
+        max_tokens: 4096,
+        max_sequences: 64,
+        max_pages: 2048,
+        cache_pages: 4096,
+        head_dim,
+        usable_ids: 0,
+    }
 }
 
 /// A backend with room for `mlp_width` and `logits` columns.
@@ -28,7 +35,7 @@ pub(crate) fn backend(
     limits: StepLimits,
     (mlp_width, vocab): (usize, usize),
 ) -> Cuda {
-    let settings =
-        CudaSettings { dtype, limits, usable_ids: vocab, mlp_width, host_embedding: false };
+    let limits = StepLimits { usable_ids: vocab, ..limits };
+    let settings = CudaSettings { dtype, limits, mlp_width, host_embedding: false };
     Cuda::new(device.clone(), settings).expect("a backend on the GPU")
 }

@@ -10,6 +10,7 @@ mod common;
 mod demo;
 mod device;
 mod faults;
+mod fed;
 mod logits;
 mod model;
 mod ops;

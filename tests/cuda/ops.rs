@@ -2,7 +2,7 @@
 
 use qwen::backend::cuda::{Cuda, DeviceBuffer};
 use qwen::backend::{Backend, BufferKind, RopeStep};
-use qwen::batch::{Batch, NO_SLOT};
+use qwen::batch::{Batch, NO_SLOT, Output};
 use qwen::tensor::{Dtype, HostTensor};
 
 use crate::common::Random;
@@ -76,7 +76,8 @@ pub(crate) fn begin(cuda: &mut Cuda, tokens: usize, logits_rows: Vec<u32>) -> Ba
 }
 
 pub(crate) fn end(cuda: &mut Cuda) {
-    cuda.finish_step(None, &mut Vec::new()).expect("the step's work");
+    cuda.finish_step(None).expect("the step's ops");
+    cuda.collect_step(None, &mut Output::default()).expect("the step's work");
 }
 
 #[test]

@@ -25,6 +25,30 @@ void cuda(cudaError_t status, const char *what) {
     std::exit(1);
 }
 
+// ---- fed rows: the device is given what was seen before the last token, the twin all of it --------
+
+// The entry of `seen` that is taken as the last token: the first in the vocabulary that the reply has.
+size_t fed_entry(const Case &c) {
+    size_t i = 0;
+    while (i < c.seen.size() && (c.seen[i].y == 0 || c.seen[i].x >= c.logits.size()))
+        i++;
+    return i;
+}
+
+// What was seen before the last token, which is `last`. One that came once is not there at all if
+// its id is even: the prompt does not have it.
+std::vector<uint2> known_before(const Case &c, uint32_t &last) {
+    std::vector<uint2> known = c.seen;
+    if (c.row.state != ROW_FED)
+        return known;
+    const size_t at = fed_entry(c);
+    last = known[at].x;
+    known[at].y--;
+    if (known[at].y == 0 && last % 2 == 0)
+        known.erase(known.begin() + long(at));
+    return known;
+}
+
 // ---- the device --------------------------------------------------------------------------------
 
 struct Device {
@@ -46,6 +70,8 @@ struct Device {
         cuda(cudaMalloc((void **)&a.rows, max_rows * sizeof(SampleRow)), "malloc");
         cuda(cudaMalloc((void **)&a.seen, (max_seen + 1) * 8), "malloc");
         cuda(cudaMalloc(&a.tokens, max_rows * 4), "malloc");
+        cuda(cudaMalloc((void **)&a.token_ids, max_rows * 4), "malloc");
+        cuda(cudaMalloc((void **)&a.logits_rows, max_rows * 4), "malloc");
         cuda(cudaMalloc(&a.workspace, sampling::workspace_bytes(uint32_t(sms))), "malloc");
         cuda(cudaMemset(a.workspace, 0, sampling::workspace_bytes(uint32_t(sms))), "memset");
         cuda(cudaDeviceSynchronize(), "memset");
@@ -75,15 +101,19 @@ struct Device {
                               const std::vector<double> &uniforms, uint32_t stride) {
         std::vector<SampleRow> rows;
         std::vector<uint2> seen;
+        std::vector<uint32_t> token_ids(cases.size()), logits_rows(cases.size());
         for (size_t i = 0; i < cases.size(); i++) {
             const Case &c = *cases[i];
             rows.push_back(c.row);
             rows[i].uniform = uniforms[i];
-            rows[i].seen_count = uint32_t(c.seen.size());
+            // Any order will do.
+            logits_rows[i] = uint32_t(cases.size() - 1 - i);
+            const std::vector<uint2> known = known_before(c, token_ids[logits_rows[i]]);
+            rows[i].seen_count = uint32_t(known.size());
             const bool again = i > 0 && cases[i] == cases[i - 1];
             rows[i].seen_start = again ? rows[i - 1].seen_start : uint32_t(seen.size());
             if (!again)
-                seen.insert(seen.end(), c.seen.begin(), c.seen.end());
+                seen.insert(seen.end(), known.begin(), known.end());
             put(a.logits + i * stride, again ? a.logits + (i - 1) * stride : c.logits.data(),
                 c.logits.size() * 4);
         }
@@ -94,6 +124,8 @@ struct Device {
         put(a.rows, rows.data(), rows.size() * sizeof(SampleRow));
         put(a.seen, seen.data(), seen.size() * 8);
         put(a.tokens, tokens.data(), rows.size() * 4);
+        put(a.token_ids, token_ids.data(), rows.size() * 4);
+        put(a.logits_rows, logits_rows.data(), rows.size() * 4);
         launch(false);
         put(tokens.data(), a.tokens, rows.size() * 4);
         cuda(cudaStreamSynchronize(stream), "run");
@@ -103,7 +135,7 @@ struct Device {
 
 // ---- cases -------------------------------------------------------------------------------------
 
-SampleRow plain() { return {1, 0, 1, 0, 1, 0, 0, 0, 0, 1, 0}; }
+SampleRow plain() { return {1, 0, 1, 0, 1, 0, 0, 0, 0, ROW_DRAWN, 0}; }
 
 constexpr const char *KINDS[] = {"normal", "peaked", "flat",  "equal", "ties",   "masked",
                                  "one",    "wide",   "zeros", "bf16",  "extreme"};
@@ -158,6 +190,8 @@ Case make_case(Random &random, uint32_t kind, uint32_t num_ids) {
             c.seen.push_back({id, random.below(3) ? 0 : 1 + random.below(4)});
         c.seen.push_back({0xfffffff0u, 2});
         c.seen.push_back({1u << 31, 0});
+        if (fed_entry(c) < c.seen.size() && random.below(2))
+            c.row.state = ROW_FED;
     }
     if (random.below(40) == 0)
         c.logits[one] = random.pick<float>({NAN, -NAN, INFINITY, -INFINITY});
@@ -227,7 +261,8 @@ bool check_mixed(Device &device, uint32_t num_ids, uint32_t stride, uint32_t bat
         std::vector<const Case *> rows;
         for (uint32_t i = 0; i < 64; i++) {
             cases.push_back(make_case(random, random.below(NUM_KINDS), num_ids));
-            cases[i].row.active = random.below(5) != 0;
+            if (random.below(5) == 0)
+                cases[i].row.state = ROW_PADDING;
             uniforms.push_back(random.uniform());
         }
         for (const Case &c : cases)
@@ -238,7 +273,7 @@ bool check_mixed(Device &device, uint32_t num_ids, uint32_t stride, uint32_t bat
             const uint32_t alone = device.run({rows[i]}, {uniforms[i]}, stride)[0];
             if (again[i] != tokens[i] || alone != tokens[i])
                 tally.add(Verdict::wrong);
-            if (cases[i].row.active)
+            if (cases[i].row.state != ROW_PADDING)
                 judge(tally, Twin(cases[i]), cases[i], tokens[i], uniforms[i]);
             else
                 tally.add(tokens[i] == CANARY ? Verdict::same : Verdict::wrong);

@@ -91,9 +91,9 @@ std::vector<Workload> workloads() {
         {"flat: top_p 0.8", 2, [](SampleRow &p, uint32_t) { p.top_p = 0.8f; }},
         {"ties: top_k 50, top_p 0.8", 4,
          [](SampleRow &p, uint32_t) { p.top_k = 50, p.top_p = 0.8f; }},
-        {"all rows padding", 1, [](SampleRow &p, uint32_t) { p.active = 0; }},
+        {"all rows padding", 1, [](SampleRow &p, uint32_t) { p.state = ROW_PADDING; }},
         {"one row, the others padding", 1,
-         [](SampleRow &p, uint32_t row) { p.active = row == 0, p.top_p = 0.8f; }},
+         [](SampleRow &p, uint32_t row) { p.state = row == 0 ? ROW_DRAWN : ROW_PADDING, p.top_p = 0.8f; }},
     };
 }
 

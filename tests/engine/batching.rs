@@ -59,12 +59,15 @@ fn assert_same(alone: &[Told], together: &[Told]) {
 
 #[test]
 fn a_greedy_reply_is_what_the_model_says() {
-    let (engine, _) = lab().start();
-    for len in [1, 2, 15, 16, 17, 31, 32, 33, 511, 512, 513, 1100] {
-        for max_tokens in [1, 2, 17, 60] {
-            let (prompt, params) = (prompt(len as u64, len), greedy(max_tokens));
-            let request = engine.submit_tokens(prompt.clone(), &params, None).expect("accepted");
-            assert_expected(&read(&request), &prompt, &params);
+    for lab in labs() {
+        let (engine, _) = lab.start();
+        for len in [1, 2, 15, 16, 17, 31, 32, 33, 511, 512, 513, 1100] {
+            for max_tokens in [1, 2, 17, 60] {
+                let (prompt, params) = (prompt(len as u64, len), greedy(max_tokens));
+                let request =
+                    engine.submit_tokens(prompt.clone(), &params, None).expect("accepted");
+                assert_expected(&read(&request), &prompt, &params);
+            }
         }
     }
 }
@@ -72,49 +75,53 @@ fn a_greedy_reply_is_what_the_model_says() {
 #[test]
 fn batched_equals_alone_at_every_batch_size() {
     for (count, chunk) in [(1, 512), (2, 7), (8, 16), (32, 64), (32, 1)] {
-        let mut lab = lab();
-        lab.options.prefill_chunk_tokens = chunk;
-        let (engine, control) = lab.start();
         let jobs = jobs(count, 100 + count as u64);
-        let alone = run_alone(&engine, &jobs);
-        control.slow_down(std::time::Duration::from_micros(50));
-        for seed in 0..3 {
-            assert_same(&alone, &run_together(&engine, &jobs, seed));
+        let alone = run_alone(&lab().start().0, &jobs);
+        for mut lab in labs() {
+            lab.options.prefill_chunk_tokens = chunk;
+            let (engine, control) = lab.start();
+            assert_same(&alone, &run_alone(&engine, &jobs));
+            control.slow_down(std::time::Duration::from_micros(50));
+            for seed in 0..3 {
+                assert_same(&alone, &run_together(&engine, &jobs, seed));
+            }
+            assert_eq!(metric(&engine, "pages_used"), 0);
         }
-        assert_eq!(metric(&engine, "pages_used"), 0);
     }
 }
 
 #[test]
 fn a_batch_really_runs_together() {
-    let (engine, control) = lab().start();
-    control.hold();
-    let params = GenerationParams { ignore_eos: true, ..greedy(10) };
-    let submit = |seed| engine.submit_tokens(prompt(seed, 5), &params, None).expect("accepted");
-    let requests: Vec<_> = (0..40).map(submit).collect();
-    // The first step may have begun with fewer than all.
-    wait_until(|| metric(&engine, "requests_submitted") == 40);
-    control.release();
-    requests.iter().for_each(|request| assert_eq!(read(request).ids.len(), 10));
-    assert!(control.steps() <= 11, "{} steps for 40 x 10 tokens", control.steps());
+    for lab in labs() {
+        let (engine, control) = lab.start();
+        control.hold();
+        let params = GenerationParams { ignore_eos: true, ..greedy(10) };
+        let submit = |seed| engine.submit_tokens(prompt(seed, 5), &params, None).expect("accepted");
+        let requests: Vec<_> = (0..40).map(submit).collect();
+        // The first step may have begun with fewer than all.
+        wait_until(|| metric(&engine, "requests_submitted") == 40);
+        control.release();
+        requests.iter().for_each(|request| assert_eq!(read(request).ids.len(), 10));
+        assert!(control.steps() <= 11, "{} steps for 40 x 10 tokens", control.steps());
+    }
 }
 
 #[test]
 fn ranks_see_the_same_batch() {
-    let mut lab = lab();
-    lab.num_ranks = 3;
-    let (engine, _) = lab.start();
-    let params = greedy(30);
-    let prompt = prompt(5, 100);
-    let request = engine.submit_tokens(prompt.clone(), &params, None).expect("accepted");
-    assert_expected(&read(&request), &prompt, &params);
+    for lab in labs() {
+        let (engine, _) = Lab { num_ranks: 3, ..lab }.start();
+        let params = greedy(30);
+        let prompt = prompt(5, 100);
+        let request = engine.submit_tokens(prompt.clone(), &params, None).expect("accepted");
+        assert_expected(&read(&request), &prompt, &params);
+    }
 }
 
 #[test]
 fn too_few_pages_delay_requests_but_change_nothing() {
-    for seed in 0..4 {
+    for (seed, draws) in [(0, false), (1, false), (2, false), (0, true), (1, true), (3, true)] {
         let (roomy, _) = lab().start();
-        let mut tight = lab();
+        let mut tight = Lab { draws, ..lab() };
         tight.num_pages = 12;
         tight.options.prefill_chunk_tokens = 32;
         let (tight, control) = tight.start();
@@ -156,14 +163,14 @@ fn a_request_that_can_never_fit_is_refused_with_the_numbers() {
 
 #[test]
 fn a_reply_ends_where_the_context_ends() {
-    let mut lab = lab();
-    lab.num_pages = 2;
-    let (engine, _) = lab.start();
-    let params = GenerationParams { ignore_eos: true, ..greedy(1000) };
-    let told = read(&engine.submit_tokens(prompt(3, 20), &params, None).expect("accepted"));
-    assert_eq!((told.ids.len(), told.last.finish), (12, Some(FinishReason::Length)));
-    let told = read(&engine.submit_tokens(prompt(3, 31), &params, None).expect("accepted"));
-    assert_eq!((told.ids.len(), told.last.finish), (1, Some(FinishReason::Length)));
+    for lab in labs() {
+        let (engine, _) = Lab { num_pages: 2, ..lab }.start();
+        let params = GenerationParams { ignore_eos: true, ..greedy(1000) };
+        let told = read(&engine.submit_tokens(prompt(3, 20), &params, None).expect("accepted"));
+        assert_eq!((told.ids.len(), told.last.finish), (12, Some(FinishReason::Length)));
+        let told = read(&engine.submit_tokens(prompt(3, 31), &params, None).expect("accepted"));
+        assert_eq!((told.ids.len(), told.last.finish), (1, Some(FinishReason::Length)));
+    }
 }
 
 #[test]
@@ -196,38 +203,42 @@ fn prompts_and_parameters_are_checked() {
 
 #[test]
 fn logits_that_are_no_numbers_fail_their_request_alone() {
-    let (engine, _) = lab().start();
-    let good = prompt(1, 50);
-    let mut bad = prompt(2, 50);
-    bad[20] = POISON;
-    let params = greedy(40);
-    let good_request = engine.submit_tokens(good.clone(), &params, None).expect("accepted");
-    let bad_request = engine.submit_tokens(bad, &params, None).expect("accepted");
-    let told = read(&bad_request);
-    assert_eq!(told.last.error, Some(Error::NotFinite { position: 50 }));
-    assert_expected(&read(&good_request), &good, &params);
-    assert_eq!(engine.health(), Ok(()));
-    assert_eq!(metric(&engine, "requests_failed"), 1);
+    for lab in labs() {
+        let (engine, _) = lab.start();
+        let good = prompt(1, 50);
+        let mut bad = prompt(2, 50);
+        bad[20] = POISON;
+        let params = greedy(40);
+        let good_request = engine.submit_tokens(good.clone(), &params, None).expect("accepted");
+        let bad_request = engine.submit_tokens(bad, &params, None).expect("accepted");
+        let told = read(&bad_request);
+        assert_eq!(told.last.error, Some(Error::NotFinite { position: 50 }));
+        assert_expected(&read(&good_request), &good, &params);
+        assert_eq!(engine.health(), Ok(()));
+        assert_eq!(metric(&engine, "requests_failed"), 1);
+    }
 }
 
 #[test]
 fn info_and_metrics_say_what_is() {
-    let (engine, _) = lab().start();
-    let info = engine.info();
-    assert_eq!(info["model"], "fake");
-    assert_eq!(info["kv_cache_tokens"], 4096 * 16);
-    assert_eq!(info["max_context_tokens"], 8192);
-    let params = GenerationParams { ignore_eos: true, ..greedy(5) };
-    read(&engine.submit_tokens(prompt(1, 50), &params, None).expect("accepted"));
-    let counters =
-        [("prompt_tokens", 50), ("generated_tokens", 5), ("computed_tokens", 54), ("steps", 5)];
-    for (name, value) in counters {
-        assert_eq!(metric(&engine, name), value, "{name}");
+    for lab in labs() {
+        let (engine, _) = lab.start();
+        let info = engine.info();
+        assert_eq!(info["model"], "fake");
+        assert_eq!(info["kv_cache_tokens"], 4096 * 16);
+        assert_eq!(info["max_context_tokens"], 8192);
+        let params = GenerationParams { ignore_eos: true, ..greedy(5) };
+        read(&engine.submit_tokens(prompt(1, 50), &params, None).expect("accepted"));
+        let counters =
+            [("prompt_tokens", 50), ("generated_tokens", 5), ("computed_tokens", 54), ("steps", 5)];
+        for (name, value) in counters {
+            assert_eq!(metric(&engine, name), value, "{name}");
+        }
+        assert_eq!(metric(&engine, "requests_finished"), 1);
+        assert_eq!(metric(&engine, "pages_total"), 4096);
+        let seeds = [0, 1].map(|_| engine.generation_defaults().sampling.seed);
+        assert_ne!(seeds[0], seeds[1]);
     }
-    assert_eq!(metric(&engine, "requests_finished"), 1);
-    assert_eq!(metric(&engine, "pages_total"), 4096);
-    let seeds = [0, 1].map(|_| engine.generation_defaults().sampling.seed);
-    assert_ne!(seeds[0], seeds[1]);
 }
 
 #[test]

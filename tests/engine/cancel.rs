@@ -38,7 +38,7 @@ fn a_cancel_is_seen_within_one_step_of_a_long_prefill() {
 fn cancelled_neighbours_leave_no_trace() {
     let mut dice = Dice(77);
     for round in 0..20 {
-        let mut lab = lab();
+        let mut lab = Lab { draws: round % 2 == 1, ..lab() };
         lab.options.prefill_chunk_tokens = 32;
         lab.num_pages = 100;
         let (engine, control) = lab.start();

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use parking_lot::{Condvar, Mutex};
-use qwen::batch::{Batch, PAGE_TOKENS};
+use qwen::batch::{Batch, Output, PAGE_TOKENS};
 use qwen::engine::{
     Engine, EngineOptions, EngineParts, Event, EventKind, FinishReason, GenerationParams, LogHook,
     Request,
@@ -21,6 +21,8 @@ use qwen::model::Rank;
 use qwen::model::config::ModelConfig;
 use qwen::model::generation::{ChatFormat, GenerationConfig};
 use qwen::text::tokenizer::Tokenizer;
+
+use crate::drawing::Drawing;
 
 /// 256 single bytes and 208 specials are in use; the rest is padding that must never be drawn.
 pub(crate) const VOCAB: usize = 480;
@@ -122,6 +124,8 @@ pub(crate) fn wait_until(condition: impl Fn() -> bool) {
 /// One rank of the fake model.
 pub(crate) struct Fake {
     pub(crate) rank: usize,
+    /// Of the step that was submitted.
+    pub(crate) logits: Vec<f32>,
     /// `[slots]` (token, position, ntk_len).
     cache: Vec<Option<(u32, u32, u32)>>,
     control: Arc<Control>,
@@ -129,7 +133,12 @@ pub(crate) struct Fake {
 
 impl Fake {
     pub(crate) fn new(rank: usize, num_pages: usize, control: &Arc<Control>) -> Fake {
-        Fake { rank, cache: vec![None; num_pages * PAGE_TOKENS], control: Arc::clone(control) }
+        Fake {
+            rank,
+            logits: Vec::new(),
+            cache: vec![None; num_pages * PAGE_TOKENS],
+            control: Arc::clone(control),
+        }
     }
 
     /// Reads the context of `sequence` up to position `last`, as an attention would.
@@ -150,11 +159,11 @@ impl Fake {
 }
 
 impl Rank for Fake {
-    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
+    fn submit(&mut self, batch: &Batch) -> Result<()> {
         if self.rank == 0 {
             self.control.begin_step()?;
         }
-        logits.clear();
+        self.logits.clear();
         let mut rows = batch.logits_rows.iter().peekable();
         for sequence in 0..batch.num_sequences() {
             for row in batch.rows(sequence) {
@@ -166,10 +175,15 @@ impl Rank for Fake {
             while let Some(&row) = rows.next_if(|&&row| row as usize <= last) {
                 let context = self.context(batch, sequence, batch.positions[row as usize])?;
                 if self.rank == 0 {
-                    push_logits(&context, batch.ntk_lens[sequence] as usize, logits);
+                    push_logits(&context, batch.ntk_lens[sequence] as usize, &mut self.logits);
                 }
             }
         }
+        Ok(())
+    }
+
+    fn collect(&mut self, output: &mut Output) -> Result<()> {
+        *output = Output { logits: std::mem::take(&mut self.logits), tokens: Vec::new() };
         Ok(())
     }
 }
@@ -279,6 +293,8 @@ pub(crate) fn generation(chat_format: ChatFormat) -> GenerationConfig {
 pub(crate) struct Lab {
     pub(crate) num_pages: usize,
     pub(crate) num_ranks: usize,
+    /// The first rank draws, so that the engine is a step ahead.
+    pub(crate) draws: bool,
     pub(crate) options: EngineOptions,
     pub(crate) chat_format: ChatFormat,
     pub(crate) stop_words_ids: Vec<Vec<u32>>,
@@ -290,6 +306,7 @@ pub(crate) fn lab() -> Lab {
     Lab {
         num_pages: 4096,
         num_ranks: 1,
+        draws: false,
         options: EngineOptions { prefill_chunk_tokens: 512, ..EngineOptions::default() },
         chat_format: ChatFormat::ChatMl,
         stop_words_ids: Vec::new(),
@@ -297,11 +314,22 @@ pub(crate) fn lab() -> Lab {
     }
 }
 
+/// The same, once with a rank that gives logits and once with one that draws.
+pub(crate) fn labs() -> [Lab; 2] {
+    [lab(), Lab { draws: true, ..lab() }]
+}
+
 impl Lab {
     pub(crate) fn start(self) -> (Engine, Arc<Control>) {
         let control = Arc::new(Control::default());
         let ranks = (0..self.num_ranks)
-            .map(|rank| Box::new(Fake::new(rank, self.num_pages, &control)) as Box<dyn Rank>)
+            .map(|rank| {
+                let fake = Fake::new(rank, self.num_pages, &control);
+                match self.draws && rank == 0 {
+                    true => Box::new(Drawing::new(fake)) as Box<dyn Rank>,
+                    false => Box::new(fake),
+                }
+            })
             .collect();
         (self.start_with(ranks), control)
     }

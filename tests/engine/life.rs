@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use qwen::batch::Batch;
+use qwen::batch::{Batch, Output};
 use qwen::engine::session::Session;
 use qwen::engine::{
     CompletionQueue, Engine, EngineOptions, EngineParts, GenerationParams, LogLevel, Request,
@@ -43,9 +43,9 @@ fn a_full_queue_refuses_and_recovers() {
 
 #[test]
 fn a_failed_or_panicked_step_ends_all_requests_and_the_engine_but_nothing_else() {
-    for fault in [Fault::Error, Fault::Panic] {
+    for (fault, draws) in [(Fault::Error, false), (Fault::Panic, false), (Fault::Panic, true)] {
         for at in [1, 2, 5] {
-            let mut lab1 = lab();
+            let mut lab1 = Lab { draws, ..lab() };
             lab1.options.max_batch_sequences = 2;
             let (engine, control) = lab1.start();
             control.break_at(at, fault);
@@ -76,19 +76,25 @@ struct Partner {
     rank: usize,
     broken: bool,
     steps: usize,
+    wanted: usize,
     line: SyncSender<()>,
     other: Receiver<()>,
 }
 
 impl Rank for Partner {
-    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
+    fn submit(&mut self, batch: &Batch) -> Result<()> {
         self.steps += 1;
         assert!(!self.broken || self.steps < 2, "this rank breaks");
         let lost = || Error::EngineFailed { reason: "lost the other rank".into() };
         self.line.send(()).map_err(|_| lost())?;
         self.other.recv_timeout(LONG).map_err(|_| lost())?;
+        self.wanted = batch.logits_rows.len();
+        Ok(())
+    }
+
+    fn collect(&mut self, output: &mut Output) -> Result<()> {
         if self.rank == 0 {
-            logits.resize(batch.logits_rows.len() * VOCAB, 0.0);
+            output.logits.resize(self.wanted * VOCAB, 0.0);
         }
         Ok(())
     }
@@ -103,7 +109,7 @@ fn a_panic_of_one_rank_ends_the_engine_without_a_deadlock() {
         let lines = [(to_second, from_second), (to_first, from_first)];
         let ranks = lines.into_iter().enumerate().map(|(rank, (line, other))| {
             let broken = rank == broken;
-            Box::new(Partner { rank, broken, steps: 0, line, other }) as Box<dyn Rank>
+            Box::new(Partner { rank, broken, steps: 0, wanted: 0, line, other }) as Box<dyn Rank>
         });
         let engine = lab().start_with(ranks.collect());
         let told = read(&submit(&engine, 1, 10).expect("accepted"));
@@ -117,8 +123,12 @@ fn a_panic_of_one_rank_ends_the_engine_without_a_deadlock() {
 struct Short;
 
 impl Rank for Short {
-    fn forward(&mut self, _batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
-        logits.resize(3, 0.0);
+    fn submit(&mut self, _batch: &Batch) -> Result<()> {
+        Ok(())
+    }
+
+    fn collect(&mut self, output: &mut Output) -> Result<()> {
+        output.logits.resize(3, 0.0);
         Ok(())
     }
 }
@@ -173,8 +183,12 @@ impl Drop for Canary {
 }
 
 impl Rank for Canary {
-    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
-        self.1.forward(batch, logits)
+    fn submit(&mut self, batch: &Batch) -> Result<()> {
+        self.1.submit(batch)
+    }
+
+    fn collect(&mut self, output: &mut Output) -> Result<()> {
+        self.1.collect(output)
     }
 }
 

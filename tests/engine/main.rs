@@ -5,6 +5,7 @@
 
 mod batching;
 mod cancel;
+mod drawing;
 mod fake;
 mod fork;
 mod life;

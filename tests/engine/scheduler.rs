@@ -15,12 +15,22 @@ struct Life {
     pages: usize,
     admitted: bool,
     decoding: bool,
+    ending: bool,
 }
 
 impl Life {
     fn new(prompt: usize, reply: usize) -> Life {
         let total = prompt;
-        Life { prompt, reply, total, computed: 0, pages: 0, admitted: false, decoding: false }
+        Life {
+            prompt,
+            reply,
+            total,
+            computed: 0,
+            pages: 0,
+            admitted: false,
+            decoding: false,
+            ending: false,
+        }
     }
 
     fn view(&self) -> View {
@@ -30,6 +40,7 @@ impl Life {
             pages: self.pages,
             admitted: self.admitted,
             decoding: self.decoding,
+            ending: self.ending,
         }
     }
 }
@@ -39,6 +50,8 @@ struct World {
     lives: Vec<Life>,
     num_pages: usize,
     limits: Limits,
+    /// The plan is made a step ahead: who has all tokens stays for one more plan.
+    ahead: bool,
 }
 
 impl World {
@@ -68,7 +81,12 @@ impl World {
         }
         let held: usize = self.lives.iter().map(|life| life.pages).sum();
         prop_assert!(held <= self.num_pages, "{} pages held of {}", held, self.num_pages);
-        self.lives.retain(|life| life.total - life.prompt < life.reply);
+        let ahead = self.ahead;
+        self.lives.retain_mut(|life| {
+            let is_complete = life.total - life.prompt >= life.reply;
+            let was_ending = std::mem::replace(&mut life.ending, is_complete);
+            !is_complete || (ahead && !was_ending)
+        });
         Ok(found)
     }
 
@@ -76,8 +94,14 @@ impl World {
         let admitted = views.iter().filter(|view| view.admitted).count();
         let kept = admitted - found.preempt.len();
         // Progress, and in order of arrival.
-        prop_assert!(!found.runs.is_empty(), "nothing runs");
-        prop_assert_eq!(found.runs[0].index, 0, "the oldest does not advance");
+        let oldest = views.iter().position(|view| !view.ending);
+        if oldest == Some(0) {
+            prop_assert!(!found.runs.is_empty(), "nothing runs");
+        }
+        if let Some(first) = found.runs.first() {
+            prop_assert_eq!(Some(first.index), oldest, "the oldest does not advance");
+        }
+        prop_assert!(found.runs.iter().all(|run| !views[run.index].ending));
         prop_assert!(found.runs.is_sorted_by(|a, b| a.index < b.index));
         // The youngest are preempted, none of them runs, and then nobody is admitted.
         let youngest: Vec<usize> = (kept..admitted).rev().collect();
@@ -102,7 +126,8 @@ impl World {
         prop_assert!(prefilled <= self.limits.prefill_tokens);
         // Decoding is never starved: all that are kept decode, but for one that has no page.
         let idle = |index: &usize| {
-            views[*index].decoding && !found.runs.iter().any(|run| run.index == *index)
+            let view = &views[*index];
+            view.decoding && !view.ending && !found.runs.iter().any(|run| run.index == *index)
         };
         let idle: Vec<usize> = (0..kept).filter(idle).collect();
         prop_assert!(idle.is_empty() || idle == [kept - 1], "decoding starved: {:?}", idle);
@@ -117,6 +142,7 @@ prop_compose! {
         max_sequences in 1usize..12,
         prefill_tokens in 1usize..100,
         raw in proptest::collection::vec((1usize..200, 1usize..60), 1..25),
+        ahead in any::<bool>(),
     ) -> World {
         // As at submit: each must fit the pool alone, whole.
         let most = num_pages * page_tokens;
@@ -125,7 +151,8 @@ prop_compose! {
             Life::new(prompt, reply.min(most - prompt + 1))
         };
         let lives = raw.into_iter().map(life).collect();
-        World { lives, num_pages, limits: Limits { page_tokens, max_sequences, prefill_tokens } }
+        let limits = Limits { page_tokens, max_sequences, prefill_tokens };
+        World { lives, num_pages, limits, ahead }
     }
 }
 
@@ -169,12 +196,26 @@ const LIMITS: Limits = Limits { page_tokens: 16, max_sequences: 8, prefill_token
 
 fn decoding(computed: usize, pages: usize) -> View {
     let total_tokens = computed + 1;
-    View { computed_tokens: computed, total_tokens, pages, admitted: true, decoding: true }
+    View {
+        computed_tokens: computed,
+        total_tokens,
+        pages,
+        admitted: true,
+        decoding: true,
+        ending: false,
+    }
 }
 
 fn waiting(total: usize) -> View {
     let total_tokens = total;
-    View { computed_tokens: 0, total_tokens, pages: 0, admitted: false, decoding: false }
+    View {
+        computed_tokens: 0,
+        total_tokens,
+        pages: 0,
+        admitted: false,
+        decoding: false,
+        ending: false,
+    }
 }
 
 fn planned(views: &[View], free: usize) -> (Vec<(usize, usize)>, Vec<usize>) {
@@ -218,4 +259,11 @@ fn a_preempted_sequence_is_computed_anew_in_chunks() {
     assert_eq!(planned(&[resumed], 4), (vec![(0, 32)], vec![]));
     let half = View { computed_tokens: 32, pages: 2, admitted: true, ..resumed };
     assert_eq!(planned(&[half], 2), (vec![(0, 18)], vec![]));
+}
+
+#[test]
+fn one_whose_last_token_is_in_flight_computes_nothing_and_delays_nobody() {
+    let ending = View { ending: true, ..decoding(20, 2) };
+    assert_eq!(planned(&[ending, decoding(5, 1), waiting(32)], 3), (vec![(1, 1), (2, 32)], vec![]));
+    assert_eq!(planned(&[ending], 0), (vec![], vec![]));
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{HostBuffer, input_dtype, round_to, zeroed};
 use crate::backend::comm::Comm;
 use crate::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep};
-use crate::batch::{Batch, PAGE_TOKENS};
+use crate::batch::{Batch, Output, PAGE_TOKENS};
 use crate::error::Result;
 use crate::tensor::{Dtype, HostTensor};
 
@@ -203,11 +203,10 @@ impl Backend for Reference {
         self.comm.all_reduce(self.rank, x.data_mut())
     }
 
-    fn finish_step(&mut self, logits: Option<&HostBuffer>, out: &mut Vec<f32>) -> Result<()> {
-        out.clear();
+    fn collect_step(&mut self, logits: Option<&HostBuffer>, output: &mut Output) -> Result<()> {
         let Some(local) = logits else { return Ok(()) };
         let parts = self.comm.gather(self.rank, local.data())?;
-        join_columns(&parts, local.rows(), out);
+        join_columns(&parts, local.rows(), &mut output.logits);
         Ok(())
     }
 

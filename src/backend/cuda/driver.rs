@@ -9,7 +9,6 @@
 use std::ffi::{CStr, c_int};
 use std::ptr::null_mut;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use cudarc::cublaslt;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
@@ -264,12 +263,53 @@ fn current_context() -> Option<sys::CUcontext> {
     Some(if result == CUresult::CUDA_SUCCESS { context } else { null_mut() })
 }
 
+/// A mark in a stream's queue, to sleep until it is reached.
+pub(super) struct Mark {
+    context: Arc<Context>,
+    event: sys::CUevent,
+}
+
+// SAFETY: an event may be used from any thread.
+unsafe impl Send for Mark {}
+
+impl Mark {
+    pub(super) fn new(context: &Arc<Context>) -> Result<Mark> {
+        let mut event = null_mut();
+        let flags = sys::CUevent_flags_enum::CU_EVENT_BLOCKING_SYNC as u32
+            | sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
+        context.enter()?;
+        // SAFETY: writes one handle.
+        check(unsafe { sys::cuEventCreate(&mut event, flags) }, "make an event")?;
+        Ok(Mark { context: Arc::clone(context), event })
+    }
+
+    /// Puts it behind all work so far.
+    pub(super) fn set(&self, stream: &Stream) -> Result<()> {
+        // SAFETY: both handles are alive.
+        check(unsafe { sys::cuEventRecord(self.event, stream.handle) }, "record an event")
+    }
+
+    /// Sleeps until all work before it is done; the first error of that work.
+    pub(super) fn wait(&self) -> Result<()> {
+        // SAFETY: the handle lives as long as self.
+        check(unsafe { sys::cuEventSynchronize(self.event) }, "run a step")
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        let _ = self.context.enter();
+        // SAFETY: made here, destroyed once.
+        let _ = unsafe { sys::cuEventDestroy_v2(self.event) };
+    }
+}
+
 /// A queue of work on a device; its work runs in order.
 pub(super) struct Stream {
     context: Arc<Context>,
     handle: sys::CUstream,
-    /// Recorded at the end of the queue to sleep until it is reached.
-    done: sys::CUevent,
+    /// The end of the queue, for `wait`.
+    end: Mark,
 }
 
 // SAFETY: a stream may be used from any thread, by one at a time (`&mut` or a single owner).
@@ -278,16 +318,12 @@ unsafe impl Send for Stream {}
 impl Stream {
     /// A new, empty queue.
     pub(super) fn new(context: &Arc<Context>) -> Result<Stream> {
-        let (mut handle, mut done) = (null_mut(), null_mut());
+        let end = Mark::new(context)?;
+        let mut handle = null_mut();
         let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
-        context.enter()?;
-        // SAFETY: writes one handle.
+        // SAFETY: writes one handle; the context is current.
         check(unsafe { sys::cuStreamCreate(&mut handle, flags) }, "make a stream")?;
-        let flags = sys::CUevent_flags_enum::CU_EVENT_BLOCKING_SYNC as u32
-            | sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
-        // SAFETY: writes one handle.
-        check(unsafe { sys::cuEventCreate(&mut done, flags) }, "make an event")?;
-        Ok(Stream { context: Arc::clone(context), handle, done })
+        Ok(Stream { context: Arc::clone(context), handle, end })
     }
 
     pub(super) fn raw(&self) -> sys::CUstream {
@@ -300,64 +336,17 @@ impl Stream {
 
     /// Sleeps until all work so far is done; the first error of that work.
     pub(super) fn wait(&self) -> Result<()> {
-        // SAFETY: both handles live as long as self.
-        check(unsafe { sys::cuEventRecord(self.done, self.handle) }, "record an event")?;
-        // SAFETY: as above.
-        check(unsafe { sys::cuEventSynchronize(self.done) }, "run a step")
+        self.end.set(self)?;
+        self.end.wait()
     }
 }
-
-/// How long work of one kind took lately.
-#[derive(Default, Clone, Copy)]
-pub(super) struct Pace {
-    expected: Duration,
-}
-
-impl Stream {
-    /// The same as `wait`, without the delay of being woken: sleeps for nearly as long as such work
-    /// took lately, looks again and again for a while, and sleeps for what takes much longer. Work
-    /// that was done before the first look was slept through: less is expected of the next.
-    pub(super) fn wait_awake(&self, pace: &mut Pace) -> Result<()> {
-        let start = Instant::now();
-        // SAFETY: both handles live as long as self.
-        check(unsafe { sys::cuEventRecord(self.done, self.handle) }, "record an event")?;
-        let nap = (pace.expected * 49 / 50).checked_sub(WATCH);
-        if let Some(nap) = nap {
-            std::thread::sleep(nap);
-        }
-        let overslept = nap.is_some() && !self.is_busy();
-        let watched = Instant::now();
-        while self.is_busy() && watched.elapsed() < LONGEST_WATCH {
-            std::hint::spin_loop();
-        }
-        // SAFETY: as above.
-        check(unsafe { sys::cuEventSynchronize(self.done) }, "run a step")?;
-        pace.expected = match overslept {
-            true => pace.expected * 3 / 4,
-            false => (pace.expected * 3 + start.elapsed()) / 4,
-        };
-        Ok(())
-    }
-
-    /// Has the work before the last record not been done yet?
-    fn is_busy(&self) -> bool {
-        // SAFETY: the handle lives as long as self.
-        unsafe { sys::cuEventQuery(self.done) == CUresult::CUDA_ERROR_NOT_READY }
-    }
-}
-
-/// How long before its expected end work is watched: more than a sleep is late by.
-const WATCH: Duration = Duration::from_micros(300);
-/// How long it is watched at most.
-const LONGEST_WATCH: Duration = Duration::from_millis(4);
 
 impl Drop for Stream {
     fn drop(&mut self) {
         let _ = self.context.enter();
-        // SAFETY: both were made here; work that is still queued is finished by CUDA first.
+        // SAFETY: made here; work that is still queued is finished by CUDA first.
         unsafe {
             let _ = sys::cuStreamSynchronize(self.handle);
-            let _ = sys::cuEventDestroy_v2(self.done);
             let _ = sys::cuStreamDestroy_v2(self.handle);
         }
     }

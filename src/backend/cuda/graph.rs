@@ -59,3 +59,13 @@ impl Drop for Graph {
         let _ = unsafe { sys::cuGraphExecDestroy(self.handle) };
     }
 }
+
+/// The size of graph that serves a step of `rows`: a few sizes, so that few are recorded.
+pub(super) fn bucket(rows: usize) -> usize {
+    match rows {
+        0..=4 => rows.next_power_of_two(),
+        5..=32 => rows.next_multiple_of(8),
+        33..=64 => rows.next_multiple_of(16),
+        _ => rows.next_multiple_of(64),
+    }
+}

@@ -79,17 +79,19 @@ impl Launcher {
         })
     }
 
-    /// `out[row] = table[token_ids[row]]`. `out [rows, hidden]` f32.
+    /// `out[row] = table[token_ids[row]]`, where an id may be fed from `drawn`, the tokens of the step
+    /// before. `out [rows, hidden]` f32.
     pub(super) fn embed(
         &self,
         step: &StepInputs,
         table: &DeviceMatrix,
+        drawn: u64,
         out: &mut DeviceBuffer,
     ) -> Result<()> {
         out.set_rows(step.extents.rows);
         assert!(table.cols == out.cols && out.kind == Kind::Stream);
         let ids = step.addresses().token_ids;
-        let arguments = [out.address(), table.address(), ids, int(out.cols)];
+        let arguments = [out.address(), table.address(), ids, drawn, int(out.cols)];
         self.launch(self.embed, Config::line(out.rows, 256), &arguments)
     }
 

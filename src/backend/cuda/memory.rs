@@ -3,6 +3,7 @@
 //! All of it is taken when an engine is opened; no step allocates.
 
 use std::ffi::c_void;
+use std::ops::Range;
 use std::ptr::null_mut;
 use std::sync::Arc;
 
@@ -76,6 +77,21 @@ impl DeviceMemory {
         check(result, "copy to the device")
     }
 
+    /// Queues a copy of the bytes `range` of `from` to the same place here. As for `upload`.
+    pub(super) fn upload_range(
+        &mut self,
+        stream: &Stream,
+        range: Range<usize>,
+        from: &PinnedMemory,
+    ) -> Result<()> {
+        assert!(range.end <= self.len_bytes && range.end <= from.len_bytes);
+        let to = self.address + range.start as u64;
+        let start = from.start.cast::<u8>().wrapping_add(range.start).cast();
+        // SAFETY: both ranges are inside their allocations (checked above).
+        let result = unsafe { sys::cuMemcpyHtoDAsync_v2(to, start, range.len(), stream.raw()) };
+        check(result, "copy to the device")
+    }
+
     /// Queues a copy of the first `len_bytes` to pinned memory.
     pub(super) fn download(
         &self,
@@ -136,6 +152,10 @@ impl PinnedMemory {
         let mut memory = PinnedMemory { context: Arc::clone(context), start, len_bytes };
         memory.bytes_mut().fill(0);
         Ok(memory)
+    }
+
+    pub(super) fn len_bytes(&self) -> usize {
+        self.len_bytes
     }
 
     /// Its address on the device.

@@ -2,7 +2,8 @@
 //! from a recorded graph.
 //!
 //! Nothing waits inside a step: an op that cannot be queued is remembered, and `finish_step` reports
-//! it, or what went wrong on the device, when the step's results are fetched.
+//! it; what went wrong on the device is reported when the step is collected. Two steps may be on their
+//! way: the second is fed with the tokens of the first where the sampler leaves them.
 //!
 //! Rounding, beyond what `backend` says: linears' inputs (`BufferKind::Activation`) are kept in the
 //! weights' dtype, so the rows of Q, K, V and the gate and up products are rounded once more than on
@@ -24,14 +25,14 @@ mod skinny;
 mod step;
 mod tensor_map;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 pub use buffer::{DeviceBuffer, DeviceKv, DeviceMatrix, DeviceVector};
 use decode::DecodeAttention;
 pub use driver::{CallerContext, Device};
-use driver::{Context, Pace, Stream};
+use driver::{Context, Mark, Stream};
 use gemm::Gemm;
-use graph::Graph;
+use graph::{Graph, bucket};
 use kernels::Kernels;
 use launch::{Launcher, RopeTables};
 use load::Uploader;
@@ -44,7 +45,7 @@ pub use step::StepLimits;
 
 use super::random::Normal;
 use super::{Backend, BufferKind, HeadShape, KvSpec, RopeStep, StepStart};
-use crate::batch::Batch;
+use crate::batch::{Batch, Output};
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, HostTensor};
 
@@ -58,8 +59,6 @@ pub struct CudaSettings {
     pub dtype: Dtype,
     /// Extents of the largest step.
     pub limits: StepLimits,
-    /// Ids that can be drawn: 0..usable_ids.
-    pub usable_ids: usize,
     /// Half the columns of the largest gate-and-up product on this rank.
     pub mlp_width: usize,
     /// Keep the embedding table in host memory.
@@ -83,12 +82,22 @@ pub struct Cuda {
     uploader: Option<Uploader>,
     /// Rows of the graph that is being recorded.
     recording: Option<usize>,
-    /// How long decode steps take, by their rows.
-    paces: HashMap<usize, Pace>,
+    /// Steps that are finished and not collected, oldest first.
+    pending: VecDeque<Pending>,
+    /// Ends of steps, one for each turn.
+    marks: [Mark; 2],
     /// This step came from a recording.
     replayed: bool,
     /// The first op of this step that could not be queued.
     failed: Option<Error>,
+}
+
+/// A step on its way.
+struct Pending {
+    turn: usize,
+    tokens: usize,
+    /// Where no tokens are drawn: the logits on the host.
+    logits: Option<PinnedMemory>,
 }
 
 /// A gate and an up matrix as one: `[2 * width, hidden]`, rows in blocks of 16, eight of the gate
@@ -106,10 +115,17 @@ impl Cuda {
         let angle_bytes = limits.max_tokens * limits.head_dim / 2 * 4;
         let table = || DeviceMemory::new(&context, angle_bytes, "rotary tables");
         let gate_up_bytes = limits.max_tokens * 2 * settings.mlp_width * 2;
+        let gate_up = DeviceBuffer {
+            memory: DeviceMemory::zeroed(&stream, gate_up_bytes, "activations")?,
+            kind: BufferKind::Activation,
+            max_rows: limits.max_tokens,
+            cols: 2 * settings.mlp_width,
+            rows: 0,
+        };
         let (dtype, dim) = (settings.dtype, limits.head_dim);
         let decode = DecodeAttention::new(&stream, &kernels, dtype, dim)?;
         let prefill = PrefillAttention::new(&stream, &kernels, dtype, dim)?;
-        let sampler = TokenSampler::new(&stream, &kernels, &limits, settings.usable_ids)?;
+        let sampler = TokenSampler::new(&stream, &kernels, &limits)?;
         Ok(Cuda {
             settings,
             graphs: HashMap::new(),
@@ -121,16 +137,11 @@ impl Cuda {
             step: StepInputs::new(&context, limits)?,
             sampler,
             angles: RopeTables { cos: table()?, sin: table()? },
-            gate_up: DeviceBuffer {
-                memory: DeviceMemory::new(&context, gate_up_bytes, "activations")?,
-                kind: BufferKind::Activation,
-                max_rows: limits.max_tokens,
-                cols: 2 * settings.mlp_width,
-                rows: 0,
-            },
+            gate_up,
             uploader: Some(Uploader::new(&context)?),
             recording: None,
-            paces: HashMap::new(),
+            pending: VecDeque::with_capacity(2),
+            marks: [Mark::new(&context)?, Mark::new(&context)?],
             replayed: false,
             failed: None,
         })
@@ -148,18 +159,16 @@ impl Cuda {
         let angles = 2 * limits.max_tokens * limits.head_dim / 2 * 4;
         let gate_up = limits.max_tokens * 2 * settings.mlp_width * 2;
         let inputs = StepInputs::device_bytes(limits);
-        let sampler = TokenSampler::device_bytes(limits, settings.usable_ids, device.num_sms);
+        let sampler = TokenSampler::device_bytes(limits, device.num_sms);
         (angles + gate_up + Gemm::workspace_bytes() + inputs + attention + sampler) as u64
     }
 
-    /// Waits for the step and copies its logits to the host: for tests and callers who draw.
-    fn fetch_logits(&mut self, logits: &DeviceBuffer, out: &mut Vec<f32>) -> Result<()> {
-        let len = self.step.extents.wanted_rows * logits.cols();
-        let mut host = PinnedMemory::new(self.context(), len * 4, "logits")?;
-        logits.memory.download(&self.launcher.stream, &mut host, len * 4)?;
-        self.launcher.stream.wait()?;
-        out.extend(host.words(len).iter().map(|word| f32::from_bits(*word)));
-        Ok(())
+    /// Queues the copy of the step's logits to the host: for tests and callers who draw.
+    fn fetch_logits(&mut self, logits: &DeviceBuffer) -> Result<PinnedMemory> {
+        let bytes = self.step.extents.wanted_rows * logits.cols() * 4;
+        let mut host = PinnedMemory::new(self.context(), bytes, "logits")?;
+        logits.memory.download(&self.launcher.stream, &mut host, bytes)?;
+        Ok(host)
     }
 
     fn context(&self) -> &std::sync::Arc<Context> {
@@ -187,16 +196,6 @@ impl Cuda {
         let is_decode = rows == batch.num_sequences() && rows == batch.logits_rows.len();
         let most = self.settings.limits.max_sequences;
         (is_decode && rows > 0 && rows <= most).then(|| bucket(rows).min(most))
-    }
-}
-
-/// The size of graph that serves a step of `rows`: a few sizes, so that few are recorded.
-fn bucket(rows: usize) -> usize {
-    match rows {
-        0..=4 => rows.next_power_of_two(),
-        5..=32 => rows.next_multiple_of(8),
-        33..=64 => rows.next_multiple_of(16),
-        _ => rows.next_multiple_of(64),
     }
 }
 
@@ -246,7 +245,8 @@ impl Backend for Cuda {
     fn buffer(&mut self, kind: BufferKind, max_rows: usize, cols: usize) -> Result<DeviceBuffer> {
         let element_bytes = if kind == BufferKind::Stream { 4 } else { 2 };
         let bytes = max_rows * cols * element_bytes;
-        let memory = DeviceMemory::new(self.context(), bytes, "activations")?;
+        // Rows of padding are multiplied before anything has written them.
+        let memory = DeviceMemory::zeroed(&self.launcher.stream, bytes, "activations")?;
         Ok(DeviceBuffer { memory, kind, max_rows, cols, rows: 0 })
     }
 
@@ -269,11 +269,11 @@ impl Backend for Cuda {
 
     fn begin_step(&mut self, batch: &Batch, rope: &RopeStep) -> Result<StepStart> {
         self.context().enter()?;
+        assert!(self.pending.len() < 2, "two steps are on their way");
         self.failed = None;
         self.replayed = false;
         let padded = self.graph_rows(batch);
         self.step.upload(&self.launcher.stream, batch, rope, padded)?;
-        self.sampler.upload(&self.launcher.stream, batch, padded)?;
         if let Some(rows) = padded {
             if let Some(graph) = self.graphs.get(&rows) {
                 graph.launch(&self.launcher.stream)?;
@@ -289,7 +289,7 @@ impl Backend for Cuda {
     }
 
     fn embed(&mut self, table: &DeviceMatrix, _token_ids: &[u32], out: &mut DeviceBuffer) {
-        let result = self.launcher.embed(&self.step, table, out);
+        let result = self.launcher.embed(&self.step, table, self.sampler.drawn(), out);
         self.note(result);
     }
 
@@ -387,9 +387,9 @@ impl Backend for Cuda {
         Ok(())
     }
 
-    fn finish_step(&mut self, logits: Option<&DeviceBuffer>, out: &mut Vec<f32>) -> Result<()> {
+    fn finish_step(&mut self, logits: Option<&DeviceBuffer>) -> Result<()> {
         if let Some(logits) = logits.filter(|_| !self.replayed) {
-            let result = self.sampler.draw(&self.launcher, &self.step.extents, logits);
+            let result = self.sampler.draw(&self.launcher, &self.step, logits);
             self.note(result);
         }
         let recorded = self.recording.take().map(|rows| (rows, Graph::end(&self.launcher.stream)));
@@ -402,27 +402,31 @@ impl Backend for Cuda {
             graph.launch(&self.launcher.stream)?;
             self.graphs.insert(rows, graph);
         }
-        out.clear();
+        let (turn, tokens) = (self.step.turn, self.step.extents.draws);
+        let mut pending = Pending { turn, tokens, logits: None };
         // Either the tokens or the logits leave the device.
-        let logits = logits.filter(|_| !self.sampler.is_active());
-        self.sampler.fetch(&self.launcher.stream)?;
-        if let Some(logits) = logits {
-            return self.fetch_logits(logits, out);
+        match logits {
+            Some(logits) if tokens == 0 => pending.logits = Some(self.fetch_logits(logits)?),
+            Some(_) => self.sampler.fetch(&self.launcher.stream, turn, tokens)?,
+            None => {}
         }
-        // Only decode steps take the same time again and again.
-        match self.replayed {
-            true => {
-                let pace = self.paces.entry(self.step.extents.rows).or_default();
-                self.launcher.stream.wait_awake(pace)?;
-            }
-            false => self.launcher.stream.wait()?,
-        }
-        self.sampler.take();
+        self.marks[turn].set(&self.launcher.stream)?;
+        self.pending.push_back(pending);
         Ok(())
     }
 
-    fn drawn(&self) -> &[u32] {
-        self.sampler.drawn()
+    fn collect_step(&mut self, _: Option<&DeviceBuffer>, output: &mut Output) -> Result<()> {
+        let step = self.pending.pop_front().ok_or_else(|| Error::EngineFailed {
+            reason: "a bug in the library: no step to collect".to_string(),
+        })?;
+        self.context().enter()?;
+        self.marks[step.turn].wait()?;
+        output.tokens.extend_from_slice(self.sampler.fetched(step.turn, step.tokens));
+        if let Some(logits) = step.logits {
+            let words = logits.words(logits.len_bytes() / 4);
+            output.logits.extend(words.iter().map(|word| f32::from_bits(*word)));
+        }
+        Ok(())
     }
 
     fn abandon(&mut self) {}

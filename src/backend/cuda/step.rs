@@ -1,4 +1,7 @@
-//! The inputs of one step on the device: packed into one pinned block, copied with one call.
+//! The inputs of one step on the device: packed into one pinned block, copied with one call (what was
+//! seen, for penalties, with a second).
+//!
+//! There are two blocks, used in turn: one may still be on its way when the next step is packed.
 //!
 //! The block's layout depends on how many rows it has room for, not on how many a step has, so that
 //! a recorded step finds its inputs where they were. Small steps (decode) use the layout of
@@ -16,14 +19,16 @@
 //! | cu_seqlens    | sequences + 1 u32    |                                                     |
 //! | context_lens  | sequences u32        | 0: no sequence                                      |
 //! | inv_freq      | sequences * half f32 | rotary frequencies                                  |
+//! | draws         | sequences * 12 u32   | how the tokens of wanted rows are drawn, `SampleRow`|
 //! | block_table   | sequences * pages u32| page numbers, rows of `max_pages`                   |
+//! | seen          | capacity * 2 u32     | id, and how often the reply has it                  |
 
 use std::sync::Arc;
 
 use super::driver::{Context, Stream};
 use super::memory::{DeviceMemory, PinnedMemory};
 use crate::backend::RopeStep;
-use crate::batch::{Batch, NO_SLOT};
+use crate::batch::{Batch, Draw, FED, NO_SLOT, PAGE_TOKENS};
 use crate::error::Result;
 
 /// Largest extents of any step.
@@ -39,9 +44,26 @@ pub struct StepLimits {
     pub cache_pages: usize,
     /// Elements of a head.
     pub head_dim: usize,
+    /// Ids that can be drawn: 0..usable_ids.
+    pub usable_ids: usize,
 }
 
-/// Where each part begins, in 32-bit words; and where the block ends without its page table.
+impl StepLimits {
+    /// Most distinct ids of all sequences of a step together: each is in the cache, but for the last.
+    fn seen_capacity(&self) -> usize {
+        let longest = self.max_pages * PAGE_TOKENS + 1;
+        let all = self.cache_pages * PAGE_TOKENS + self.max_sequences;
+        (self.max_sequences * self.usable_ids.min(longest)).min(all)
+    }
+}
+
+/// 32-bit words of one `SampleRow` of `sample.cu`.
+const DRAW_WORDS: usize = 12;
+/// Its states.
+const ROW_DRAWN: u32 = 1;
+const ROW_FED: u32 = 2;
+
+/// Where each part begins, in 32-bit words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Layout {
     rows: usize,
@@ -50,7 +72,9 @@ struct Layout {
     cu_seqlens: usize,
     context_lens: usize,
     inv_freq: usize,
+    draws: usize,
     block_table: usize,
+    seen: usize,
 }
 
 impl Layout {
@@ -64,19 +88,33 @@ impl Layout {
         let cu_seqlens = logits_rows + sequences;
         let context_lens = cu_seqlens + words(limits.max_sequences + 1);
         let inv_freq = context_lens + sequences;
-        let block_table = inv_freq + words(limits.max_sequences * limits.head_dim / 2);
-        Layout { rows, query_scale, logits_rows, cu_seqlens, context_lens, inv_freq, block_table }
+        let draws = inv_freq + words(limits.max_sequences * limits.head_dim / 2);
+        let block_table = draws + sequences * DRAW_WORDS;
+        let seen = block_table + words(limits.max_sequences * limits.max_pages);
+        Layout {
+            rows,
+            query_scale,
+            logits_rows,
+            cu_seqlens,
+            context_lens,
+            inv_freq,
+            draws,
+            block_table,
+            seen,
+        }
     }
 
     fn total_words(&self, limits: &StepLimits) -> usize {
-        self.block_table + limits.max_sequences * limits.max_pages
+        self.seen + 2 * limits.seen_capacity()
     }
 }
 
 /// The inputs of the step that is being queued.
 pub(super) struct StepInputs {
     limits: StepLimits,
-    host: PinnedMemory,
+    hosts: [PinnedMemory; 2],
+    /// Which of them has this step.
+    pub(super) turn: usize,
     device: DeviceMemory,
     layout: Layout,
     /// What ops see.
@@ -91,6 +129,8 @@ pub(super) struct Extents {
     pub(super) logits_rows: usize,
     /// Rows of logits that somebody wants: without padding.
     pub(super) wanted_rows: usize,
+    /// Tokens drawn: all of those, or none.
+    pub(super) draws: usize,
     /// Most rows of one sequence.
     pub(super) longest: usize,
     /// Some sequence has one row.
@@ -110,16 +150,20 @@ pub(super) struct Addresses {
     pub(super) cu_seqlens: u64,
     pub(super) context_lens: u64,
     pub(super) inv_freq: u64,
+    pub(super) draws: u64,
     pub(super) block_table: u64,
+    pub(super) seen: u64,
 }
 
 impl StepInputs {
     pub(super) fn new(context: &Arc<Context>, limits: StepLimits) -> Result<StepInputs> {
         let layout = Layout::new(&limits, limits.max_tokens);
         let bytes = layout.total_words(&limits) * 4;
+        let host = || PinnedMemory::new(context, bytes, "step inputs");
         Ok(StepInputs {
             limits,
-            host: PinnedMemory::new(context, bytes, "step inputs")?,
+            hosts: [host()?, host()?],
+            turn: 0,
             device: DeviceMemory::new(context, bytes, "step inputs")?,
             layout,
             extents: Extents::default(),
@@ -137,7 +181,7 @@ impl StepInputs {
 
     /// Queues the copy of a step's inputs. `padded` is the number of rows to run, at least the
     /// batch's own; a padded step has one row in each sequence. The stream must have passed the
-    /// copy of the step before.
+    /// copy of the last step but one.
     pub(super) fn upload(
         &mut self,
         stream: &Stream,
@@ -150,22 +194,32 @@ impl StepInputs {
             None => self.limits.max_tokens,
         };
         self.layout = Layout::new(&self.limits, capacity);
-        let words = self.host.words_mut(self.layout.total_words(&self.limits));
+        self.turn ^= 1;
+        let host = &mut self.hosts[self.turn];
+        let words = host.words_mut(self.layout.total_words(&self.limits));
         let sequences = padded.unwrap_or(batch.num_sequences());
         assert!(sequences <= self.limits.max_sequences && batch.num_tokens() <= capacity);
         fill_rows(words, &self.layout, batch, rope, padded);
         fill_sequences(words, &self.layout, batch, rope, padded);
+        fill_draws(&mut words[self.layout.draws..], batch, padded);
         fill_pages(&mut words[self.layout.block_table..], self.limits.max_pages, batch);
+        let seen_words = fill_seen(&mut words[self.layout.seen..], batch);
         self.extents = Extents {
             rows: padded.unwrap_or(batch.num_tokens()),
             sequences,
             logits_rows: padded.unwrap_or(batch.logits_rows.len()),
             wanted_rows: batch.logits_rows.len(),
+            draws: batch.draws.len(),
             longest: (0..batch.num_sequences()).map(|s| batch.rows(s).len()).max().unwrap_or(0),
             has_single: (0..batch.num_sequences()).any(|s| batch.rows(s).len() == 1),
         };
         let used = self.layout.block_table + batch.num_sequences() * self.limits.max_pages;
-        self.device.upload(stream, 0, &self.host, used * 4)
+        self.device.upload_range(stream, 0..used * 4, host)?;
+        if seen_words == 0 {
+            return Ok(());
+        }
+        let seen = self.layout.seen * 4;
+        self.device.upload_range(stream, seen..seen + seen_words * 4, host)
     }
 
     /// Where the parts of this step are.
@@ -183,7 +237,9 @@ impl StepInputs {
             cu_seqlens: at(l.cu_seqlens),
             context_lens: at(l.context_lens),
             inv_freq: at(l.inv_freq),
+            draws: at(l.draws),
             block_table: at(l.block_table),
+            seen: at(l.seen),
         }
     }
 }
@@ -247,4 +303,47 @@ fn fill_pages(table: &mut [u32], max_pages: usize, batch: &Batch) {
         let row = &mut table[sequence * max_pages..][..used];
         row.copy_from_slice(&batch.pages(sequence)[..used]);
     }
+}
+
+fn fill_draws(words: &mut [u32], batch: &Batch, padded: Option<usize>) {
+    let rows = padded.unwrap_or(batch.logits_rows.len());
+    let mut draws = batch.draws.iter().zip(&batch.logits_rows);
+    for words in words.chunks_exact_mut(DRAW_WORDS).take(rows) {
+        match draws.next() {
+            Some((draw, row)) => {
+                let is_fed = batch.token_ids[*row as usize] & FED != 0;
+                let state = if is_fed { ROW_FED } else { ROW_DRAWN };
+                words.copy_from_slice(&draw_words(draw, state));
+            }
+            None => words.fill(0),
+        }
+    }
+}
+
+/// One row as `sample.cu` reads it.
+fn draw_words(draw: &Draw, state: u32) -> [u32; DRAW_WORDS] {
+    let uniform = draw.uniform.to_bits();
+    [
+        draw.temperature.to_bits(),
+        draw.top_k,
+        draw.top_p.to_bits(),
+        draw.min_p.to_bits(),
+        draw.repetition_penalty.to_bits(),
+        draw.presence_penalty.to_bits(),
+        draw.frequency_penalty.to_bits(),
+        draw.seen_start,
+        draw.seen_count,
+        state,
+        uniform as u32,
+        (uniform >> 32) as u32,
+    ]
+}
+
+/// Returns the number of words written.
+fn fill_seen(words: &mut [u32], batch: &Batch) -> usize {
+    let len = 2 * batch.seen.len();
+    for (pair, (id, count)) in words[..len].chunks_exact_mut(2).zip(&batch.seen) {
+        pair.copy_from_slice(&[*id, *count]);
+    }
+    len
 }

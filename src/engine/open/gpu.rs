@@ -136,8 +136,8 @@ impl Gpu {
                 max_pages: options.context_tokens(config).div_ceil(PAGE_TOKENS).min(cache_pages),
                 cache_pages,
                 head_dim: config.head_dim,
+                usable_ids,
             },
-            usable_ids,
             mlp_width: config.intermediate_size,
             host_embedding: self.host_embedding,
         }

@@ -32,7 +32,7 @@ use super::HostBuffer;
 use super::reference::join_columns;
 use crate::backend::comm::Comm;
 use crate::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep};
-use crate::batch::Batch;
+use crate::batch::{Batch, Output};
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, HostTensor, decode_f32};
 
@@ -247,15 +247,14 @@ impl Backend for Fast {
         self.comm.all_reduce(self.rank, x.data_mut())
     }
 
-    fn finish_step(&mut self, logits: Option<&HostBuffer>, out: &mut Vec<f32>) -> Result<()> {
-        out.clear();
+    fn collect_step(&mut self, logits: Option<&HostBuffer>, output: &mut Output) -> Result<()> {
         let Some(local) = logits else { return Ok(()) };
         if self.comm.world() == 1 {
-            out.extend_from_slice(local.data());
+            output.logits.extend_from_slice(local.data());
             return Ok(());
         }
         let parts = self.comm.gather(self.rank, local.data())?;
-        join_columns(&parts, local.rows(), out);
+        join_columns(&parts, local.rows(), &mut output.logits);
         Ok(())
     }
 
