@@ -23,6 +23,7 @@ pub(super) fn set_engine(options: &mut EngineOptions, values: &Map<String, Value
             "backend" => options.backend = string(value),
             "devices" => options.devices = string(value),
             "embedding" => options.embedding = string(value),
+            "autotune" => options.autotune = value.as_bool().unwrap_or(true),
             "num_threads" => options.num_threads = size(value),
             "tensor_parallel" => options.tensor_parallel = size(value),
             "weights" => options.weights = string(value),
@@ -68,6 +69,7 @@ pub(super) fn engine_values(options: &EngineOptions) -> Map<String, Value> {
         "backend": options.backend,
         "devices": options.devices,
         "embedding": options.embedding,
+        "autotune": options.autotune,
         "num_threads": options.num_threads,
         "tensor_parallel": options.tensor_parallel,
         "weights": options.weights,
@@ -136,7 +138,7 @@ mod tests {
             max_tokens: 512,
             stop,
             stop_token_ids,
-            ignore_eos: false,
+            ignore_eos: true,
             max_window_size: 6144,
         }
     }
@@ -146,7 +148,7 @@ mod tests {
         match shape {
             Shape::Integer(..) => json!(3),
             Shape::Number(..) | Shape::Above(..) => json!(0.25),
-            Shape::Flag => json!(true),
+            Shape::Flag => json!(false),
             Shape::Choice(choices) => json!(choices[1]),
             Shape::Text => json!("x"),
             Shape::Texts => json!(["x"]),

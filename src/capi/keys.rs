@@ -97,6 +97,12 @@ pub(super) const KEYS: &[Key] = &[
          is short",
     ),
     engine(
+        "autotune",
+        Shape::Flag,
+        "with a GPU: time the algorithms of matrix products and keep the fastest; without, each run \
+         of a program gives the same bits",
+    ),
+    engine(
         "num_threads",
         Shape::Integer(0, MAX_THREADS as i64),
         "CPU threads of each rank; 0: the machine's cores divided by the ranks",

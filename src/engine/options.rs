@@ -18,6 +18,10 @@ pub struct EngineOptions {
     /// Where the embedding table lives with a GPU: `"device"`, `"host"` (pinned memory, read over
     /// the bus, a few rows a step) or `"auto"` (host when device memory is short).
     pub embedding: String,
+    /// With a GPU: time the algorithms of matrix products when the engine is opened and when a prompt
+    /// first has a new length, and keep the fastest for as long as the process lives. Without it each
+    /// run of a program on the same GPU and libraries gives the same bits.
+    pub autotune: bool,
     /// Threads per rank of the CPU backend; 0 means the machine's cores divided by the ranks.
     pub num_threads: usize,
     /// Ranks that share the model in this process.
@@ -46,6 +50,7 @@ impl Default for EngineOptions {
             backend: "auto".to_string(),
             devices: String::new(),
             embedding: "auto".to_string(),
+            autotune: true,
             num_threads: 0,
             tensor_parallel: 1,
             weights: "auto".to_string(),

@@ -36,6 +36,6 @@ pub(crate) fn backend(
     (mlp_width, vocab): (usize, usize),
 ) -> Cuda {
     let limits = StepLimits { usable_ids: vocab, ..limits };
-    let settings = CudaSettings { dtype, limits, mlp_width, host_embedding: false };
+    let settings = CudaSettings { dtype, limits, mlp_width, host_embedding: false, autotune: true };
     Cuda::new(device.clone(), settings).expect("a backend on the GPU")
 }

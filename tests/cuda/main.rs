@@ -14,4 +14,5 @@ mod fed;
 mod logits;
 mod model;
 mod ops;
+mod products;
 mod random;

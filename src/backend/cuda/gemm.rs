@@ -1,33 +1,40 @@
 //! Matrix products by cuBLASLt: `out = x W^T (+ bias)`, f32 accumulation.
 //!
 //! All is row-major here and column-major there, so cuBLAS sees W^T `[in, out]` transposed, times
-//! x^T `[in, rows]`, giving out^T `[out, rows]`. The algorithm is asked for once per shape and kept,
-//! so that the same step always runs the same code; the workspace is taken once.
+//! x^T `[in, rows]`, giving out^T `[out, rows]`. The workspace is taken once.
+//!
+//! The algorithm of a shape is chosen when the shape is first met, on the very buffers of that step:
+//! cuBLAS's suggestions are timed (`tuning`), and the fastest is kept as long as the process lives, by
+//! all engines on that device. What that means for the bits of a result:
+//!
+//! - Every algorithm here adds up in an order that does not depend on which block is ready first, and
+//!   a shape keeps its algorithm: a request that runs alone gives the same bits each time, in every
+//!   engine of the process.
+//! - Two algorithms may add up in different orders. Where two are about equally fast, another process
+//!   may choose otherwise, and its results may differ in their last bits. Without timing
+//!   (`autotune` = false) cuBLAS's first suggestion is taken, which is the same wherever the library,
+//!   the GPU and the shape are.
+//! - The choice does not depend on where buffers lie or on how large they are.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ptr::{from_ref, null_mut};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use cudarc::cublaslt::sys::{self, cublasStatus_t};
+use cudarc::cublaslt::sys;
+use parking_lot::Mutex;
 
+use super::blas::{Algorithm, Layout, Operation, Product, WORKSPACE_BYTES, check, cuda_type};
 use super::buffer::{DeviceBuffer, DeviceMatrix, DeviceVector, Kind};
 use super::driver::{Context, Stream};
+use super::graph::Graph;
 use super::memory::DeviceMemory;
-use crate::error::{Error, Result};
+use super::tuning::{Timer, Winner, contest};
+use crate::error::Result;
 use crate::tensor::Dtype;
 
-/// What NVIDIA recommends for Hopper.
-const WORKSPACE_BYTES: usize = 64 << 20;
-
-/// `CUBLAS_OP_T`, which the bindings of cuBLASLt leave out.
-const TRANSPOSED: i32 = 1;
-
-/// Above this many rows, algorithms are chosen for multiples of it.
-const ROWS_GRAIN: usize = 128;
-
-/// Shape of a product, as far as its algorithm depends on it.
-#[derive(PartialEq, Eq, Hash, Clone, Copy)]
+/// Shape of a product, as far as its algorithm depends on it; `rows` as `bucket` has them.
+#[derive(Debug, PartialEq, Eq, Hash, Clone, Copy)]
 struct Shape {
     out: usize,
     input: usize,
@@ -36,28 +43,64 @@ struct Shape {
     has_bias: bool,
 }
 
+/// The numbers of rows for which algorithms are chosen: the next one up serves. Closer together where
+/// a row more makes more of a difference.
+fn bucket(rows: usize) -> usize {
+    match rows {
+        0..=16 => rows.next_power_of_two(),
+        17..=128 => rows.next_multiple_of(16),
+        129..=1024 => rows.next_multiple_of(128),
+        _ => rows.next_multiple_of(256),
+    }
+}
+
+/// The algorithm of a shape, and how it was found.
+#[derive(Clone, Copy)]
+struct Choice {
+    algorithm: Algorithm,
+    /// Which of cuBLAS's suggestions it is, and the times.
+    winner: Winner,
+}
+
+/// Where and for which type and shape; true: by timing, if it could be.
+type Key = (usize, Dtype, Shape, bool);
+
+/// What this process has chosen.
+static CHOSEN: LazyLock<Mutex<HashMap<Key, Choice>>> = LazyLock::new(Mutex::default);
+
 /// A cuBLASLt handle with its workspace and the algorithms chosen so far.
 pub(super) struct Gemm {
     context: Arc<Context>,
     handle: sys::cublasLtHandle_t,
     workspace: DeviceMemory,
     dtype: Dtype,
-    algorithms: HashMap<Shape, sys::cublasLtMatmulAlgo_t>,
+    /// `None`: cuBLAS's first suggestions are taken as they are.
+    timer: Option<Timer>,
+    choices: HashMap<Shape, Choice>,
 }
 
 // SAFETY: the handle may be used from any thread, by one at a time.
 unsafe impl Send for Gemm {}
 
+/// A product and its buffers.
+struct Call {
+    product: Product,
+    weight: u64,
+    x: u64,
+    out: u64,
+}
+
 impl Gemm {
     /// Products of weights and activations of `dtype` (bf16 or f16).
-    pub(super) fn new(context: &Arc<Context>, dtype: Dtype) -> Result<Gemm> {
+    pub(super) fn new(context: &Arc<Context>, dtype: Dtype, autotune: bool) -> Result<Gemm> {
         context.enter()?;
         let workspace = DeviceMemory::new(context, WORKSPACE_BYTES, "cuBLAS workspace")?;
+        let timer = autotune.then(|| Timer::new(context)).transpose()?;
         let mut handle = null_mut();
         // SAFETY: writes one handle, of the current context.
         check(unsafe { sys::cublasLtCreate(&mut handle) }, "start cuBLAS")?;
-        let algorithms = HashMap::new();
-        Ok(Gemm { context: Arc::clone(context), handle, workspace, dtype, algorithms })
+        let context = Arc::clone(context);
+        Ok(Gemm { context, handle, workspace, dtype, timer, choices: HashMap::new() })
     }
 
     /// Bytes of device memory it holds.
@@ -66,7 +109,8 @@ impl Gemm {
     }
 
     /// `out = x W^T (+ bias)`: x `[rows, in]`, W `[out, in]`, bias `[out]`, out `[rows, out]` in
-    /// its own kind. Queued on `stream`.
+    /// its own kind. Queued on `stream`; where the shape is new and the stream is not recorded, it
+    /// also waits for the stream.
     pub(super) fn linear(
         &mut self,
         stream: &Stream,
@@ -81,39 +125,58 @@ impl Gemm {
         if rows == 0 {
             return Ok(());
         }
+        let bias = bias.map(DeviceVector::half_address);
+        let shape =
+            Shape { out: weight.rows, input, rows, kind: out.kind(), has_bias: bias.is_some() };
+        let call = Call {
+            product: self.product(shape, bias)?,
+            weight: weight.address(),
+            x: x.address(),
+            out: out.address(),
+        };
+        let bucketed = Shape { rows: bucket(rows), ..shape };
+        let algorithm = match self.choices.get(&bucketed) {
+            Some(choice) => choice.algorithm,
+            None => self.choose(stream, bucketed, bias, &call)?,
+        };
+        self.multiply(stream, &call, &algorithm)
+    }
+
+    fn product(&self, shape: Shape, bias: Option<u64>) -> Result<Product> {
         let dtype = cuda_type(self.dtype);
-        let out_type = match out.kind() {
+        let out_type = match shape.kind {
             Kind::Stream => sys::cudaDataType::CUDA_R_32F,
             Kind::Activation => dtype,
         };
-        let shape =
-            Shape { out: weight.rows, input, rows, kind: out.kind(), has_bias: bias.is_some() };
-        let product = Product {
-            operation: Operation::new(bias.map(DeviceVector::half_address))?,
-            weight: Layout::new(dtype, input, weight.rows)?,
-            x: Layout::new(dtype, input, rows)?,
-            out: Layout::new(out_type, weight.rows, rows)?,
-        };
-        let algorithm = self.algorithm(shape, &product.operation, (dtype, out_type))?;
+        Ok(Product {
+            operation: Operation::new(bias)?,
+            weight: Layout::new(dtype, shape.input, shape.out)?,
+            x: Layout::new(dtype, shape.input, shape.rows)?,
+            out: Layout::new(out_type, shape.out, shape.rows)?,
+        })
+    }
+
+    fn multiply(&self, stream: &Stream, call: &Call, algorithm: &Algorithm) -> Result<()> {
         let (one, zero) = (1.0_f32, 0.0_f32);
         let pointer = |address: u64| address as *mut c_void;
-        // SAFETY: the layouts describe the buffers (asserted above); all of them outlive the
+        let product = &call.product;
+        // SAFETY: the layouts describe the buffers (`linear` asserts it); all of them outlive the
         // stream's work, which the backend waits for before it frees anything.
         let status = unsafe {
             sys::cublasLtMatmul(
                 self.handle,
                 product.operation.0,
                 from_ref(&one).cast(),
-                pointer(weight.address()),
+                pointer(call.weight),
                 product.weight.0,
-                pointer(x.address()),
+                pointer(call.x),
                 product.x.0,
                 from_ref(&zero).cast(),
-                pointer(out.address()),
+                pointer(call.out),
                 product.out.0,
-                pointer(out.address()),
+                pointer(call.out),
                 product.out.0,
-                &algorithm,
+                algorithm,
                 pointer(self.workspace.address()),
                 WORKSPACE_BYTES,
                 stream.raw().cast(),
@@ -122,28 +185,59 @@ impl Gemm {
         check(status, "multiply matrices")
     }
 
-    /// The algorithm for `shape`: cuBLAS's first choice for the number of rows rounded up, so that it
-    /// does not depend on what was asked for before.
-    fn algorithm(
+    /// The algorithm for `shape`, from now on: the one this process has used before, or the fastest
+    /// at `call`, a product of that shape or a little fewer rows. Nothing can be timed while the
+    /// stream is recorded; the backend sees to it that shapes are met before.
+    fn choose(
         &mut self,
+        stream: &Stream,
         shape: Shape,
-        operation: &Operation,
-        (dtype, out_type): (sys::cudaDataType, sys::cudaDataType),
-    ) -> Result<sys::cublasLtMatmulAlgo_t> {
-        let rows = match shape.rows {
-            small if small <= ROWS_GRAIN => small,
-            large => large.next_multiple_of(ROWS_GRAIN),
+        bias: Option<u64>,
+        call: &Call,
+    ) -> Result<Algorithm> {
+        let key = (self.context.device.index, self.dtype, shape, self.timer.is_some());
+        let known = CHOSEN.lock().get(&key).copied();
+        let choice = match known {
+            Some(choice) => choice,
+            None => {
+                let found = self.find(stream, &self.product(shape, bias)?, call)?;
+                // Another engine may have found one meanwhile: all use the same.
+                *CHOSEN.lock().entry(key).or_insert(found)
+            }
         };
-        let key = Shape { rows, ..shape };
-        if let Some(known) = self.algorithms.get(&key) {
-            return Ok(*known);
-        }
-        let weight = Layout::new(dtype, shape.input, shape.out)?;
-        let x = Layout::new(dtype, shape.input, rows)?;
-        let out = Layout::new(out_type, shape.out, rows)?;
-        let chosen = first_choice(self.handle, operation, (&weight, &x, &out))?;
-        self.algorithms.insert(key, chosen);
-        Ok(chosen)
+        self.choices.insert(shape, choice);
+        Ok(choice.algorithm)
+    }
+
+    fn find(&self, stream: &Stream, product: &Product, call: &Call) -> Result<Choice> {
+        let suggestions = product.suggestions(self.handle)?;
+        let is_recorded = Graph::is_recording(stream)?;
+        let winner = match self.timer.as_ref().filter(|_| !is_recorded) {
+            None => Winner { way: 0, times_us: None },
+            Some(timer) => contest(suggestions.len(), |way| {
+                let work = || self.multiply(stream, call, &suggestions[way]);
+                timer.time_us(stream, &self.workspace, work)
+            })?,
+        };
+        Ok(Choice { algorithm: suggestions[winner.way], winner })
+    }
+
+    /// A line for each product met so far: its shape and how its algorithm was found.
+    pub(super) fn report(&self) -> Vec<String> {
+        let line = |(shape, choice): (&Shape, &Choice)| {
+            let Shape { out, input, rows, kind, has_bias } = shape;
+            let bias = if *has_bias { " + bias" } else { "" };
+            let what = format!("{rows} x {input} -> {out}{bias} as {kind:?}");
+            match choice.winner {
+                Winner { way, times_us: Some((first, best)) } => {
+                    format!("{what}: suggestion {way}, {best:.1} us; the first takes {first:.1} us")
+                }
+                Winner { way, .. } => format!("{what}: suggestion {way}, not timed"),
+            }
+        };
+        let mut lines: Vec<String> = self.choices.iter().map(line).collect();
+        lines.sort();
+        lines
     }
 }
 
@@ -155,166 +249,17 @@ impl Drop for Gemm {
     }
 }
 
-/// The descriptors of one product.
-struct Product {
-    operation: Operation,
-    weight: Layout,
-    x: Layout,
-    out: Layout,
-}
+#[cfg(test)]
+mod tests {
+    use super::bucket;
 
-/// What cuBLAS would take first.
-fn first_choice(
-    handle: sys::cublasLtHandle_t,
-    operation: &Operation,
-    (weight, x, out): (&Layout, &Layout, &Layout),
-) -> Result<sys::cublasLtMatmulAlgo_t> {
-    let preference = Preference::new(WORKSPACE_BYTES)?;
-    let mut found = std::mem::MaybeUninit::uninit();
-    let mut count = 0;
-    // SAFETY: all descriptors are alive; writes at most one result and a count.
-    let status = unsafe {
-        sys::cublasLtMatmulAlgoGetHeuristic(
-            handle,
-            operation.0,
-            weight.0,
-            x.0,
-            out.0,
-            out.0,
-            preference.0,
-            1,
-            found.as_mut_ptr(),
-            &mut count,
-        )
-    };
-    check(status, "choose an algorithm")?;
-    if count == 0 {
-        return Err(failure("choose an algorithm", cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED));
-    }
-    // SAFETY: one result was written.
-    Ok(unsafe { found.assume_init() }.algo)
-}
-
-/// `cublasLtMatmulDesc_t`, owned.
-struct Operation(sys::cublasLtMatmulDesc_t);
-
-impl Operation {
-    /// First operand transposed, f32 accumulation; a bias of the output's dtype if given.
-    fn new(bias: Option<u64>) -> Result<Operation> {
-        use sys::cublasLtMatmulDescAttributes_t as Attribute;
-        let mut handle = null_mut();
-        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
-        // SAFETY: writes one handle.
-        let status = unsafe {
-            sys::cublasLtMatmulDescCreate(&mut handle, compute, sys::cudaDataType::CUDA_R_32F)
-        };
-        check(status, "describe a product")?;
-        let operation = Operation(handle);
-        operation.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &TRANSPOSED)?;
-        if let Some(bias) = bias {
-            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
-            operation.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
-            operation.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
+    #[test]
+    fn a_bucket_holds_its_rows_and_is_its_own() {
+        for rows in 1..10_000 {
+            let size = bucket(rows);
+            assert!(size >= rows && bucket(size) == size, "{rows} rows in {size}");
+            assert!(bucket(rows) <= bucket(rows + 1), "{rows}");
+            assert!(size < 2 * rows, "{rows} rows in {size}");
         }
-        Ok(operation)
     }
-
-    fn set<T>(&self, which: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<()> {
-        // SAFETY: reads the bytes of `value`, whose type is the attribute's.
-        let status = unsafe {
-            sys::cublasLtMatmulDescSetAttribute(
-                self.0,
-                which,
-                from_ref(value).cast(),
-                size_of::<T>(),
-            )
-        };
-        check(status, "describe a product")
-    }
-}
-
-impl Drop for Operation {
-    fn drop(&mut self) {
-        // SAFETY: made here, destroyed once.
-        let _ = unsafe { sys::cublasLtMatmulDescDestroy(self.0) };
-    }
-}
-
-/// `cublasLtMatrixLayout_t`, owned: column-major `[rows, cols]` without gaps.
-struct Layout(sys::cublasLtMatrixLayout_t);
-
-impl Layout {
-    fn new(dtype: sys::cudaDataType, rows: usize, cols: usize) -> Result<Layout> {
-        let mut handle = null_mut();
-        // SAFETY: writes one handle.
-        let status = unsafe {
-            sys::cublasLtMatrixLayoutCreate(
-                &mut handle,
-                dtype,
-                rows as u64,
-                cols as u64,
-                rows as i64,
-            )
-        };
-        check(status, "describe a matrix")?;
-        Ok(Layout(handle))
-    }
-}
-
-impl Drop for Layout {
-    fn drop(&mut self) {
-        // SAFETY: made here, destroyed once.
-        let _ = unsafe { sys::cublasLtMatrixLayoutDestroy(self.0) };
-    }
-}
-
-/// `cublasLtMatmulPreference_t`, owned.
-struct Preference(sys::cublasLtMatmulPreference_t);
-
-impl Preference {
-    fn new(workspace_bytes: usize) -> Result<Preference> {
-        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
-        let mut handle = null_mut();
-        // SAFETY: writes one handle.
-        check(unsafe { sys::cublasLtMatmulPreferenceCreate(&mut handle) }, "prefer a workspace")?;
-        let preference = Preference(handle);
-        // SAFETY: reads one size.
-        let status = unsafe {
-            sys::cublasLtMatmulPreferenceSetAttribute(
-                handle,
-                Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                from_ref(&workspace_bytes).cast(),
-                size_of::<usize>(),
-            )
-        };
-        check(status, "prefer a workspace")?;
-        Ok(preference)
-    }
-}
-
-impl Drop for Preference {
-    fn drop(&mut self) {
-        // SAFETY: made here, destroyed once.
-        let _ = unsafe { sys::cublasLtMatmulPreferenceDestroy(self.0) };
-    }
-}
-
-fn cuda_type(dtype: Dtype) -> sys::cudaDataType {
-    match dtype {
-        Dtype::Bf16 => sys::cudaDataType::CUDA_R_16BF,
-        Dtype::F16 => sys::cudaDataType::CUDA_R_16F,
-        Dtype::F32 => sys::cudaDataType::CUDA_R_32F,
-    }
-}
-
-fn check(status: cublasStatus_t, what: &'static str) -> Result<()> {
-    if status == cublasStatus_t::CUBLAS_STATUS_SUCCESS {
-        Ok(())
-    } else {
-        Err(failure(what, status))
-    }
-}
-
-fn failure(what: &'static str, status: cublasStatus_t) -> Error {
-    Error::Device { operation: what, code: status as i32, reason: format!("cuBLAS: {status:?}") }
 }

@@ -28,6 +28,15 @@ impl Graph {
         check(unsafe { sys::cuStreamBeginCapture_v2(stream.raw(), mode) }, "record a step")
     }
 
+    /// Is the work queued on `stream` being recorded?
+    pub(super) fn is_recording(stream: &Stream) -> Result<bool> {
+        let mut status = sys::CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_NONE;
+        // SAFETY: the stream is alive; writes one number. Allowed while recording.
+        let result = unsafe { sys::cuStreamIsCapturing(stream.raw(), &mut status) };
+        check(result, "ask for a recording")?;
+        Ok(status != sys::CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
     /// What was recorded since `begin`, uploaded to the device.
     pub(super) fn end(stream: &Stream) -> Result<Graph> {
         let mut graph = null_mut();

@@ -49,10 +49,15 @@ impl DeviceMemory {
         purpose: &'static str,
     ) -> Result<DeviceMemory> {
         let memory = DeviceMemory::new(stream.context(), len_bytes, purpose)?;
-        // SAFETY: the whole of an allocation made just now.
-        let result = unsafe { sys::cuMemsetD8Async(memory.address, 0, len_bytes, stream.raw()) };
-        check(result, "clear device memory")?;
+        memory.clear(stream)?;
         Ok(memory)
+    }
+
+    /// Queues zeros for all of it.
+    pub(super) fn clear(&self, stream: &Stream) -> Result<()> {
+        // SAFETY: the whole of an allocation that is alive; its users are in the same queue.
+        let result = unsafe { sys::cuMemsetD8Async(self.address, 0, self.len_bytes, stream.raw()) };
+        check(result, "clear device memory")
     }
 
     /// Where it begins.

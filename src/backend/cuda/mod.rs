@@ -9,6 +9,7 @@
 //! weights' dtype, so the rows of Q, K, V and the gate and up products are rounded once more than on
 //! the CPU. The residual stream, all sums, scores and logits are f32.
 
+mod blas;
 pub mod buffer;
 mod decode;
 mod driver;
@@ -24,8 +25,9 @@ mod sample;
 mod skinny;
 mod step;
 mod tensor_map;
+mod tuning;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 pub use buffer::{DeviceBuffer, DeviceKv, DeviceMatrix, DeviceVector};
 use decode::DecodeAttention;
@@ -63,6 +65,8 @@ pub struct CudaSettings {
     pub mlp_width: usize,
     /// Keep the embedding table in host memory.
     pub host_embedding: bool,
+    /// Time cuBLAS's algorithms and keep the fastest; else its first suggestions are taken.
+    pub autotune: bool,
 }
 
 /// The CUDA backend of one rank.
@@ -80,6 +84,8 @@ pub struct Cuda {
     angles: RopeTables,
     gate_up: DeviceBuffer,
     uploader: Option<Uploader>,
+    /// Rows of decode steps that have run unrecorded, as each does once: products are timed then.
+    rehearsed: HashSet<usize>,
     /// Rows of the graph that is being recorded.
     recording: Option<usize>,
     /// Steps that are finished and not collected, oldest first.
@@ -133,12 +139,13 @@ impl Cuda {
             prefill,
             skinny: SkinnyLinear::new(&kernels, dtype)?,
             launcher: Launcher::new(stream, kernels, settings.dtype)?,
-            gemm: Gemm::new(&context, settings.dtype)?,
+            gemm: Gemm::new(&context, settings.dtype, settings.autotune)?,
             step: StepInputs::new(&context, limits)?,
             sampler,
             angles: RopeTables { cos: table()?, sin: table()? },
             gate_up,
             uploader: Some(Uploader::new(&context)?),
+            rehearsed: HashSet::new(),
             recording: None,
             pending: VecDeque::with_capacity(2),
             marks: [Mark::new(&context)?, Mark::new(&context)?],
@@ -264,7 +271,8 @@ impl Backend for Cuda {
         let most = self.settings.limits.max_sequences;
         let mut sizes: Vec<usize> = (1..=most).map(|rows| bucket(rows).min(most)).collect();
         sizes.dedup();
-        sizes
+        // Once to time products, once to be recorded.
+        sizes.into_iter().flat_map(|rows| [rows, rows]).collect()
     }
 
     fn begin_step(&mut self, batch: &Batch, rope: &RopeStep) -> Result<StepStart> {
@@ -280,8 +288,10 @@ impl Backend for Cuda {
                 self.replayed = true;
                 return Ok(StepStart::Replayed);
             }
-            Graph::begin(&self.launcher.stream)?;
-            self.recording = Some(rows);
+            if !self.rehearsed.insert(rows) {
+                Graph::begin(&self.launcher.stream)?;
+                self.recording = Some(rows);
+            }
         }
         let result = self.launcher.rope_angles(&self.step, &self.angles);
         self.note(result);

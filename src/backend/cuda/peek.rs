@@ -1,4 +1,5 @@
-//! Contents of activation buffers, from and to the host: what the tests of ops need, and no step does.
+//! What tests and measurements look at and no step does: contents of activation buffers, from and to
+//! the host; how products are computed.
 
 use super::buffer::DeviceBuffer;
 use super::memory::PinnedMemory;
@@ -14,6 +15,12 @@ impl Cuda {
         host.bytes_mut()[..bytes.len()].copy_from_slice(&bytes);
         buffer.memory.upload(&self.launcher.stream, 0, &host, bytes.len())?;
         self.launcher.stream.wait()
+    }
+
+    /// A line for each product that cuBLAS has computed: its shape, which algorithm was chosen, and the
+    /// times that chose it. For measurements.
+    pub fn products(&self) -> Vec<String> {
+        self.gemm.report()
     }
 
     /// The rows in use of `buffer`. For tests.

@@ -140,6 +140,7 @@ impl Gpu {
             },
             mlp_width: config.intermediate_size,
             host_embedding: self.host_embedding,
+            autotune: options.autotune,
         }
     }
 
