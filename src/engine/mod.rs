@@ -62,9 +62,9 @@ pub struct Estimate {
     pub kv_cache_bytes: u64,
     /// Capacity of the KV cache over all requests.
     pub kv_cache_tokens: u64,
-    /// Activations and logits of the largest step.
+    /// Activations and logits of the largest step; on a GPU also code and recorded steps.
     pub workspace_bytes: u64,
-    /// What the machine has free.
+    /// What the machine has free; on a GPU, beside a context like the one that an engine makes.
     pub available_bytes: u64,
     /// The sum is not more than what is free.
     pub fits: bool,

@@ -24,6 +24,12 @@ pub(crate) struct Shape {
 
 /// Writes config.json and model.safetensors into `folder`.
 pub(crate) fn write(folder: &Path, random: &mut Random, shape: &Shape) {
+    write_config(folder, shape);
+    write_tensors(folder, random, shape);
+}
+
+/// Writes config.json into `folder`, which is made if need be.
+pub(crate) fn write_config(folder: &Path, shape: &Shape) {
     std::fs::create_dir_all(folder).expect("a folder");
     let config = serde_json::json!({
         "architectures": ["QWenLMHeadModel"],
@@ -47,6 +53,9 @@ pub(crate) fn write(folder: &Path, random: &mut Random, shape: &Shape) {
         "fp16": shape.dtype == Dtype::F16,
     });
     std::fs::write(folder.join("config.json"), config.to_string()).expect("written");
+}
+
+fn write_tensors(folder: &Path, random: &mut Random, shape: &Shape) {
     let tensors = tensors(random, shape);
     let kind = match shape.dtype {
         Dtype::Bf16 => safetensors::Dtype::BF16,

@@ -103,11 +103,6 @@ impl Gemm {
         Ok(Gemm { context, handle, workspace, dtype, timer, choices: HashMap::new() })
     }
 
-    /// Bytes of device memory it holds.
-    pub(super) const fn workspace_bytes() -> usize {
-        WORKSPACE_BYTES
-    }
-
     /// `out = x W^T (+ bias)`: x `[rows, in]`, W `[out, in]`, bias `[out]`, out `[rows, out]` in
     /// its own kind. Queued on `stream`; where the shape is new and the stream is not recorded, it
     /// also waits for the stream.

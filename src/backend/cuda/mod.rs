@@ -13,6 +13,7 @@ mod blas;
 pub mod buffer;
 mod decode;
 mod driver;
+mod footprint;
 mod gemm;
 mod graph;
 mod kernels;
@@ -33,6 +34,7 @@ pub use buffer::{DeviceBuffer, DeviceKv, DeviceMatrix, DeviceVector};
 use decode::DecodeAttention;
 pub use driver::{CallerContext, Device};
 use driver::{Context, Mark, Stream};
+pub use footprint::{Footprint, Headroom};
 use gemm::Gemm;
 use graph::{Graph, bucket};
 use kernels::Kernels;
@@ -152,22 +154,6 @@ impl Cuda {
             replayed: false,
             failed: None,
         })
-    }
-
-    /// Shared memory that a block must be able to have, for heads of `head_dim`.
-    pub fn block_shared_bytes(head_dim: usize) -> usize {
-        DecodeAttention::shared_bytes(head_dim)
-    }
-
-    /// Bytes of device memory that `new` takes.
-    pub fn workspace_bytes(settings: &CudaSettings, device: &Device) -> u64 {
-        let limits = &settings.limits;
-        let attention = DecodeAttention::workspace_bytes(device.num_sms, limits.head_dim);
-        let angles = 2 * limits.max_tokens * limits.head_dim / 2 * 4;
-        let gate_up = limits.max_tokens * 2 * settings.mlp_width * 2;
-        let inputs = StepInputs::device_bytes(limits);
-        let sampler = TokenSampler::device_bytes(limits, device.num_sms);
-        (angles + gate_up + Gemm::workspace_bytes() + inputs + attention + sampler) as u64
     }
 
     /// Queues the copy of the step's logits to the host: for tests and callers who draw.

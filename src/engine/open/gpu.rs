@@ -4,18 +4,15 @@ use serde_json::{Value, json};
 
 use super::target::{Needs, unsupported};
 use super::{FEWEST_PAGES, kv_token_bytes, limits};
-use crate::backend::cuda::{Cuda, CudaSettings, Device, HEAD_DIMS, StepLimits};
+use crate::backend::cuda::{
+    Cuda, CudaSettings, Device, Footprint, HEAD_DIMS, Headroom, StepLimits,
+};
 use crate::batch::PAGE_TOKENS;
 use crate::engine::EngineOptions;
 use crate::engine::options::wrong;
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::tensor::Dtype;
-
-/// Device memory that goes to the driver: our context, recorded steps, rounding of allocations. The
-/// shapes of 1.8B and less took 0.28 to 0.32 GiB more on an H200 than their parts (2026-11-24); the
-/// rest is for more layers' recordings.
-const RESERVE_BYTES: u64 = 576 << 20;
 
 /// Multiprocessors that the sampling kernel's blocks need to run at once.
 const MIN_SMS: u32 = 8;
@@ -25,8 +22,8 @@ pub(super) struct Gpu {
     device: Device,
     dtype: Dtype,
     host_embedding: bool,
-    /// Free before anything is allocated.
-    pub(super) free_bytes: u64,
+    /// What is free before anything is allocated, and what code takes of it.
+    headroom: Headroom,
 }
 
 impl Gpu {
@@ -65,13 +62,13 @@ impl Gpu {
             );
             return Err(Error::NoDevice { device: format!("cuda:{index}"), reason });
         }
-        let free_bytes = device.free_bytes()?;
-        let mut gpu = Gpu { device, dtype: needs.dtype, host_embedding: false, free_bytes };
+        let headroom = device.headroom()?;
+        let mut gpu = Gpu { device, dtype: needs.dtype, host_embedding: false, headroom };
         gpu.host_embedding = gpu.choose_embedding(options, needs)?;
         let cache = options.kv_cache_tokens.max(FEWEST_PAGES * PAGE_TOKENS) as u64;
         let cache_bytes = cache.saturating_mul(gpu.kv_token_bytes(config));
         let least_bytes = gpu.least_bytes(options, needs).saturating_add(cache_bytes);
-        if options.backend == "auto" && least_bytes > free_bytes {
+        if options.backend == "auto" && least_bytes > gpu.free_bytes() {
             let reason = "the model does not fit its free memory".to_string();
             return Err(Error::NoDevice { device: gpu.name(), reason });
         }
@@ -86,7 +83,7 @@ impl Gpu {
         match options.embedding.as_str() {
             "device" => Ok(false),
             "host" => Ok(true),
-            "auto" => Ok(self.least_bytes(options, needs).saturating_add(room) > self.free_bytes),
+            "auto" => Ok(self.least_bytes(options, needs).saturating_add(room) > self.free_bytes()),
             other => Err(wrong("embedding", format!("`{other}` is not auto, device or host"))),
         }
     }
@@ -96,28 +93,53 @@ impl Gpu {
         self.weight_bytes(needs).saturating_add(self.workspace_bytes(needs.config, options))
     }
 
-    /// Weights on the device.
+    /// Weights on the device, each tensor an allocation.
     pub(super) fn weight_bytes(&self, needs: &Needs<'_>) -> u64 {
-        let elsewhere = if self.host_embedding { needs.embedding_bytes } else { 0 };
-        needs.stored_bytes.saturating_sub(elsewhere)
+        let config = needs.config;
+        let (layers, hidden, width) =
+            (config.num_layers, config.hidden_size, config.intermediate_size);
+        let heads = config.num_heads * config.head_dim;
+        let qkv = qkv_cols(config);
+        let tables = if self.host_embedding { 1 } else { 2 };
+        let mut taken = Footprint::default();
+        for (count, rows, cols) in [
+            (tables, config.vocab_size, hidden),
+            (layers, qkv, hidden),
+            (layers, hidden, heads),
+            (layers, 2 * width, hidden),
+            (layers, hidden, width),
+        ] {
+            taken.add_matrices(count, rows, cols, self.dtype);
+        }
+        taken.add_vectors(2 * layers + 1, hidden);
+        taken.add_vectors(layers, qkv);
+        taken.num_bytes()
     }
 
     /// Everything else on the device but the KV cache.
     pub(super) fn workspace_bytes(&self, config: &ModelConfig, options: &EngineOptions) -> u64 {
         let limits = limits(0, options);
+        let (tokens, rows, hidden) =
+            (limits.max_tokens, limits.max_logits_rows, config.hidden_size);
         let heads = config.num_heads * config.head_dim;
-        let qkv = heads + 2 * config.num_kv_heads * config.head_dim;
-        // As `model::scratch` has them: f32 residual and delta; 16-bit normed, qkv, attended, hidden.
-        let row = 8 * config.hidden_size
-            + 2 * (config.hidden_size + qkv + heads + config.intermediate_size);
-        let logits_row = 10 * config.hidden_size + 4 * config.vocab_size;
-        let scratch = limits.max_tokens * row + limits.max_logits_rows * logits_row;
-        scratch as u64
-            + Cuda::workspace_bytes(
-                &self.settings(config, options, config.vocab_size),
-                &self.device,
-            )
-            + RESERVE_BYTES
+        let mut taken = Footprint::default();
+        // As `model::scratch` has them: f32 of the residual and what is added to it, 16 bits between.
+        taken.add_matrices(2, tokens, hidden, Dtype::F32);
+        for cols in [hidden, qkv_cols(config), heads, config.intermediate_size] {
+            taken.add_matrices(1, tokens, cols, self.dtype);
+        }
+        taken.add_matrices(2, rows, hidden, Dtype::F32);
+        taken.add_matrices(1, rows, hidden, self.dtype);
+        taken.add_matrices(1, rows, config.vocab_size, Dtype::F32);
+        let settings = self.settings(config, options, config.vocab_size);
+        Cuda::add_workspace(&mut taken, &settings, &self.device);
+        let overhead = Cuda::overhead_bytes(&self.headroom, rows, config.num_layers);
+        taken.num_bytes().saturating_add(overhead)
+    }
+
+    /// Free before anything is allocated.
+    pub(super) fn free_bytes(&self) -> u64 {
+        self.headroom.free_bytes
     }
 
     fn settings(
@@ -150,7 +172,7 @@ impl Gpu {
             return options.kv_cache_tokens.div_ceil(PAGE_TOKENS);
         }
         let page_bytes = self.kv_token_bytes(config).saturating_mul(PAGE_TOKENS as u64);
-        usize::try_from(self.free_bytes / page_bytes.max(1)).unwrap_or(usize::MAX)
+        usize::try_from(self.free_bytes() / page_bytes.max(1)).unwrap_or(usize::MAX)
     }
 
     fn kv_token_bytes(&self, config: &ModelConfig) -> u64 {
@@ -182,6 +204,11 @@ impl Gpu {
             "embedding": if self.host_embedding { "host" } else { "device" },
         })
     }
+}
+
+/// Columns of queries, keys and values together.
+fn qkv_cols(config: &ModelConfig) -> usize {
+    (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
 }
 
 /// The one index in `options.devices`; 0 if it is empty.

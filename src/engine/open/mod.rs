@@ -109,14 +109,7 @@ fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)>
     check_world(config.num_heads, config.num_kv_heads, config.intermediate_size, world)?;
     let weights = ModelWeights::open(folder, &options, &config)?;
     let dtype = weights.dtype;
-    let needs = Needs {
-        folder,
-        config: &config,
-        dtype,
-        stored_bytes: weights.total_bytes,
-        #[cfg(feature = "cuda")]
-        embedding_bytes: (config.vocab_size * config.hidden_size * dtype.size_bytes()) as u64,
-    };
+    let needs = Needs { folder, config: &config, dtype, stored_bytes: weights.total_bytes };
     let (target, no_gpu) = Target::choose(&options, &needs)?;
     if options.prefill_chunk_tokens == 0 {
         options.prefill_chunk_tokens = target.default_chunk_tokens();

@@ -53,9 +53,6 @@ pub(super) struct Needs<'a> {
     pub(super) dtype: Dtype,
     /// Bytes of all tensors.
     pub(super) stored_bytes: u64,
-    /// Bytes of the embedding table among them.
-    #[cfg(feature = "cuda")]
-    pub(super) embedding_bytes: u64,
 }
 
 impl Target {
@@ -143,7 +140,7 @@ impl Target {
         match self {
             Target::Fast | Target::Reference => (available_bytes().unwrap_or(u64::MAX), 0.5),
             #[cfg(feature = "cuda")]
-            Target::Cuda(gpu) => (gpu.free_bytes, 0.97),
+            Target::Cuda(gpu) => (gpu.free_bytes(), 0.97),
         }
     }
 

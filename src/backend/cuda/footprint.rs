@@ -1,0 +1,166 @@
+//! What an engine takes of a device's memory, told before it takes it.
+//!
+//! The sizes of buffers are known, and how CUDA rounds them. What code takes is measured, once a
+//! process and device, by loading it. What cuBLAS loads when products are timed, and what recorded
+//! steps take, are constants. The context itself is counted nowhere: what is free is asked inside
+//! another one, which has taken as much.
+
+use std::sync::{Arc, LazyLock};
+
+use parking_lot::Mutex;
+
+use super::blas::WORKSPACE_BYTES;
+use super::decode::DecodeAttention;
+use super::driver::{Context, Device};
+use super::graph::bucket;
+use super::kernels::Kernels;
+use super::sample::TokenSampler;
+use super::step::StepInputs;
+use super::{Cuda, CudaSettings, buffer};
+use crate::error::Result;
+use crate::tensor::Dtype;
+
+const MIB: u64 = 1 << 20;
+/// Allocations from this size on have pages of their own; smaller ones share them.
+const LARGE_BYTES: u64 = MIB;
+const PAGE_BYTES: u64 = 2 * MIB;
+/// What small ones are rounded up to.
+const GRAIN_BYTES: u64 = 512;
+
+/// cuBLAS's kernels, which are loaded when they first run.
+const BLAS_CODE_BYTES: u64 = 64 * MIB;
+/// One kernel of a recorded step, on the device.
+const NODE_BYTES: u64 = 8 << 10;
+/// Kernels of a recorded step: of each layer, and outside of them.
+const LAYER_NODES: u64 = 7;
+const OTHER_NODES: u64 = 8;
+/// With less than this free, no code is loaded to see what it takes: no engine opens there.
+const HARDLY_BYTES: u64 = 256 * MIB;
+
+/// Device memory that a number of allocations take.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Footprint {
+    large_bytes: u64,
+    small_bytes: u64,
+}
+
+impl Footprint {
+    /// `count` more allocations of `len_bytes` each.
+    pub fn add(&mut self, count: usize, len_bytes: u64) {
+        let (sum, grain) = match len_bytes >= LARGE_BYTES {
+            true => (&mut self.large_bytes, PAGE_BYTES),
+            false => (&mut self.small_bytes, GRAIN_BYTES),
+        };
+        let each = len_bytes.div_ceil(grain).saturating_mul(grain);
+        *sum = sum.saturating_add(each.saturating_mul(count as u64));
+    }
+
+    /// A matrix `[rows, cols]` of `dtype`, `count` times.
+    pub fn add_matrices(&mut self, count: usize, rows: usize, cols: usize, dtype: Dtype) {
+        let elements = (rows as u64).saturating_mul(cols as u64);
+        self.add(count, elements.saturating_mul(dtype.size_bytes() as u64));
+    }
+
+    /// A vector of `len`, as the backend keeps it, `count` times.
+    pub fn add_vectors(&mut self, count: usize, len: usize) {
+        self.add(count, (buffer::half_offset(len) + 2 * len) as u64);
+    }
+
+    /// Bytes taken from the device.
+    pub fn num_bytes(&self) -> u64 {
+        let shared = self.small_bytes.div_ceil(PAGE_BYTES).saturating_mul(PAGE_BYTES);
+        self.large_bytes.saturating_add(shared)
+    }
+}
+
+/// What a device has for an engine.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Headroom {
+    /// Free once there is a context; 0 where there is no room for one.
+    pub free_bytes: u64,
+    /// What the library's own code takes of that.
+    pub code_bytes: u64,
+}
+
+/// What code takes, by the device's index: as measured before.
+static CODE_BYTES: LazyLock<Mutex<Vec<(usize, u64)>>> = LazyLock::new(Mutex::default);
+
+impl Device {
+    /// Free memory, and what code will take of it. Makes a context for the time of the call.
+    pub fn headroom(&self) -> Result<Headroom> {
+        let Some((context, free_bytes)) = Context::within(self)? else {
+            return Ok(Headroom::default());
+        };
+        if free_bytes < HARDLY_BYTES {
+            return Ok(Headroom { free_bytes, code_bytes: 0 });
+        }
+        Ok(Headroom { free_bytes, code_bytes: code_bytes(&context, free_bytes)? })
+    }
+}
+
+fn code_bytes(context: &Arc<Context>, free_bytes: u64) -> Result<u64> {
+    let index = context.device.index;
+    let known = CODE_BYTES.lock().iter().find(|(device, _)| *device == index).map(|found| found.1);
+    if let Some(bytes) = known {
+        return Ok(bytes);
+    }
+    let _kernels = Kernels::load(context)?;
+    // Another process may give memory back meanwhile.
+    let bytes = free_bytes.saturating_sub(context.memory()?.0);
+    CODE_BYTES.lock().push((index, bytes));
+    Ok(bytes)
+}
+
+impl Cuda {
+    /// Shared memory that a block must be able to have, for heads of `head_dim`.
+    pub fn block_shared_bytes(head_dim: usize) -> usize {
+        DecodeAttention::shared_bytes(head_dim)
+    }
+
+    /// Adds the device memory that `new` takes.
+    pub fn add_workspace(taken: &mut Footprint, settings: &CudaSettings, device: &Device) {
+        let limits = &settings.limits;
+        let angles = limits.max_tokens * limits.head_dim / 2 * 4;
+        taken.add(2, angles as u64);
+        taken.add(1, (limits.max_tokens * 2 * settings.mlp_width * 2) as u64);
+        taken.add(1, WORKSPACE_BYTES as u64);
+        let single = [
+            StepInputs::device_bytes(limits),
+            DecodeAttention::workspace_bytes(device.num_sms, limits.head_dim),
+            TokenSampler::device_bytes(limits, device.num_sms),
+        ];
+        single.into_iter().for_each(|bytes| taken.add(1, bytes as u64));
+    }
+
+    /// What CUDA takes beside allocations for a model of `num_layers`: code, and decode steps of up to
+    /// `max_sequences` recorded.
+    pub fn overhead_bytes(headroom: &Headroom, max_sequences: usize, num_layers: usize) -> u64 {
+        let mut sizes: Vec<usize> = (1..=max_sequences).map(bucket).collect();
+        sizes.dedup();
+        let nodes = LAYER_NODES * num_layers as u64 + OTHER_NODES;
+        let graphs = (sizes.len() as u64).saturating_mul(nodes).saturating_mul(NODE_BYTES);
+        (headroom.code_bytes + BLAS_CODE_BYTES).saturating_add(graphs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taken(sizes: &[(usize, u64)]) -> u64 {
+        let mut taken = Footprint::default();
+        sizes.iter().for_each(|(count, bytes)| taken.add(*count, *bytes));
+        taken.num_bytes()
+    }
+
+    #[test]
+    fn large_allocations_take_pages_and_small_ones_share_them() {
+        assert_eq!(taken(&[]), 0);
+        assert_eq!(taken(&[(1, 1)]), 2 * MIB);
+        assert_eq!(taken(&[(4096, 1)]), 2 * MIB);
+        assert_eq!(taken(&[(4097, 512)]), 4 * MIB);
+        assert_eq!(taken(&[(3, MIB)]), 6 * MIB);
+        assert_eq!(taken(&[(2, 2 * MIB), (1, 2 * MIB + 1), (5, 100)]), 10 * MIB);
+        assert_eq!(taken(&[(usize::MAX, u64::MAX)]), u64::MAX, "it never wraps");
+    }
+}

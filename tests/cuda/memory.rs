@@ -1,0 +1,103 @@
+//! What `Engine::estimate` says against what an engine then takes of the device's memory.
+//!
+//! Free memory is the whole device's, so nothing else may use it meanwhile: the bundle runs tests one
+//! at a time.
+
+use qwen::backend::cuda::{CallerContext, Device, Footprint, Headroom};
+use qwen::engine::{Engine, EngineOptions};
+use qwen::tensor::Dtype;
+
+use crate::checkpoint::Shape;
+use crate::common::Random;
+use crate::device::gpu;
+use crate::host::HostContext;
+use crate::opened::{Folder, options, reply};
+
+const MIB: f64 = 1048576.0;
+
+#[test]
+fn allocations_take_what_is_counted() {
+    let Some(_) = gpu() else { return };
+    let mut random = Random::from_env();
+    let host = HostContext::new();
+    for (count, below) in [(400, 4 << 10), (100, 1 << 20), (40, 4 << 20), (10, 200 << 20)] {
+        // What earlier ones left of their pages would blur the count.
+        let (mut counted, before) = (Footprint::default(), host.free_bytes());
+        for _ in 0..count {
+            let len_bytes = 1 + random.below(below);
+            host.allocate(len_bytes);
+            counted.add(1, len_bytes as u64);
+        }
+        let taken = (before - host.free_bytes()) as f64;
+        let counted = counted.num_bytes() as f64;
+        eprintln!(
+            "{count} below {:.2} MiB: {:.1} MiB taken, {:.1} MiB counted",
+            below as f64 / MIB,
+            taken / MIB,
+            counted / MIB
+        );
+        // A page that was begun before, and what CUDA keeps of itself.
+        let allowed = 0.02 * taken + 4.0 * MIB;
+        assert!((taken - counted).abs() < allowed, "{random}: {taken} taken, {counted} counted");
+    }
+}
+
+/// What a new context finds, asked without leaving the thread's own.
+fn headroom(device: &Device) -> Headroom {
+    let _caller = CallerContext::save();
+    device.headroom().expect("asked")
+}
+
+/// Qwen-1.8B but for its vocabulary: 2.3 GiB of weights.
+const SHAPE: Shape = Shape {
+    layers: 24,
+    hidden: 2048,
+    heads: 16,
+    width: 5504,
+    vocab: 304,
+    dtype: Dtype::Bf16,
+    stretched: false,
+};
+
+#[test]
+fn an_engine_takes_what_was_estimated() {
+    let Some(device) = gpu() else { return };
+    let folder = Folder::new("estimate", &SHAPE);
+    let host = HostContext::new();
+    for (kv_cache_tokens, max_batch_sequences, embedding) in
+        [(16384, 64, "device"), (8192, 8, "host")]
+    {
+        let options = EngineOptions {
+            kv_cache_tokens,
+            max_batch_sequences,
+            embedding: embedding.to_string(),
+            max_context_tokens: 8192,
+            ..options()
+        };
+        // Asked inside a context like the engine's, which is not part of the estimate.
+        let Headroom { free_bytes, code_bytes } = headroom(&device);
+        let context_bytes = host.free_bytes() - free_bytes;
+        let estimate = Engine::estimate(folder.path(), &options).expect("an estimate");
+        assert!(estimate.fits && estimate.available_bytes.abs_diff(free_bytes) < 8 << 20);
+        let engine = Engine::open(folder.path(), &options, None, &mut |_| true).expect("it opens");
+        let at_open = free_bytes - host.free_bytes();
+        reply(&engine).expect("a reply");
+        let taken = (free_bytes - host.free_bytes()) as f64;
+        let counted =
+            (estimate.weight_bytes + estimate.kv_cache_bytes + estimate.workspace_bytes) as f64;
+        eprintln!(
+            "{options:?}\ntaken {:.1} MiB ({:.1} at open), estimated {:.1}: weights {:.1}, cache \
+             {:.1}, workspace {:.1} with {:.1} of code; beside them a context, {:.1} MiB",
+            taken / MIB,
+            at_open as f64 / MIB,
+            counted / MIB,
+            estimate.weight_bytes as f64 / MIB,
+            estimate.kv_cache_bytes as f64 / MIB,
+            estimate.workspace_bytes as f64 / MIB,
+            code_bytes as f64 / MIB,
+            context_bytes as f64 / MIB,
+        );
+        let off = (counted - taken) / taken;
+        assert!(off.abs() < 0.02, "{counted} bytes estimated, {taken} taken: {off:+.4}");
+    }
+}
