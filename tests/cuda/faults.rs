@@ -20,10 +20,10 @@ use crate::device::gpu;
 use crate::model::{Script, load_with, on_gpu};
 
 /// What the children print their findings behind.
-const MARK: &str = "FOUND: ";
+pub(crate) const MARK: &str = "FOUND: ";
 
 /// Runs ignored test `name` in a child with `library_path`; what it found.
-fn child(name: &str, library_path: Option<&Path>) -> String {
+pub(crate) fn child(name: &str, library_path: Option<&Path>) -> String {
     let mut command = Command::new(std::env::current_exe().expect("this program"));
     command.args(["--exact", name, "--ignored", "--nocapture", "--test-threads=1"]);
     if let Some(path) = library_path {

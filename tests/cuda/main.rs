@@ -12,6 +12,7 @@ mod device;
 mod faults;
 mod fed;
 mod host;
+mod injected;
 mod logits;
 mod memory;
 mod model;

@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 use super::blas::{Algorithm, Layout, Operation, Product, WORKSPACE_BYTES, check, cuda_type};
 use super::buffer::{DeviceBuffer, DeviceMatrix, DeviceVector, Kind};
 use super::driver::{Context, Stream};
+use super::faults::{self, MULTIPLY};
 use super::graph::Graph;
 use super::memory::DeviceMemory;
 use super::tuning::{Timer, Winner, contest};
@@ -155,6 +156,9 @@ impl Gemm {
         let (one, zero) = (1.0_f32, 0.0_f32);
         let pointer = |address: u64| address as *mut c_void;
         let product = &call.product;
+        if faults::is_due(MULTIPLY) {
+            return check(sys::cublasStatus_t::CUBLAS_STATUS_EXECUTION_FAILED, MULTIPLY);
+        }
         // SAFETY: the layouts describe the buffers (`linear` asserts it); all of them outlive the
         // stream's work, which the backend waits for before it frees anything.
         let status = unsafe {
@@ -177,7 +181,7 @@ impl Gemm {
                 stream.raw().cast(),
             )
         };
-        check(status, "multiply matrices")
+        check(status, MULTIPLY)
     }
 
     /// The algorithm for `shape`, from now on: the one this process has used before, or the fastest

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use cudarc::driver::sys;
 
 use super::driver::{Context, Stream, check};
+use super::faults::{self, INSTANTIATE, RECORD, REPLAY};
 use crate::error::Result;
 
 /// Work that can be launched again and again.
@@ -24,8 +25,11 @@ impl Graph {
     /// From here on, work queued on `stream` is recorded instead of run.
     pub(super) fn begin(stream: &Stream) -> Result<()> {
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream is alive and not being recorded.
-        check(unsafe { sys::cuStreamBeginCapture_v2(stream.raw(), mode) }, "record a step")
+        let begin = || {
+            // SAFETY: the stream is alive and not being recorded.
+            unsafe { sys::cuStreamBeginCapture_v2(stream.raw(), mode) }
+        };
+        check(faults::attempt(RECORD, begin), RECORD)
     }
 
     /// Is the work queued on `stream` being recorded?
@@ -41,13 +45,15 @@ impl Graph {
     pub(super) fn end(stream: &Stream) -> Result<Graph> {
         let mut graph = null_mut();
         // SAFETY: ends the recording begun on this stream; writes one handle.
-        check(unsafe { sys::cuStreamEndCapture(stream.raw(), &mut graph) }, "record a step")?;
+        check(unsafe { sys::cuStreamEndCapture(stream.raw(), &mut graph) }, RECORD)?;
         let mut handle = null_mut();
-        // SAFETY: writes one handle made from a sound graph.
-        let result = unsafe { sys::cuGraphInstantiateWithFlags(&mut handle, graph, 0) };
+        let result = faults::attempt(INSTANTIATE, || {
+            // SAFETY: writes one handle made from a sound graph.
+            unsafe { sys::cuGraphInstantiateWithFlags(&mut handle, graph, 0) }
+        });
         // SAFETY: made above, destroyed once; the instance does not need it.
         let _ = unsafe { sys::cuGraphDestroy(graph) };
-        check(result, "make a step's graph")?;
+        check(result, INSTANTIATE)?;
         let graph = Graph { context: Arc::clone(stream.context()), handle };
         // SAFETY: both handles are alive.
         check(unsafe { sys::cuGraphUpload(handle, stream.raw()) }, "upload a step's graph")?;
@@ -56,8 +62,11 @@ impl Graph {
 
     /// Queues the recorded work.
     pub(super) fn launch(&self, stream: &Stream) -> Result<()> {
-        // SAFETY: both handles are alive.
-        check(unsafe { sys::cuGraphLaunch(self.handle, stream.raw()) }, "launch a step")
+        let launch = || {
+            // SAFETY: both handles are alive.
+            unsafe { sys::cuGraphLaunch(self.handle, stream.raw()) }
+        };
+        check(faults::attempt(REPLAY, launch), REPLAY)
     }
 }
 

@@ -8,6 +8,7 @@ use cudarc::driver::sys::{self, CUlaunchAttributeID_enum as AttributeId};
 
 use super::buffer::{DeviceBuffer, DeviceKv, DeviceMatrix, DeviceVector, Kind};
 use super::driver::{Stream, check};
+use super::faults::{self, LAUNCH};
 use super::kernels::{Kernel, Kernels};
 use super::memory::DeviceMemory;
 use super::step::{Extents, StepInputs};
@@ -280,11 +281,13 @@ impl Launcher {
             attrs: &mut attribute,
             numAttrs: u32::from(self.kernels.is_hopper() || config.cooperative),
         };
-        // SAFETY: the wrappers above pass what the kernel's signature says, and have checked that
-        // its accesses stay inside the buffers; all memory outlives the stream's work.
-        let result =
-            unsafe { sys::cuLaunchKernelEx(&launch, kernel.0, arguments.as_mut_ptr(), null_mut()) };
-        check(result, "launch a kernel")
+        let arguments = arguments.as_mut_ptr();
+        let result = faults::attempt(LAUNCH, || {
+            // SAFETY: the wrappers above pass what the kernel's signature says, and have checked
+            // that its accesses stay inside the buffers; all memory outlives the stream's work.
+            unsafe { sys::cuLaunchKernelEx(&launch, kernel.0, arguments, null_mut()) }
+        });
+        check(result, LAUNCH)
     }
 }
 

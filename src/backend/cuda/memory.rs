@@ -10,6 +10,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::{self, CUresult};
 
 use super::driver::{Context, Stream, check};
+use super::faults::{self, ALLOCATE, UPLOAD};
 use crate::error::{Error, Result};
 
 /// Bytes on a device. Not initialised unless it says so.
@@ -28,8 +29,11 @@ impl DeviceMemory {
     ) -> Result<DeviceMemory> {
         context.enter()?;
         let mut address = 0;
-        // SAFETY: writes one address; a length of 0 is refused by CUDA, so at least 16 are asked for.
-        let result = unsafe { sys::cuMemAlloc_v2(&mut address, len_bytes.max(16)) };
+        // CUDA refuses a length of 0.
+        let result = faults::attempt(ALLOCATE, || {
+            // SAFETY: writes one address.
+            unsafe { sys::cuMemAlloc_v2(&mut address, len_bytes.max(16)) }
+        });
         if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
             return Err(Error::OutOfDeviceMemory {
                 device: format!("cuda:{}", context.device.index),
@@ -38,7 +42,7 @@ impl DeviceMemory {
                 available_bytes: context.memory().map_or(0, |(free, _)| free),
             });
         }
-        check(result, "allocate device memory")?;
+        check(result, ALLOCATE)?;
         Ok(DeviceMemory { context: Arc::clone(context), address, len_bytes })
     }
 
@@ -76,10 +80,11 @@ impl DeviceMemory {
     ) -> Result<()> {
         assert!(offset + len_bytes <= self.len_bytes && len_bytes <= from.len_bytes);
         let to = self.address + offset as u64;
-        // SAFETY: both ranges are inside their allocations (checked above).
-        let result =
-            unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.start.cast(), len_bytes, stream.raw()) };
-        check(result, "copy to the device")
+        let result = faults::attempt(UPLOAD, || {
+            // SAFETY: both ranges are inside their allocations (checked above).
+            unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.start.cast(), len_bytes, stream.raw()) }
+        });
+        check(result, UPLOAD)
     }
 
     /// Queues a copy of the bytes `range` of `from` to the same place here. As for `upload`.

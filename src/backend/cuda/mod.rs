@@ -13,6 +13,8 @@ mod blas;
 pub mod buffer;
 mod decode;
 mod driver;
+#[doc(hidden)]
+pub mod faults;
 mod footprint;
 mod gemm;
 mod graph;
