@@ -4,6 +4,7 @@
 #![cfg(feature = "cuda")]
 #![allow(clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
+mod caller;
 mod checkpoint;
 #[path = "../common/mod.rs"]
 mod common;
