@@ -24,8 +24,30 @@ pub(crate) struct Shape {
 
 /// Writes config.json and model.safetensors into `folder`.
 pub(crate) fn write(folder: &Path, random: &mut Random, shape: &Shape) {
+    write_quiet(folder, random, shape, 0);
+}
+
+/// The same with an embedding and biases 2^`quieter` times smaller: what attention adds up counts for
+/// more.
+pub(crate) fn write_quiet(folder: &Path, random: &mut Random, shape: &Shape, quieter: i32) {
     write_config(folder, shape);
-    write_tensors(folder, random, shape);
+    let mut tensors = tensors(random, shape);
+    let is_loud = |name: &str| name.ends_with("wte.weight") || name.ends_with("bias");
+    for (_, _, bytes) in tensors.iter_mut().filter(|(name, ..)| quieter > 0 && is_loud(name)) {
+        bytes.chunks_exact_mut(2).for_each(|element| quieten(element, shape.dtype, quieter));
+    }
+    write_tensors(folder, shape.dtype, &tensors);
+}
+
+/// An element of 16 bits, divided by 2^`quieter`.
+fn quieten(element: &mut [u8], dtype: Dtype, quieter: i32) {
+    let bits = u16::from_le_bytes([element[0], element[1]]);
+    let scale = 0.5_f32.powi(quieter);
+    let quiet = match dtype {
+        Dtype::Bf16 => half::bf16::from_f32(half::bf16::from_bits(bits).to_f32() * scale).to_bits(),
+        _ => half::f16::from_f32(half::f16::from_bits(bits).to_f32() * scale).to_bits(),
+    };
+    element.copy_from_slice(&quiet.to_le_bytes());
 }
 
 /// Writes config.json into `folder`, which is made if need be.
@@ -55,9 +77,8 @@ pub(crate) fn write_config(folder: &Path, shape: &Shape) {
     std::fs::write(folder.join("config.json"), config.to_string()).expect("written");
 }
 
-fn write_tensors(folder: &Path, random: &mut Random, shape: &Shape) {
-    let tensors = tensors(random, shape);
-    let kind = match shape.dtype {
+fn write_tensors(folder: &Path, dtype: Dtype, tensors: &[Tensor]) {
+    let kind = match dtype {
         Dtype::Bf16 => safetensors::Dtype::BF16,
         Dtype::F16 => safetensors::Dtype::F16,
         Dtype::F32 => safetensors::Dtype::F32,

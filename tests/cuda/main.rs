@@ -15,6 +15,7 @@ mod fed;
 mod host;
 mod injected;
 mod logits;
+mod long;
 mod memory;
 mod model;
 mod opened;

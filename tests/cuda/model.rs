@@ -31,7 +31,7 @@ fn load<B: Backend + 'static>(folder: &Path, backend: B) -> Box<dyn Rank> {
     try_load(folder, backend, LIMITS).expect("the model loads")
 }
 
-fn try_load<B: Backend + 'static>(
+pub(crate) fn try_load<B: Backend + 'static>(
     folder: &Path,
     backend: B,
     limits: Limits,
@@ -101,7 +101,7 @@ impl Script {
 }
 
 /// Relative rms error and relative largest error of `got`.
-fn errors(got: &[f32], want: &[f32]) -> (f64, f64) {
+pub(crate) fn errors(got: &[f32], want: &[f32]) -> (f64, f64) {
     assert_eq!(got.len(), want.len(), "logits");
     assert!(got.iter().all(|x| x.is_finite()), "logits that are no numbers");
     let square = |x: f32| f64::from(x) * f64::from(x);
@@ -112,7 +112,7 @@ fn errors(got: &[f32], want: &[f32]) -> (f64, f64) {
     (mean.sqrt() / size, f64::from(largest) / size)
 }
 
-fn folder(name: &str) -> PathBuf {
+pub(crate) fn folder(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("qwen-cuda-test-{}-{name}", std::process::id()))
 }
 
@@ -144,12 +144,17 @@ fn logits_agree_with_the_reference() {
     }
 }
 
+/// The relative rms error that rounding explains, twice over; see above.
+pub(crate) fn allowed(shape: &Shape) -> f64 {
+    let eps = if shape.dtype == Dtype::Bf16 { 1.0 / 128.0 } else { 1.0 / 1024.0 };
+    2.0 * (8.0 * shape.layers as f64).sqrt() * eps / 12_f64.sqrt()
+}
+
 fn compare_steps(cpu: &mut dyn Rank, gpu: &mut dyn Rank, random: &mut Random, shape: &Shape) {
     let token = |random: &mut Random| random.below(shape.vocab) as u32;
     let sequences = (0..5).map(|_| ((0..300).map(|_| token(random)).collect(), 0)).collect();
     let mut script = Script { sequences };
-    let eps = if shape.dtype == Dtype::Bf16 { 1.0 / 128.0 } else { 1.0 / 1024.0 };
-    let allowed = 2.0 * (8.0 * shape.layers as f64).sqrt() * eps / 12_f64.sqrt();
+    let allowed = allowed(shape);
     let (mut want, mut got) = (Vec::new(), Vec::new());
     for (step, counts) in [
         [100, 1, 17, 0, 0],
