@@ -126,10 +126,10 @@ fn a_context_of_32768_tokens_agrees_with_the_cpu() {
     compare(&device, &mut random, &shape(Dtype::Bf16, 1, 128, true));
 }
 
-/// Sixteen keys of 32,752 mistaken for others, as a wrong page would have it, move the logits by more
-/// than the test above allows for fp16: it would be seen. Needs no GPU.
+/// One page is seen in most models but not in all; eight pages of 2,047 mistaken
+/// for others move the logits by more than the test above allows for fp16. Needs no GPU.
 #[test]
-fn one_wrong_page_of_a_long_context_would_be_seen() {
+fn a_few_wrong_pages_of_a_long_context_would_be_seen() {
     let mut random = Random::from_env();
     let shape = shape(Dtype::F16, 2, 64, false);
     let folder = folder("wrong-page");
@@ -143,15 +143,16 @@ fn one_wrong_page_of_a_long_context_would_be_seen() {
     }
     let mut batch = sequence.step().expect("a token");
     cpu.forward(&batch, &mut want).expect("a step");
+    let right = batch.block_table.clone();
     let mut seen = 0;
     for _ in 0..20 {
-        let (wrong, other) = (random.below(2000), random.below(2000));
-        let right = batch.block_table[wrong];
-        batch.block_table[wrong] = batch.block_table[other];
+        for _ in 0..8 {
+            batch.block_table[random.below(2000)] = right[random.below(2000)];
+        }
         cpu.forward(&batch, &mut got).expect("a step");
-        batch.block_table[wrong] = right;
+        batch.block_table.clone_from(&right);
         seen += usize::from(errors(&got, &want).0 > allowed(&shape));
     }
-    assert!(seen >= 15, "{random}: {seen} of 20 wrong pages would be seen");
+    assert!(seen >= 18, "{random}: {seen} of 20 mistakes would be seen");
     std::fs::remove_dir_all(&folder).expect("removed");
 }
