@@ -1,7 +1,7 @@
 //! Products by cuBLAS: whatever ran before, wherever the buffers lie and whoever computes them, a shape
 //! gives the same bits; and timing its algorithms touches nothing but the output.
 
-use qwen::backend::cuda::{Cuda, CudaSettings, Device, DeviceBuffer, DeviceMatrix};
+use qwen::backend::cuda::{Cuda, CudaSettings, Device, DeviceBuffer, DeviceMatrix, StepLimits};
 use qwen::backend::random::{Normal, seed_of};
 use qwen::backend::{Backend, BufferKind, RopeStep, StepStart};
 use qwen::batch::Batch;

@@ -10,8 +10,8 @@ use std::ffi::{CStr, c_int};
 use std::ptr::null_mut;
 use std::sync::Arc;
 
-use cudarc::cublaslt;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
+use cudarc::{cublaslt, nccl};
 
 use crate::error::{Error, Result};
 
@@ -115,6 +115,13 @@ impl Device {
     pub fn free_bytes(&self) -> Result<u64> {
         Ok(Context::within(self)?.map_or(0, |(_, free_bytes)| free_bytes))
     }
+}
+
+/// Is there NCCL, by which several devices work together? Under the names that the bindings know:
+/// `libnccl.so`, which a package that has only `libnccl.so.2` lacks.
+pub fn has_nccl() -> bool {
+    // SAFETY: loads the library (its initialisers run) and asks for nothing.
+    unsafe { nccl::sys::is_culib_present() }
 }
 
 fn version(number: c_int) -> String {

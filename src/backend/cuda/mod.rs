@@ -34,7 +34,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 pub use buffer::{DeviceBuffer, DeviceKv, DeviceMatrix, DeviceVector};
 use decode::DecodeAttention;
-pub use driver::{CallerContext, Device};
+pub use driver::{CallerContext, Device, has_nccl};
 use driver::{Context, Mark, Stream};
 pub use footprint::{Footprint, Headroom};
 use gemm::Gemm;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::target::{Needs, unsupported};
 use super::{FEWEST_PAGES, kv_token_bytes, limits};
 use crate::backend::cuda::{
-    Cuda, CudaSettings, Device, Footprint, HEAD_DIMS, Headroom, StepLimits,
+    Cuda, CudaSettings, Device, Footprint, HEAD_DIMS, Headroom, StepLimits, has_nccl,
 };
 use crate::batch::PAGE_TOKENS;
 use crate::engine::EngineOptions;
@@ -211,11 +211,56 @@ fn qkv_cols(config: &ModelConfig) -> usize {
     (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
 }
 
-/// The one index in `options.devices`; 0 if it is empty.
+/// The one index in `options.devices`; 0 if it is empty. Several are refused, with what they lack:
+/// `Error::NoDevice` without NCCL, `Error::Option` with it.
 fn device_index(options: &EngineOptions) -> Result<usize> {
     let text = options.devices.trim();
     if text.is_empty() {
         return Ok(0);
     }
-    text.parse().map_err(|_| wrong("devices", format!("`{text}` is not the index of one device")))
+    let indices: Vec<Option<usize>> =
+        text.split(',').map(|part| part.trim().parse().ok()).collect();
+    match indices[..] {
+        [Some(index)] => Ok(index),
+        [] | [_] => Err(wrong("devices", format!("`{text}` is not the index of a device"))),
+        _ if indices.contains(&None) => {
+            Err(wrong("devices", format!("`{text}` is not a list of devices' indices")))
+        }
+        _ if has_nccl() => {
+            let reason = "an engine runs on one device so far (NCCL is there)".to_string();
+            Err(wrong("devices", reason))
+        }
+        _ => {
+            let reason = "several devices need NCCL, and libnccl.so is not on the library path";
+            Err(Error::NoDevice { device: format!("cuda:{text}"), reason: reason.to_string() })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index_of(devices: &str) -> Result<usize> {
+        let devices = devices.to_string();
+        device_index(&EngineOptions { devices, ..EngineOptions::default() })
+    }
+
+    #[test]
+    fn one_device_is_an_index_and_none_the_first() {
+        assert_eq!(["", " ", "0", " 3 "].map(index_of), [Ok(0), Ok(0), Ok(0), Ok(3)]);
+        for devices in ["x", "-1", "0,x", ",", "0,", "1 2"] {
+            let refused = index_of(devices);
+            assert!(matches!(refused, Err(Error::Option { .. })), "{devices}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn several_devices_are_refused_with_what_they_lack() {
+        match (index_of("0, 1"), has_nccl()) {
+            (Err(Error::NoDevice { reason, .. }), false) => assert!(reason.contains("libnccl")),
+            (Err(Error::Option { reason, .. }), true) => assert!(reason.contains("one device")),
+            (other, has_nccl) => panic!("{other:?}, NCCL: {has_nccl}"),
+        }
+    }
 }
