@@ -7,7 +7,8 @@
 // are random ids, replies are as long as asked (end-of-text does not end them) and greedy unless a
 // temperature is given. For each context and batch: the time to the first token (of the last
 // sequence), tokens a second of one sequence and of all, the gap between tokens, the bytes a step
-// must read with the bandwidth that makes, the prompt's FLOP/s, and the model card's own figure.
+// must read with the bandwidth that makes, the prompt's FLOP/s, the model card's own figure, and for
+// how much of the steps' time the GPU had nothing to do.
 // The fractions are of rates measured in the same run by the program `ceilings` beside this one (or
 // given with --ceilings), and on a CPU of a threaded read measured here.
 
@@ -229,9 +230,12 @@ void measure(const Arguments &a, const Opened &opened) {
             const Cell warm_up = {std::min(context, WARM_UP_CONTEXT), batch,
                                   std::min(WARM_UP_TOKENS, a.generate)};
             run(opened.engine, model, warm_up, generation_options(a, warm_up.generate), seed++);
+            const Counted before = Counted::by(opened.engine);
             const Arrivals arrivals =
                 run(opened.engine, model, cell, generation_options(a, cell.generate), seed++);
-            report.row(cell, figures(model, cell, arrivals));
+            Figures f = figures(model, cell, arrivals);
+            f.idle_share = Counted::by(opened.engine).idle_share_since(before);
+            report.row(cell, f);
         }
 }
 

@@ -64,6 +64,8 @@ pub struct Output {
     pub logits: Vec<f32>,
     /// `[rows wanted]` drawn ids; `NO_TOKEN` where the logits were no numbers.
     pub tokens: Vec<u32>,
+    /// Microseconds from the step's first work on the device to its end; 0 where nobody counts them.
+    pub device_us: f32,
 }
 
 impl Output {
@@ -71,6 +73,7 @@ impl Output {
     pub fn clear(&mut self) {
         self.logits.clear();
         self.tokens.clear();
+        self.device_us = 0.0;
     }
 }
 

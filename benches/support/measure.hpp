@@ -64,6 +64,22 @@ struct Figures {
     /// Generated tokens over the wall time of prompts and generation, as the model card counts.
     double card_tok_s;
     double step_bytes, read_bytes_per_s, prefill_flops_per_s;
+    /// Part of the steps' time for which the GPU did nothing; negative where it is not known.
+    double idle_share;
+};
+
+/// What the engine has counted so far.
+struct Counted {
+    double forward_us, device_us;
+
+    static Counted by(const qwen::Engine &engine) {
+        const std::string metrics = engine.metrics();
+        return {json_number(metrics, "forward_us"), json_number(metrics, "device_us")};
+    }
+    double idle_share_since(const Counted &before) const {
+        const double busy = device_us - before.device_us, all = forward_us - before.forward_us;
+        return busy > 0.0 && all > 0.0 ? 1.0 - busy / all : -1.0;
+    }
 };
 
 /// Arrival of each token of each sequence, in seconds from the submission of the first.

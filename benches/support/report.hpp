@@ -71,7 +71,7 @@ class Report {
         if (has_gemm())
             std::printf(", matrix product %.0f TFLOP/s sustained", s.ceilings.gemm_flops / 1e12);
         std::printf("%s\n", has_read() ? "" : "no ceilings: no fractions");
-        std::printf("%7s %5s %8s %8s %8s %8s %8s %8s %8s %8s%s %8s%s %8s\n", "context", "batch",
+        std::printf("%7s %5s %8s %8s %8s %8s %8s %8s %8s %8s%s %8s%s %8s   idle\n", "context", "batch",
                     "first s", "tok/s", "all", "gap p5", "p50", "p95 ms", "GB/step", "GB/s",
                     has_read() ? "   read" : "", "TFLOP/s", has_gemm() ? "   GEMM" : "", "card");
     }
@@ -90,7 +90,11 @@ class Report {
                         100.0 * f.prefill_flops_per_s / setting_.ceilings.gemm_flops);
         else
             std::printf(" %8.2f", f.prefill_flops_per_s / 1e12);
-        std::printf(" %8.2f\n", f.card_tok_s);
+        std::printf(" %8.2f", f.card_tok_s);
+        if (f.idle_share < 0.0)
+            std::printf("      -\n");
+        else
+            std::printf(" %5.1f%%\n", 100.0 * f.idle_share);
     }
 
     void row_json(const Cell &cell, const Figures &f) const {
@@ -110,6 +114,8 @@ class Report {
                 std::printf(", \"gemm_fraction\": %.4f",
                             f.prefill_flops_per_s / setting_.ceilings.gemm_flops);
         }
+        if (f.idle_share >= 0.0)
+            std::printf(", \"idle_share\": %.4f", f.idle_share);
         std::printf("}\n");
     }
 

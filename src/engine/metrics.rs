@@ -46,11 +46,14 @@ pub(crate) struct Metrics {
     pub(crate) preemptions: Number,
     pub(crate) steps: Number,
     pub(crate) forward_us: Number,
+    pub(crate) device_us: Number,
 }
 
 impl Metrics {
     /// The numbers as a flat JSON object. `computed_tokens` counts what went through the model, so
-    /// it exceeds prompt and generated tokens by what preemptions made necessary again.
+    /// it exceeds prompt and generated tokens by what preemptions made necessary again. `forward_us`
+    /// is the time steps took; `device_us` the part of it for which a GPU says it was at work, so that
+    /// the rest it was idle between steps.
     pub(crate) fn to_json(&self) -> Value {
         json!({
             "requests_waiting": self.requests_waiting.get(),
@@ -69,6 +72,7 @@ impl Metrics {
             "preemptions": self.preemptions.get(),
             "steps": self.steps.get(),
             "forward_us": self.forward_us.get(),
+            "device_us": self.device_us.get(),
         })
     }
 }

@@ -221,6 +221,7 @@ impl Stepper {
         metrics.steps.add(1);
         metrics.computed_tokens.add(flight.batch.num_tokens() as u64);
         metrics.forward_us.add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+        metrics.device_us.add(self.output.device_us.round() as u64);
     }
 
     /// Gives every sequence that is still there the token that `flight` drew for it.

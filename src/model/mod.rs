@@ -42,7 +42,7 @@ pub trait Rank: Send {
 
     /// One whole step for its logits, `[logits_rows, vocab_size]` on rank 0.
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
-        let mut output = Output { logits: std::mem::take(logits), tokens: Vec::new() };
+        let mut output = Output { logits: std::mem::take(logits), ..Output::default() };
         self.submit(batch)?;
         self.collect(&mut output)?;
         *logits = output.logits;

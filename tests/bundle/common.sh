@@ -34,7 +34,8 @@ step() {
     local name=$1 limit=$2 start end rc=0
     shift 2
     start=$(date +%s)
-    timeout -k 5 "$limit" "$@" > "$LOGS/$name.log" 2>&1 || rc=$?
+    # Through a shell, so that the command may be a function of the script (exported).
+    timeout -k 5 "$limit" bash -c '"$@"' step "$@" > "$LOGS/$name.log" 2>&1 || rc=$?
     end=$(date +%s)
     local verdict=ok
     if [ "$rc" -ne 0 ]; then

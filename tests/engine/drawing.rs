@@ -80,7 +80,7 @@ impl Rank for Drawing {
         self.submitted -= 1;
         self.drawn.pop_front();
         let at = self.drawn.len() - 1 - self.submitted;
-        *output = Output { logits: Vec::new(), tokens: self.drawn[at].clone() };
+        *output = Output { tokens: self.drawn[at].clone(), ..Output::default() };
         Ok(())
     }
 

@@ -183,7 +183,7 @@ impl Rank for Fake {
     }
 
     fn collect(&mut self, output: &mut Output) -> Result<()> {
-        *output = Output { logits: std::mem::take(&mut self.logits), tokens: Vec::new() };
+        *output = Output { logits: std::mem::take(&mut self.logits), ..Output::default() };
         Ok(())
     }
 }

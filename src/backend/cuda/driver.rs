@@ -278,7 +278,7 @@ fn current_context() -> Option<sys::CUcontext> {
     Some(if result == CUresult::CUDA_SUCCESS { context } else { null_mut() })
 }
 
-/// A mark in a stream's queue, to sleep until it is reached.
+/// A mark in a stream's queue, to sleep until it is reached; the device notes when that is.
 pub(super) struct Mark {
     context: Arc<Context>,
     event: sys::CUevent,
@@ -290,8 +290,7 @@ unsafe impl Send for Mark {}
 impl Mark {
     pub(super) fn new(context: &Arc<Context>) -> Result<Mark> {
         let mut event = null_mut();
-        let flags = sys::CUevent_flags_enum::CU_EVENT_BLOCKING_SYNC as u32
-            | sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
+        let flags = sys::CUevent_flags_enum::CU_EVENT_BLOCKING_SYNC as u32;
         context.enter()?;
         // SAFETY: writes one handle.
         check(unsafe { sys::cuEventCreate(&mut event, flags) }, "make an event")?;
@@ -308,6 +307,16 @@ impl Mark {
     pub(super) fn wait(&self) -> Result<()> {
         // SAFETY: the handle lives as long as self.
         check(unsafe { sys::cuEventSynchronize(self.event) }, "run a step")
+    }
+
+    /// Microseconds of the device's clock since it reached `earlier`. Both have been waited for.
+    pub(super) fn us_since(&self, earlier: &Mark) -> Result<f32> {
+        let mut elapsed_ms = 0.0;
+        // SAFETY: both handles are alive; writes one number.
+        let result =
+            unsafe { sys::cuEventElapsedTime_v2(&mut elapsed_ms, earlier.event, self.event) };
+        check(result, "time work")?;
+        Ok(elapsed_ms * 1000.0)
     }
 }
 

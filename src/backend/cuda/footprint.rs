@@ -28,7 +28,7 @@ const PAGE_BYTES: u64 = 2 * MIB;
 const GRAIN_BYTES: u64 = 512;
 
 /// cuBLAS's kernels, which are loaded when they first run.
-const BLAS_CODE_BYTES: u64 = 64 * MIB;
+const BLAS_CODE_BYTES: u64 = 16 * MIB;
 /// One kernel of a recorded step, on the device.
 const NODE_BYTES: u64 = 8 << 10;
 /// Kernels of a recorded step: of each layer, and outside of them.

@@ -119,7 +119,7 @@ impl Uploader {
         let len = fill(block.bytes_mut());
         // The copy queued before this one reads the other block, which is filled next.
         stream.wait()?;
-        to.upload(stream, offset, block, len)?;
+        to.upload(stream, offset, block, 0..len)?;
         self.next = 1 - self.next;
         Ok(())
     }

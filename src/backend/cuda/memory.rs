@@ -69,37 +69,23 @@ impl DeviceMemory {
         self.address
     }
 
-    /// Queues a copy of `from[..len_bytes]` to `offset` bytes into this memory. The pinned memory
-    /// must not change until the stream has passed the copy.
+    /// Queues a copy of the bytes `range` of `from` to `offset` bytes into this memory. The pinned
+    /// memory must not change until the stream has passed the copy.
     pub(super) fn upload(
         &mut self,
         stream: &Stream,
         offset: usize,
         from: &PinnedMemory,
-        len_bytes: usize,
+        range: Range<usize>,
     ) -> Result<()> {
-        assert!(offset + len_bytes <= self.len_bytes && len_bytes <= from.len_bytes);
+        assert!(offset + range.len() <= self.len_bytes && range.end <= from.len_bytes);
         let to = self.address + offset as u64;
+        let start = from.start.cast::<u8>().wrapping_add(range.start).cast();
         let result = faults::attempt(UPLOAD, || {
             // SAFETY: both ranges are inside their allocations (checked above).
-            unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.start.cast(), len_bytes, stream.raw()) }
+            unsafe { sys::cuMemcpyHtoDAsync_v2(to, start, range.len(), stream.raw()) }
         });
         check(result, UPLOAD)
-    }
-
-    /// Queues a copy of the bytes `range` of `from` to the same place here. As for `upload`.
-    pub(super) fn upload_range(
-        &mut self,
-        stream: &Stream,
-        range: Range<usize>,
-        from: &PinnedMemory,
-    ) -> Result<()> {
-        assert!(range.end <= self.len_bytes && range.end <= from.len_bytes);
-        let to = self.address + range.start as u64;
-        let start = from.start.cast::<u8>().wrapping_add(range.start).cast();
-        // SAFETY: both ranges are inside their allocations (checked above).
-        let result = unsafe { sys::cuMemcpyHtoDAsync_v2(to, start, range.len(), stream.raw()) };
-        check(result, "copy to the device")
     }
 
     /// Queues a copy of the first `len_bytes` to pinned memory.

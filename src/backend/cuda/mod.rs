@@ -94,8 +94,8 @@ pub struct Cuda {
     recording: Option<usize>,
     /// Steps that are finished and not collected, oldest first.
     pending: VecDeque<Pending>,
-    /// Ends of steps, one for each turn.
-    marks: [Mark; 2],
+    /// Where a step begins, its inputs in place, and where it ends: for each turn.
+    marks: [(Mark, Mark); 2],
     /// This step came from a recording.
     replayed: bool,
     /// The first op of this step that could not be queued.
@@ -123,6 +123,7 @@ impl Cuda {
         let kernels = Kernels::load(&context)?;
         let limits = settings.limits;
         let angle_bytes = limits.max_tokens * limits.head_dim / 2 * 4;
+        let mark = || Mark::new(&context);
         let table = || DeviceMemory::new(&context, angle_bytes, "rotary tables");
         let gate_up_bytes = limits.max_tokens * 2 * settings.mlp_width * 2;
         let gate_up = DeviceBuffer {
@@ -152,7 +153,7 @@ impl Cuda {
             rehearsed: HashSet::new(),
             recording: None,
             pending: VecDeque::with_capacity(2),
-            marks: [Mark::new(&context)?, Mark::new(&context)?],
+            marks: [(mark()?, mark()?), (mark()?, mark()?)],
             replayed: false,
             failed: None,
         })
@@ -270,6 +271,7 @@ impl Backend for Cuda {
         self.replayed = false;
         let padded = self.graph_rows(batch);
         self.step.upload(&self.launcher.stream, batch, rope, padded)?;
+        self.marks[self.step.turn].0.set(&self.launcher.stream)?;
         if let Some(rows) = padded {
             if let Some(graph) = self.graphs.get(&rows) {
                 graph.launch(&self.launcher.stream)?;
@@ -408,7 +410,7 @@ impl Backend for Cuda {
             Some(_) => self.sampler.fetch(&self.launcher.stream, turn, tokens)?,
             None => {}
         }
-        self.marks[turn].set(&self.launcher.stream)?;
+        self.marks[turn].1.set(&self.launcher.stream)?;
         self.pending.push_back(pending);
         Ok(())
     }
@@ -418,7 +420,9 @@ impl Backend for Cuda {
             reason: "a bug in the library: no step to collect".to_string(),
         })?;
         self.context().enter()?;
-        self.marks[step.turn].wait()?;
+        let (begun, done) = &self.marks[step.turn];
+        done.wait()?;
+        output.device_us = done.us_since(begun)?;
         output.tokens.extend_from_slice(self.sampler.fetched(step.turn, step.tokens));
         if let Some(logits) = step.logits {
             let words = logits.words(logits.len_bytes() / 4);

@@ -13,7 +13,7 @@ impl Cuda {
         let mut host = PinnedMemory::new(self.context(), data.len() * 4, "a buffer's contents")?;
         let bytes = load::encode(data, buffer.element(self.settings.dtype));
         host.bytes_mut()[..bytes.len()].copy_from_slice(&bytes);
-        buffer.memory.upload(&self.launcher.stream, 0, &host, bytes.len())?;
+        buffer.memory.upload(&self.launcher.stream, 0, &host, 0..bytes.len())?;
         self.launcher.stream.wait()
     }
 

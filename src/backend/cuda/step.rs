@@ -214,12 +214,12 @@ impl StepInputs {
             has_single: (0..batch.num_sequences()).any(|s| batch.rows(s).len() == 1),
         };
         let used = self.layout.block_table + batch.num_sequences() * self.limits.max_pages;
-        self.device.upload_range(stream, 0..used * 4, host)?;
+        self.device.upload(stream, 0, host, 0..used * 4)?;
         if seen_words == 0 {
             return Ok(());
         }
         let seen = self.layout.seen * 4;
-        self.device.upload_range(stream, seen..seen + seen_words * 4, host)
+        self.device.upload(stream, seen, host, seen..seen + seen_words * 4)
     }
 
     /// Where the parts of this step are.

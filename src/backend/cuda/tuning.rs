@@ -4,12 +4,9 @@
 //! caches as a step leaves them: full of other things. Of ways that are about as fast as the fastest,
 //! the first is taken: noise should not decide.
 
-use std::ptr::null_mut;
 use std::sync::Arc;
 
-use cudarc::driver::sys;
-
-use super::driver::{Context, Stream, check};
+use super::driver::{Context, Mark, Stream};
 use super::memory::DeviceMemory;
 use crate::error::{Error, Result};
 
@@ -100,24 +97,13 @@ fn race(racers: &mut [Racer], run: &mut impl FnMut(usize) -> Result<f32>) -> Res
 
 /// The device's clock: two marks in a queue of work.
 pub(super) struct Timer {
-    context: Arc<Context>,
-    start: sys::CUevent,
-    end: sys::CUevent,
+    start: Mark,
+    end: Mark,
 }
-
-// SAFETY: events may be used from any thread, by one at a time.
-unsafe impl Send for Timer {}
 
 impl Timer {
     pub(super) fn new(context: &Arc<Context>) -> Result<Timer> {
-        context.enter()?;
-        let mut timer = Timer { context: Arc::clone(context), start: null_mut(), end: null_mut() };
-        let flags = sys::CUevent_flags_enum::CU_EVENT_BLOCKING_SYNC as u32;
-        for event in [&mut timer.start, &mut timer.end] {
-            // SAFETY: writes one handle.
-            check(unsafe { sys::cuEventCreate(event, flags) }, "make an event")?;
-        }
-        Ok(timer)
+        Ok(Timer { start: Mark::new(context)?, end: Mark::new(context)? })
     }
 
     /// Microseconds that the device spends on what `work` queues on `stream`. `scratch` is
@@ -132,31 +118,11 @@ impl Timer {
         // queues the work: else the time would be that of the queueing. Twice, for slow hosts.
         scratch.clear(stream)?;
         scratch.clear(stream)?;
-        self.mark(stream, self.start)?;
+        self.start.set(stream)?;
         work()?;
-        self.mark(stream, self.end)?;
-        // SAFETY: recorded above, alive as long as self.
-        check(unsafe { sys::cuEventSynchronize(self.end) }, "time a kernel")?;
-        let mut elapsed_ms = 0.0;
-        // SAFETY: both are reached; writes one number.
-        let result = unsafe { sys::cuEventElapsedTime_v2(&mut elapsed_ms, self.start, self.end) };
-        check(result, "time a kernel")?;
-        Ok(elapsed_ms * 1000.0)
-    }
-
-    fn mark(&self, stream: &Stream, event: sys::CUevent) -> Result<()> {
-        // SAFETY: both handles are alive.
-        check(unsafe { sys::cuEventRecord(event, stream.raw()) }, "record an event")
-    }
-}
-
-impl Drop for Timer {
-    fn drop(&mut self) {
-        let _ = self.context.enter();
-        for event in [self.start, self.end].into_iter().filter(|event| !event.is_null()) {
-            // SAFETY: made here, destroyed once.
-            let _ = unsafe { sys::cuEventDestroy_v2(event) };
-        }
+        self.end.set(stream)?;
+        self.end.wait()?;
+        self.end.us_since(&self.start)
     }
 }
 
