@@ -1,0 +1,398 @@
+// quant_linear against a slow float64 twin that dequantises code by code, then its times.
+//
+//   quant_linear [check | time | check,time]
+//
+// Codes, scales, zeros and x are random; the twin reads them unpacked, so that it also judges the
+// packing. A check fails where an error passes the bound of f32 sums and one rounding: of the sum S of
+// |scale (code - zero) x|, (k / 128 + 24) 2^-24 (a chunk's products are added one mma after another,
+// chunks after each other, warps at the end), and 2^-11 of |y| for an output in f16.
+#include "../../cuda/quant_linear.cu"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <vector>
+
+static void check_cuda(cudaError_t status, const char *what, int line) {
+    if (status == cudaSuccess)
+        return;
+    std::printf("line %d: %s: %s\n", line, what, cudaGetErrorString(status));
+    std::exit(1);
+}
+#define CHECK(x) check_cuda((x), #x, __LINE__)
+
+#include "graph_timing.cuh"
+
+namespace {
+
+using Kernel = void (*)(const quant::Arguments);
+
+Kernel kernel_of(int bits, uint32_t rows, bool any) {
+    if (bits == 4 && any)
+        return rows <= 8 ? quant_linear_4_8_any : quant_linear_4_16_any;
+    if (bits == 4)
+        return rows <= 8 ? quant_linear_4_8 : quant_linear_4_16;
+    if (any)
+        return rows <= 8 ? quant_linear_8_8_any : quant_linear_8_16_any;
+    return rows <= 8 ? quant_linear_8_8 : quant_linear_8_16;
+}
+
+int num_sms() {
+    static const int sms = [] {
+        cudaDeviceProp device;
+        CHECK(cudaGetDeviceProperties(&device, 0));
+        for (int bits : {4, 8})
+            for (uint32_t rows : {8u, 16u})
+                for (bool any : {false, true})
+                    CHECK(cudaFuncSetAttribute(kernel_of(bits, rows, any),
+                                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               quant::SHARED_BYTES));
+        std::printf("%s, %d SMs\n", device.name, device.multiProcessorCount);
+        return device.multiProcessorCount;
+    }();
+    return sms;
+}
+
+void launch(int bits, const quant::Arguments &a, cudaStream_t stream, bool dependent, int grid) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = quant::NUM_THREADS;
+    config.dynamicSmemBytes = quant::SHARED_BYTES;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = dependent;
+    const bool any = a.groups > 1 || a.has_zeros;
+    CHECK(cudaLaunchKernelEx(&config, kernel_of(bits, a.rows, any), a));
+}
+
+// A quantised matrix as it is published, and how the kernel wants it.
+struct Matrix {
+    int bits;
+    uint32_t n, k, group; // of k that share a scale
+    bool has_zeros;
+    std::vector<uint8_t> codes;  // [n][k]
+    std::vector<float> scales;   // [n][k / group], exact in f16
+    std::vector<uint16_t> zeros; // the same
+
+    uint32_t num_groups() const { return k / group; }
+    uint32_t chunk_groups() const { return group < 128 ? 128 / group : 1; }
+    double weight(uint32_t row, uint32_t at) const {
+        size_t g = size_t(row) * num_groups() + at / group;
+        return double(scales[g]) * (int(codes[size_t(row) * k + at]) - int(zeros[g]));
+    }
+};
+
+Matrix random_matrix(std::mt19937 &random, int bits, uint32_t n, uint32_t k, uint32_t group, bool zeros) {
+    Matrix m = {bits, n, k, group, zeros, {}, {}, {}};
+    m.codes.resize(size_t(n) * k);
+    for (uint8_t &code : m.codes)
+        code = uint8_t(random() >> (32 - bits));
+    for (size_t i = 0; i < size_t(n) * m.num_groups(); i++) {
+        m.scales.push_back(__half2float(__float2half((1.0f + float(random() % 1000) * 0.01f) * (bits == 4 ? 1e-3f : 6e-5f))));
+        m.zeros.push_back(zeros ? random() % (1u << bits) + (random() % 4 == 0) : 1u << (bits - 1));
+    }
+    return m;
+}
+
+uint16_t f16_bits(float v) {
+    __half h = __float2half(v);
+    return *reinterpret_cast<uint16_t *>(&h);
+}
+
+// One unit's chunk c of tile `tile` into `unit`.
+template <int BITS>
+void pack_chunk(const Matrix &m, const quant::Packed<BITS> &p, uint32_t tile, uint32_t slice, uint32_t c,
+                uint8_t *unit) {
+    uint32_t k0 = slice * quant::SLICE_K + c * 128;
+    uint8_t *codes = unit + p.codes_at + c * p.CODE_BYTES;
+    for (uint32_t half = 0; half < 2; half++)
+        for (uint32_t lane = 0; lane < 32; lane++)
+            for (uint32_t b = 0; b < 4; b++)
+                for (uint32_t j = 0; j < 8; j++) {
+                    uint32_t row = tile * 16 + lane / 4 + half * 8, at = k0 + 32 * b + lane % 4 * 8 + j;
+                    uint8_t code = m.codes[size_t(row) * m.k + at];
+                    if (BITS == 4) {
+                        uint32_t nibble = j / 2 + j % 2 * 4;
+                        codes[half * 512 + lane * 16 + b * 4 + nibble / 2] |= code << (nibble % 2 * 4);
+                    } else {
+                        codes[half * 1024 + b / 2 * 512 + lane * 16 + b % 2 * 8 + j] = code;
+                    }
+                }
+    uint16_t *scales = reinterpret_cast<uint16_t *>(unit + c * p.scale_bytes);
+    uint16_t *zeros = scales + quant::NUM_WARPS * p.scale_bytes / 2;
+    for (uint32_t g = 0; g < m.chunk_groups(); g++)
+        for (uint32_t r = 0; r < 16; r++) {
+            size_t from = size_t(tile * 16 + r) * m.num_groups() + (k0 + g * 128 / m.chunk_groups()) / m.group;
+            const uint32_t to = g * 16 + r % 8 * 2 + r / 8;
+            scales[to] = f16_bits(m.scales[from]);
+            if (m.has_zeros)
+                zeros[to] = f16_bits(1024.0f + m.zeros[from]);
+        }
+}
+
+template <int BITS> std::vector<uint8_t> pack(const Matrix &m) {
+    quant::Packed<BITS> p(m.k, m.chunk_groups(), m.has_zeros);
+    std::vector<uint8_t> packed(size_t(m.n / 16) * p.tile_bytes);
+    for (uint32_t tile = 0; tile < m.n / 16; tile++)
+        for (uint32_t slice = 0; slice < p.slices; slice++)
+            for (uint32_t c = 0; c < p.chunks(slice); c++)
+                pack_chunk<BITS>(m, p, tile, slice, c,
+                                 packed.data() + size_t(tile) * p.tile_bytes + slice * p.unit_bytes);
+    return packed;
+}
+
+template <typename T> T *upload(const std::vector<T> &from) {
+    T *to;
+    CHECK(cudaMalloc(&to, from.size() * sizeof(T)));
+    CHECK(cudaMemcpy(to, from.data(), from.size() * sizeof(T), cudaMemcpyDefault));
+    return to;
+}
+
+// ---- check -------------------------------------------------------------------------------------
+
+struct Problem {
+    Matrix m;
+    uint32_t rows, epilogue;
+    bool has_bias;
+    std::vector<__half> x;
+    std::vector<float> bias, before; // `before` is in out already: ADD_F32
+};
+
+// Products of the twin and the sums of their sizes, [rows][n].
+void twin(const Problem &p, std::vector<double> &y, std::vector<double> &size) {
+    const Matrix &m = p.m;
+    y.assign(size_t(p.rows) * m.n, 0), size = y;
+    for (uint32_t n = 0; n < m.n; n++)
+        for (uint32_t k = 0; k < m.k; k++) {
+            double w = m.weight(n, k);
+            for (uint32_t row = 0; row < p.rows; row++) {
+                double product = w * double(__half2float(p.x[size_t(row) * m.k + k]));
+                y[size_t(row) * m.n + n] += product;
+                size[size_t(row) * m.n + n] += std::fabs(product);
+            }
+        }
+    for (size_t i = 0; i < y.size(); i++)
+        y[i] += p.has_bias ? p.bias[i % m.n] : 0.0f;
+}
+
+// The worst error of `got` as a part of what is allowed.
+double judge(const Problem &p, const std::vector<uint8_t> &got) {
+    std::vector<double> y, size;
+    twin(p, y, size);
+    const uint32_t n = p.m.n;
+    const double eps = (p.m.k / 128 + 24) * std::pow(2.0, -24), round = std::pow(2.0, -11);
+    double worst = 0;
+    for (uint32_t row = 0; row < p.rows; row++)
+        for (uint32_t i = 0; i < n; i++) {
+            size_t at = size_t(row) * n + i;
+            double want = y[at], bound = eps * size[at] + 1e-7, have;
+            if (p.epilogue == quant::GATE_UP) {
+                if (i % 16 >= 8)
+                    continue;
+                double gate = y[at], up = y[at + 8], silu = gate / (1 + std::exp(-gate));
+                want = up * silu;
+                bound = eps * (size[at + 8] * std::fabs(silu) + 1.1 * size[at] * std::fabs(up)) +
+                        4e-7 * std::fabs(want) + round * std::fabs(want) + 1e-7;
+                size_t out = size_t(row) * (n / 2) + i / 16 * 8 + i % 8;
+                have = __half2float(reinterpret_cast<const __half *>(got.data())[out]);
+            } else if (p.epilogue == quant::BIAS) {
+                bound += round * std::fabs(want);
+                have = __half2float(reinterpret_cast<const __half *>(got.data())[at]);
+            } else {
+                have = reinterpret_cast<const float *>(got.data())[at];
+                want += p.epilogue == quant::ADD_F32 ? p.before[at] : 0.0f;
+                bound += std::pow(2.0, -23) * (std::fabs(want) + 1);
+            }
+            worst = std::max(worst, std::fabs(have - want) / bound);
+            if (!std::isfinite(have))
+                worst = INFINITY;
+        }
+    return worst;
+}
+
+std::vector<uint8_t> run(const Problem &p, int grid, uint32_t rows) {
+    const Matrix &m = p.m;
+    const std::vector<uint8_t> packed = m.bits == 4 ? pack<4>(m) : pack<8>(m);
+    uint8_t *weights = upload(packed);
+    __half *x = upload(p.x);
+    float *bias = upload(p.bias);
+    std::vector<uint8_t> out(size_t(rows) * m.n * 4);
+    std::copy_n(reinterpret_cast<const uint8_t *>(p.before.data()), out.size(), out.data());
+    uint8_t *to = upload(out);
+    quant::Arguments a = {weights, x,          p.has_bias ? bias : nullptr,
+                          to,      rows,       m.n,
+                          m.k,     p.epilogue, m.chunk_groups(),
+                          m.has_zeros};
+    launch(m.bits, a, nullptr, false, grid);
+    CHECK(cudaDeviceSynchronize());
+    CHECK(cudaMemcpy(out.data(), to, out.size(), cudaMemcpyDefault));
+    CHECK(cudaFree(weights)), CHECK(cudaFree(x)), CHECK(cudaFree(bias)), CHECK(cudaFree(to));
+    return out;
+}
+
+bool check_one(std::mt19937 &random, int bits, uint32_t n, uint32_t k, uint32_t rows, uint32_t group,
+               bool zeros, uint32_t epilogue) {
+    Problem p = {random_matrix(random, bits, n, k, group, zeros), rows, epilogue, false, {}, {}, {}};
+    p.has_bias = epilogue != quant::GATE_UP && random() % 2;
+    std::normal_distribution<float> normal;
+    for (size_t i = 0; i < size_t(rows) * k; i++)
+        p.x.push_back(__float2half(normal(random)));
+    for (uint32_t i = 0; i < n; i++)
+        p.bias.push_back(normal(random));
+    for (size_t i = 0; i < size_t(rows) * n; i++)
+        p.before.push_back(normal(random));
+    const std::vector<uint8_t> all = run(p, num_sms(), rows), again = run(p, 1 + random() % 200, rows);
+    const double worst = judge(p, all);
+    // The first row alone, by whatever kernel that takes: the same bits.
+    const std::vector<uint8_t> alone = run(p, num_sms(), 1);
+    const size_t row_bytes = epilogue == quant::GATE_UP ? n : epilogue == quant::BIAS ? 2 * n : 4 * n;
+    const bool same = all == again && std::equal(alone.begin(), alone.begin() + long(row_bytes), all.begin());
+    const bool ok = worst <= 1 && same;
+    std::printf("%s %d bits %5u x %5u rows %2u group %5u zeros %d epilogue %u bias %d: error/allowed "
+                "%.3f, %s\n",
+                ok ? "ok  " : "FAIL", bits, n, k, rows, group, zeros, epilogue, p.has_bias, worst,
+                same ? "same bits" : "OTHER BITS");
+    return ok;
+}
+
+bool check() {
+    std::mt19937 random(20261125);
+    const uint32_t ns[] = {16, 32, 144, 1024, 2128, 4096}, ks[] = {128, 384, 1024, 1152, 2048, 5504};
+    bool good = true;
+    for (int bits : {4, 8})
+        for (uint32_t n : ns)
+            for (int i = 0; i < 6; i++) {
+                uint32_t k = ks[random() % 6], rows = 1 + random() % 16;
+                uint32_t groups[] = {32, 64, 128, 128, k};
+                uint32_t group = groups[random() % 5];
+                good &= check_one(random, bits, n, k, i == 0 ? 1 : i == 1 ? 8 : rows, group, random() % 3 == 0,
+                                  random() % 4);
+            }
+    std::printf("%s\n", good ? "all checks passed" : "CHECKS FAILED");
+    return good;
+}
+
+// ---- time --------------------------------------------------------------------------------------
+
+double read_gb_s() {
+    const size_t bytes = size_t(4) << 30;
+    uint4 *from;
+    uint32_t *out;
+    CHECK(cudaMalloc(&from, bytes)), CHECK(cudaMalloc(&out, 4));
+    CHECK(cudaMemset(from, 1, bytes));
+    float ms = graph_ms([&](cudaStream_t s) { stream<4><<<num_sms() * 4, 512, 0, s>>>(from, bytes / 16, out); }, 10);
+    CHECK(cudaFree(from)), CHECK(cudaFree(out));
+    return bytes / ms * 1e-6;
+}
+
+// Random bytes are codes; scales of random bits may be anything but must not be NaN for nobody's sake:
+// time does not depend on them.
+struct Pool {
+    uint8_t *memory;
+    size_t bytes = size_t(8) << 30, at = 0;
+    Pool() {
+        CHECK(cudaMalloc(&memory, bytes));
+        std::vector<uint32_t> noise(1 << 22);
+        std::mt19937 random(7);
+        for (uint32_t &word : noise)
+            word = random() & 0xbbffbbffu;
+        for (size_t i = 0; i < bytes; i += noise.size() * 4)
+            CHECK(cudaMemcpy(memory + i, noise.data(), noise.size() * 4, cudaMemcpyDefault));
+    }
+    const void *take(size_t size) {
+        if (at + size > bytes)
+            at = 0;
+        at += size;
+        return memory + at - size;
+    }
+};
+
+template <int BITS> size_t packed_bytes(uint32_t n, uint32_t k) {
+    return size_t(n / 16) * quant::Packed<BITS>(k, 1, 0).tile_bytes;
+}
+
+size_t packed_bytes(int bits, uint32_t n, uint32_t k) {
+    return bits == 4 ? packed_bytes<4>(n, k) : packed_bytes<8>(n, k);
+}
+
+void time_all() {
+    const double read = read_gb_s();
+    std::printf("streaming read: %.0f GB/s\n", read);
+    Pool pool;
+    __half *x;
+    void *out;
+    CHECK(cudaMalloc(&x, 16 * 32768 * 2)), CHECK(cudaMemset(x, 0x35, 16 * 32768 * 2));
+    CHECK(cudaMalloc(&out, 16 * 160000 * 4)), CHECK(cudaMemset(out, 0, 16 * 160000 * 4));
+    const uint32_t shapes[][2] = {{24576, 8192}, {8192, 8192}, {49152, 8192}, {8192, 24576},
+                                  {12288, 4096}, {4096, 4096}, {22016, 4096}, {4096, 11008}};
+    for (int bits : {4, 8})
+        for (const auto &shape : shapes)
+            for (uint32_t rows : {1u, 8u, 16u}) {
+                const size_t bytes = packed_bytes(bits, shape[0], shape[1]);
+                const int count = 24;
+                for (bool dependent : {false, true}) {
+                    float ms = graph_ms(
+                        [&](cudaStream_t s) {
+                            for (int i = 0; i < count; i++) {
+                                quant::Arguments a = {pool.take(bytes), x, nullptr, out, rows, shape[0],
+                                                      shape[1], quant::STORE_F32, 1, 0};
+                                launch(bits, a, s, dependent, num_sms());
+                            }
+                        },
+                        7);
+                    const double us = ms * 1e3 / count;
+                    if (!dependent)
+                        std::printf("%d bits %6u x %5u rows %2u: %6.1f us %5.1f %% |", bits, shape[0], shape[1],
+                                    rows, us, bytes / us * 1e-3 / read * 100);
+                    else
+                        std::printf(" dependent %6.1f us %5.1f %%\n", us, bytes / us * 1e-3 / read * 100);
+                }
+            }
+    // The linears of 20 layers of 72B, with stand-ins for the norms and attention between them.
+    for (int bits : {4, 8})
+        for (uint32_t rows : {1u, 8u, 16u}) {
+            const uint32_t layer[][3] = {{24576, 8192, quant::BIAS}, {8192, 8192, quant::STORE_F32},
+                                         {49152, 8192, quant::GATE_UP}, {8192, 24576, quant::STORE_F32}};
+            size_t bytes = 0;
+            float ms = graph_ms(
+                [&](cudaStream_t s) {
+                    bytes = 0;
+                    for (int i = 0; i < 80; i++) {
+                        const auto &l = layer[i % 4];
+                        const size_t size = packed_bytes(bits, l[0], l[1]);
+                        bytes += size;
+                        quant::Arguments a = {pool.take(size), x, nullptr, out, rows, l[0], l[1], l[2], 1, 0};
+                        launch(bits, a, s, true, num_sms());
+                        if (i % 4 == 2)
+                            continue;
+                        cudaLaunchAttribute attribute = {};
+                        attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+                        attribute.val.programmaticStreamSerializationAllowed = 1;
+                        cudaLaunchConfig_t config = {};
+                        config.gridDim = rows, config.blockDim = 256, config.stream = s;
+                        config.attrs = &attribute, config.numAttrs = 1;
+                        CHECK(cudaLaunchKernelEx(&config, small, (const uint4 *)out, (uint4 *)x, 1024u));
+                    }
+                },
+                7);
+            std::printf("chain 72B, 20 layers, %d bits, rows %2u: %.3f ms, %.1f %%\n", bits, rows, ms,
+                        bytes / ms * 1e-6 / read * 100);
+        }
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+    setvbuf(stdout, nullptr, _IOLBF, 0);
+    const std::string what = argc > 1 ? argv[1] : "check,time";
+    const bool good = what.find("check") == std::string::npos || check();
+    if (good && what.find("time") != std::string::npos)
+        time_all();
+    return good ? 0 : 1;
+}
