@@ -46,6 +46,7 @@ unit-test: fixtures lib examples
 lint: $(if $(filter 1,$(CUDA)),cuda-toolkit) ## rustfmt and clippy, warnings are errors
 	cargo fmt --check
 	cargo clippy --locked --profile checked --all-targets $(FEATURES) -- -D warnings
+	cargo clippy --locked --profile checked --all-targets $(FEATURES) --features test-hooks -- -D warnings
 
 bench: fixtures lib ## measure: bandwidth, decode, prefill, tokenizer
 	cargo bench --locked

@@ -16,7 +16,7 @@ INCLUDEDIR := $(PREFIX)/include
 # 1: with the CUDA backend, which takes nvcc to build (and nothing to load). By default where there is
 # a compiler for it, or a GPU.
 CUDA ?= $(if $(or $(shell command -v nvcc),$(wildcard .tools/cuda/ready /proc/driver/nvidia/version)),1,0)
-FEATURES = $(if $(filter 1,$(CUDA)),--features cuda)
+FEATURES = $(if $(filter 0 1,$(CUDA)),,$(error CUDA is 0 or 1, not `$(CUDA)`))$(if $(filter 1,$(CUDA)),--features cuda)
 NVCC := .tools/cuda/nvidia/cu13/bin/nvcc
 
 # The one place of each number is the code.
@@ -54,7 +54,13 @@ cuda-toolkit: $(if $(shell command -v nvcc),,.tools/cuda/ready) ## the CUDA comp
 # Cargo knows better than make whether the archive is old.
 target/release/libqwen.a: cargo-release ;
 
-build/lib/$(SONAME): target/release/libqwen.a src/capi/libqwen.map build.mk
+# Other features are another library, even where Cargo has its archive at hand and leaves its time as it is.
+build/features: FORCE
+	@mkdir -p build
+	@echo '$(FEATURES)' | cmp -s - $@ || echo '$(FEATURES)' > $@
+FORCE:
+
+build/lib/$(SONAME): target/release/libqwen.a src/capi/libqwen.map build.mk build/features
 	@mkdir -p build/lib
 	$(LINK_LIBRARY) -o $@.new $(call WHOLE,$<) $(NATIVE_LIBS)
 	objcopy --only-keep-debug $@.new $@.debug

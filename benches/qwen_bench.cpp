@@ -48,7 +48,7 @@ struct Arguments {
     int generate = 256, layers = 0, chunk = 0;
     long kv_tokens = 0;
     double temperature = 0.0, top_p = 1.0;
-    bool json = false;
+    bool json = false, has_format = false;
 };
 
 long number(const std::string &key, const std::string &text, long least) {
@@ -57,6 +57,14 @@ long number(const std::string &key, const std::string &text, long least) {
     if (text.empty() || *end || value < least || value > 1L << 30)
         throw std::runtime_error(key + ": `" + text + "` is no number from " +
                                  std::to_string(least));
+    return value;
+}
+
+double decimal(const std::string &key, const std::string &text) {
+    char *end = nullptr;
+    const double value = std::strtod(text.c_str(), &end);
+    if (text.empty() || *end || !(value >= 0.0))
+        throw std::runtime_error(key + ": `" + text + "` is no number from 0");
     return value;
 }
 
@@ -78,7 +86,7 @@ bool take(Arguments &a, const std::string &key, const std::string &value) {
     else if (is("--model"))
         a.model = value;
     else if (is("--format"))
-        a.format = value;
+        a.format = value, a.has_format = true;
     else if (is("--devices"))
         a.devices = value;
     else if (is("--backend"))
@@ -100,9 +108,9 @@ bool take(Arguments &a, const std::string &key, const std::string &value) {
     else if (is("--kv-tokens"))
         a.kv_tokens = number(key, value, 1);
     else if (is("--temperature"))
-        a.temperature = std::atof(value.c_str());
+        a.temperature = decimal(key, value);
     else if (is("--top-p"))
-        a.top_p = std::atof(value.c_str());
+        a.top_p = decimal(key, value);
     else
         return false;
     return true;
@@ -112,7 +120,10 @@ Arguments parse(int argc, char **argv) {
     Arguments a;
     for (int at = 1; at < argc; at++) {
         const std::string key = argv[at];
-        if (key == "--json") {
+        if (key == "--help") {
+            std::fputs(USAGE, stdout);
+            std::exit(0);
+        } else if (key == "--json") {
             a.json = true;
         } else if (at + 1 == argc || !take(a, key, argv[++at])) {
             throw std::runtime_error("`" + key + "` is unknown or lacks a value\n" + USAGE);
@@ -120,6 +131,8 @@ Arguments parse(int argc, char **argv) {
     }
     if (a.shape.empty() == a.model.empty())
         throw std::runtime_error(std::string("give --shape or --model\n") + USAGE);
+    if (!a.model.empty() && (a.layers || a.has_format))
+        throw std::runtime_error("--layers and --format are for --shape: a model is as it is");
     if (a.format != "bf16" && a.format != "fp16")
         throw std::runtime_error("--format: bf16 and fp16 can be measured, not " + a.format);
     return a;

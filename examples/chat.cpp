@@ -1,6 +1,7 @@
 // A chat in the terminal, over qwen.hpp.
 //
-//   chat --model DIR [--prompt TEXT] [--system TEXT] [--seed N] [--conf KEY=VALUE]... [--threads N]
+//   chat --model DIR [--prompt TEXT] [--system TEXT] [--seed N] [--conf KEY=VALUE]...
+//        [--engine KEY=VALUE]... [--threads N]
 //
 // With --prompt it prints the one answer and ends; without, it reads questions and commands from
 // standard input until its end. Ctrl-C stops the answer, not the program. The same history gives
@@ -69,14 +70,16 @@ class Watch {
 
 struct Arguments {
     std::string model, prompt, system;
-    std::vector<std::string> settings;
+    std::vector<std::string> settings, engine;
     long seed = 1234;
     long threads = 0;
     bool has_prompt = false, has_seed = false;
 };
 
 const char *const USAGE = "usage: chat --model DIR [--prompt TEXT] [--system TEXT] [--seed N] "
-                          "[--conf KEY=VALUE]... [--threads N]\n";
+                          "[--conf KEY=VALUE]... [--engine KEY=VALUE]... [--threads N]\n"
+                          "  --conf: sampling, such as temperature=0.7   --engine: what it runs "
+                          "on, such as backend=cuda\n";
 
 [[noreturn]] void usage(const std::string &why) {
     std::cerr << "chat: " << why << "\n" << USAGE;
@@ -111,6 +114,8 @@ Arguments parse(int argc, char **argv) {
             arguments.system = value;
         } else if (name == "--conf") {
             arguments.settings.push_back(value);
+        } else if (name == "--engine") {
+            arguments.engine.push_back(value);
         } else if (name == "--seed") {
             arguments.has_seed = true;
             if (!parse_number(value, arguments.seed))
@@ -133,6 +138,17 @@ std::string strip(const std::string &text) {
     if (first == std::string::npos)
         return "";
     return text.substr(first, text.find_last_not_of(spaces) - first + 1);
+}
+
+/// Sets `key`; a value that is no JSON, or not of the key's kind, is taken as text. Throws what the
+/// library says of it.
+void apply(qwen::Options &options, const std::string &key, const std::string &value) {
+    // Keys are plain names: one with a quotation mark is unknown either way.
+    if (key.find_first_of("\"\\") != std::string::npos)
+        throw qwen::Error(QWEN_E_OPTION, "no option is called " + key, "{}");
+    const auto merged = options.try_merge("{\"" + key + "\": " + value + "}");
+    if (!merged && !options.try_set(key, value))
+        throw merged.error();
 }
 
 /// One progress line on standard error, rewritten in place where that is a terminal.
@@ -224,6 +240,12 @@ class Chat {
     static qwen::Engine open(const Arguments &arguments) {
         auto options = qwen::Options::engine();
         options.set("num_threads", arguments.threads);
+        for (const std::string &setting : arguments.engine) {
+            const auto equals = setting.find('=');
+            if (equals == std::string::npos)
+                usage("--engine wants KEY=VALUE");
+            apply(options, setting.substr(0, equals), setting.substr(equals + 1));
+        }
         return qwen::Engine::open(arguments.model, options, Progress{});
     }
 
@@ -304,7 +326,7 @@ class Chat {
                   << "\n";
     }
 
-    /// `key=value`; a value that is no JSON is taken as text. Throws what the library says of it.
+    /// `key=value`. Throws what the library says of it.
     void configure(const std::string &setting) {
         const auto equals = setting.find('=');
         if (equals == std::string::npos) {
@@ -314,16 +336,7 @@ class Chat {
         const std::string value = strip(setting.substr(equals + 1));
         if (key == "seed")
             return set_seed(value);
-        // Keys are plain names: one with a quotation mark is unknown either way.
-        if (key.find_first_of("\"\\") != std::string::npos) {
-            throw qwen::Error(QWEN_E_OPTION, "no option is called " + key, "{}");
-        }
-        const auto merged = options_.try_merge("{\"" + key + "\": " + value + "}");
-        if (merged)
-            return;
-        if (merged.error().code() != QWEN_E_ARG)
-            throw merged.error();
-        options_.set(key, value);
+        apply(options_, key, value);
     }
 
     qwen::Engine engine_;

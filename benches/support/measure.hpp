@@ -131,7 +131,9 @@ inline Figures figures(const Model &model, const Cell &cell, const Arrivals &arr
     double all_from = 0.0, all_to = 1e300, end = 0.0;
     for (const auto &times : arrivals) {
         f.first_s += times.front() / batch;
-        f.decode_tok_s += (n - 1.0) / std::max(times.back() - times.front(), 1e-9) / batch;
+        // Where all tokens were read at once nothing is known of the time between them.
+        const double took = times.back() - times.front();
+        f.decode_tok_s += took > 1e-6 ? (n - 1.0) / took / batch : 0.0;
         all_from = std::max(all_from, times.front());
         all_to = std::min(all_to, times.back());
         end = std::max(end, times.back());
@@ -145,7 +147,7 @@ inline Figures figures(const Model &model, const Cell &cell, const Arrivals &arr
                 gaps.push_back(1e3 * (times[i] - times[i - 1]));
             }
     f.first_all_s = all_from;
-    f.all_tok_s = tokens > 0.0 ? tokens / (all_to - all_from) : 0.0;
+    f.all_tok_s = tokens > 0.0 && all_to > all_from ? tokens / (all_to - all_from) : 0.0;
     f.gap_p5_ms = percentile(gaps, 0.05);
     f.gap_p50_ms = percentile(gaps, 0.50);
     f.gap_p95_ms = percentile(gaps, 0.95);

@@ -16,6 +16,10 @@ mkdir -p "$OUT"/{bin,lib,tests,kernels,oracles}
 
 cp build/lib/libqwen.so.? "$OUT/lib/"
 (cd "$OUT/lib" && ln -sf libqwen.so.? libqwen.so)
+if grep -q 'built without CUDA' "$OUT/lib/libqwen.so.1"; then
+    echo "build/lib has a library without CUDA: make lib CUDA=1" >&2
+    exit 1
+fi
 for program in chat hello qwen-bench ceilings; do
     cp "build/bin/$program" "$OUT/bin/"
 done
@@ -25,7 +29,7 @@ build_tests() {
     local suffix=$1 args=() name
     shift
     for name in "$@"; do args+=(--test "$name"); done
-    cargo test --locked --profile checked --features cuda --no-run --message-format=json \
+    cargo test --locked --profile checked --features cuda,test-hooks --no-run --message-format=json \
         "${args[@]}" | python3 -c '
 import json, sys
 for message in map(json.loads, sys.stdin):

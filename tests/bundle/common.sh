@@ -3,6 +3,7 @@
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 LOGS=${LOGS:-$HERE/logs}
+rm -rf "$LOGS"
 mkdir -p "$LOGS"
 : > "$LOGS/table"
 failures=0
@@ -20,6 +21,18 @@ PYTHON
     export LD_LIBRARY_PATH="${packages:+$packages:}${LD_LIBRARY_PATH:-}"
 fi
 export LD_LIBRARY_PATH="$HERE/lib:${LD_LIBRARY_PATH:-}"
+
+if ! python3 -c 'import ctypes; ctypes.CDLL("libcuda.so.1")' 2> /dev/null; then
+    echo "no NVIDIA driver here (libcuda.so.1 does not load): nothing of this can run" >&2
+    exit 2
+fi
+
+# usage WORD ALLOWED...: refuses a word that means nothing.
+usage() {
+    local word=$1
+    shift
+    [[ " $* " == *" $word "* ]] || { echo "\`$word\` is none of: $*" >&2; exit 2; }
+}
 
 # One line: date, commit, GPU, driver.
 machine() {

@@ -1,13 +1,36 @@
 #!/usr/bin/env bash
-# Measures on GPU 0: run-benchmarks.sh [quick|full] (quick). quick: the 72B, 14B and 7B shapes at
-# short context, and 6144-token prompts on 36 of the 72B's layers: with all 80, a card of 141 GB has
-# no room left for the cache. full: longer replies and prompts. Full logs: logs/. Last: the tables.
+# Measures on GPU 0: run-benchmarks.sh [quick|full|kernels] (quick). quick: the 72B, 14B and 7B shapes
+# at short context, and 6144-token prompts on 36 of the 72B's layers: with all 80, a card of 141 GB
+# has no room left for the cache. full: longer replies and prompts. kernels: each kernel alone beside
+# its roofline, with caches emptied, and cuBLAS and PyTorch's attention beside them. Full logs: logs/.
+# Last: the tables.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
+usage "${1:-quick}" quick full kernels
 GENERATE=256
 [ "${1:-quick}" = full ] && GENERATE=2048
 
 before=$(machine)
+if [ "${1:-quick}" = kernels ]; then
+    step ceilings 60 "$HERE/bin/ceilings"
+    step kernel-linear 120 "$HERE/kernels/skinny_linear" time,chain
+    step kernel-decode-attention 120 "$HERE/kernels/decode_attention" "decode attention" time
+    step kernel-prefill-attention 120 "$HERE/kernels/prefill_attention" time
+    step kernel-sample 60 "$HERE/kernels/sample" time
+    if python3 -c 'import torch' 2> /dev/null; then
+        step rival-linear 120 python3 "$HERE/oracles/skinny_linear_cublas.py"
+        step rival-attention 120 python3 "$HERE/oracles/prefill_attention_sdpa.py"
+    fi
+    for log in "$LOGS"/ceilings.log "$LOGS"/kernel-*.log "$LOGS"/rival-*.log; do
+        [ -e "$log" ] && { echo; echo "== $(basename "$log" .log)"; cat "$log"; }
+    done
+    echo
+    echo "$before"
+    machine
+    cat "$LOGS/table"
+    [ "$failures" -eq 0 ] || { echo "$failures failed"; exit 1; }
+    exit 0
+fi
 step ceilings 60 "$HERE/bin/ceilings"
 bench() {
     local name=$1
