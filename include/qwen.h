@@ -340,8 +340,8 @@ int32_t qwen_check_abi(uint32_t abi_version, qwen_error **err);
 /// thread.
 const char *qwen_version(void);
 
-/// How the library was built, as a JSON object: version, abi_version, target, profile. The
-/// caller frees `json`. Any thread.
+/// How the library was built, as a JSON object: version, abi_version, target, profile, and
+/// cuda: whether it can use a GPU. The caller frees `json`. Any thread.
 int32_t qwen_build_info_json(qwen_buf **json, qwen_error **err);
 
 /// Makes an empty set of options; `kind` is "engine", "generation" or "session". The caller frees
@@ -433,7 +433,8 @@ int32_t qwen_engine_open(const char *folder,
                          qwen_engine **engine,
                          qwen_error **err);
 
-/// What qwen_engine_open would need, as a JSON object: weight_bytes, kv_cache_bytes,
+/// What qwen_engine_open would need, as a JSON object: backend and device (what it was computed
+/// for; with a GPU all bytes are the GPU's), no_gpu (why not a GPU), weight_bytes, kv_cache_bytes,
 /// kv_cache_tokens, workspace_bytes, available_bytes, fits. Loads no weights. The caller frees
 /// `json`. Any thread. Errors as for qwen_engine_open.
 int32_t qwen_engine_estimate_json(const char *folder,
@@ -442,13 +443,20 @@ int32_t qwen_engine_estimate_json(const char *folder,
                                   qwen_buf **json,
                                   qwen_error **err);
 
-/// The model, the backend, sizes, and the options in force, as a JSON object. The caller frees
+/// The model, the backend (no_gpu: why not a GPU), sizes, and the options in force, as a JSON object. The caller frees
 /// `json`. Any thread.
-int32_t qwen_engine_info_json(const qwen_engine *engine, qwen_buf **json, qwen_error **err);
+int32_t qwen_engine_info_json(const qwen_engine *engine,
+                              qwen_buf **json,
+                              qwen_error **err);
 
-/// Counters and gauges (requests, tokens, KV pages, steps), as a JSON object. The caller frees
+/// Counters and gauges (requests, tokens, KV pages, steps), as a JSON object. forward_us is the
+/// time that steps took, device_us the part of it from each step's first work on a GPU to its end (0
+/// on the CPU): between two readings, 1 - device_us / forward_us is how long the GPU waited between
+/// steps. computed_tokens counts every token that went through the model, again after a preemption. The caller frees
 /// `json`. Any thread; never waits for the model.
-int32_t qwen_engine_metrics_json(const qwen_engine *engine, qwen_buf **json, qwen_error **err);
+int32_t qwen_engine_metrics_json(const qwen_engine *engine,
+                                 qwen_buf **json,
+                                 qwen_error **err);
 
 /// The values that generation options have where they are not set, as a JSON object that
 /// qwen_options_merge_json takes. They come from the checkpoint; there is no seed among them, for an

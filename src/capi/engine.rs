@@ -112,7 +112,8 @@ impl Watcher {
     }
 }
 
-/// What qwen_engine_open would need, as a JSON object: weight_bytes, kv_cache_bytes,
+/// What qwen_engine_open would need, as a JSON object: backend and device (what it was computed
+/// for; with a GPU all bytes are the GPU's), no_gpu (why not a GPU), weight_bytes, kv_cache_bytes,
 /// kv_cache_tokens, workspace_bytes, available_bytes, fits. Loads no weights. The caller frees
 /// `json`. Any thread. Errors as for qwen_engine_open.
 #[unsafe(no_mangle)]
@@ -137,6 +138,9 @@ pub unsafe extern "C" fn qwen_engine_estimate_json(
 
 fn estimate_json(estimate: &Estimate) -> Value {
     json!({
+        "backend": estimate.backend,
+        "device": estimate.device,
+        "no_gpu": estimate.no_gpu,
         "weight_bytes": estimate.weight_bytes,
         "kv_cache_bytes": estimate.kv_cache_bytes,
         "kv_cache_tokens": estimate.kv_cache_tokens,
@@ -162,7 +166,7 @@ unsafe fn engine_json(
     Ok(())
 }
 
-/// The model, the backend, sizes, and the options in force, as a JSON object. The caller frees
+/// The model, the backend (no_gpu: why not a GPU), sizes, and the options in force, as a JSON object. The caller frees
 /// `json`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qwen_engine_info_json(
@@ -176,7 +180,10 @@ pub unsafe extern "C" fn qwen_engine_info_json(
     })
 }
 
-/// Counters and gauges (requests, tokens, KV pages, steps), as a JSON object. The caller frees
+/// Counters and gauges (requests, tokens, KV pages, steps), as a JSON object. forward_us is the
+/// time that steps took, device_us the part of it from each step's first work on a GPU to its end (0
+/// on the CPU): between two readings, 1 - device_us / forward_us is how long the GPU waited between
+/// steps. computed_tokens counts every token that went through the model, again after a preemption. The caller frees
 /// `json`. Any thread; never waits for the model.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qwen_engine_metrics_json(

@@ -87,20 +87,25 @@ pub(super) const KEYS: &[Key] = &[
     engine(
         "backend",
         Shape::Choice(&["auto", "cpu", "cpu-reference", "cuda"]),
-        "what computes: the best there is, the fast CPU code, the plain CPU code, or a GPU",
+        "what computes: auto: a GPU that can, else the CPU; cpu; cpu-reference: plain loops; cuda: a \
+         GPU or an error",
     ),
-    engine("devices", Shape::Text, "index of the CUDA device; empty: the first"),
+    engine(
+        "devices",
+        Shape::Text,
+        "index of the CUDA device, such as 0, which must then be usable; empty: the first",
+    ),
     engine(
         "embedding",
         Shape::Choice(&["auto", "device", "host"]),
-        "where the embedding table lives with a GPU: on it, in host memory, or there when the GPU's \
-         is short",
+        "where the embedding table lives with a GPU: auto: in host memory when the GPU's is short; \
+         device: on the GPU; host: in pinned host memory",
     ),
     engine(
         "autotune",
         Shape::Flag,
-        "with a GPU: time the algorithms of matrix products and keep the fastest; without, each run \
-         of a program gives the same bits",
+        "with a GPU: time the algorithms of matrix products and keep the fastest; without, a request \
+         alone gives the same bits in each run of a program on the same GPU and libraries",
     ),
     engine(
         "num_threads",
@@ -111,8 +116,8 @@ pub(super) const KEYS: &[Key] = &[
     engine(
         "weights",
         Shape::Choice(&["auto", "map", "copy", "random"]),
-        "map the weight files (shared; they must not be cut meanwhile), copy them into this \
-         process (faster), or copy when memory is plentiful; random: no files, random numbers of \
+        "on a CPU: auto: copy when memory is plentiful, else map; map: the weight files are shared and \
+         must not be cut meanwhile; copy: into this process (faster); random: no files, random numbers of \
          config.json's shapes, for measuring",
     ),
     engine(
@@ -155,7 +160,11 @@ pub(super) const KEYS: &[Key] = &[
         Shape::Number(-100.0, 100.0),
         "for ids of the reply, times their count; 0: off",
     ),
-    generation("seed", Shape::Integer(0, i64::MAX), "the same seed draws the same reply"),
+    generation(
+        "seed",
+        Shape::Integer(0, i64::MAX),
+        "the same seed draws the same reply (on a GPU: of a request alone)",
+    ),
     generation("stop", Shape::Texts, "texts that end the reply and are not part of it"),
     generation("stop_token_ids", Shape::Ids, "ids that end the reply"),
     generation("ignore_eos", Shape::Flag, "do not stop at the model's own end of a reply"),

@@ -49,8 +49,8 @@ pub extern "C" fn qwen_version() -> *const c_char {
     VERSION.as_ptr()
 }
 
-/// How the library was built, as a JSON object: version, abi_version, target, profile. The
-/// caller frees `json`. Any thread.
+/// How the library was built, as a JSON object: version, abi_version, target, profile, and
+/// cuda: whether it can use a GPU. The caller frees `json`. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn qwen_build_info_json(
     json: Option<&mut MaybeUninit<*mut qwen_buf>>,
@@ -63,6 +63,7 @@ pub extern "C" fn qwen_build_info_json(
             "abi_version": QWEN_ABI_VERSION,
             "target": env!("QWEN_BUILD_TARGET"),
             "profile": env!("QWEN_BUILD_PROFILE"),
+            "cuda": cfg!(feature = "cuda"),
         });
         json.give(qwen_buf::new(info.to_string()));
         Ok(())

@@ -50,10 +50,10 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// The numbers as a flat JSON object. `computed_tokens` counts what went through the model, so
-    /// it exceeds prompt and generated tokens by what preemptions made necessary again. `forward_us`
-    /// is the time steps took; `device_us` the part of it for which a GPU says it was at work, so that
-    /// the rest it was idle between steps.
+    /// The numbers as a flat JSON object. `computed_tokens` counts what went through the model: also
+    /// again after a preemption, and rows submitted ahead for a reply that then had ended.
+    /// `forward_us` is the time steps took; `device_us` the part of it from each step's first work on a
+    /// GPU to its end, so that the rest it was idle between steps.
     pub(crate) fn to_json(&self) -> Value {
         json!({
             "requests_waiting": self.requests_waiting.get(),

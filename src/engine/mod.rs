@@ -56,6 +56,12 @@ pub struct LoadProgress {
 /// What an engine would need, computed without allocating.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Estimate {
+    /// What it was computed for: a backend as `Engine::info` names it.
+    pub backend: String,
+    /// The GPU, as in `cuda:0`; empty on the CPU.
+    pub device: String,
+    /// Why a GPU was not taken, where one could have been.
+    pub no_gpu: String,
     /// Weights, as the backend stores them.
     pub weight_bytes: u64,
     /// KV cache of `kv_cache_tokens`.

@@ -19,8 +19,8 @@ pub struct EngineOptions {
     /// the bus, a few rows a step) or `"auto"` (host when device memory is short).
     pub embedding: String,
     /// With a GPU: time the algorithms of matrix products when the engine is opened and when a prompt
-    /// first has a new length, and keep the fastest for as long as the process lives. Without it each
-    /// run of a program on the same GPU and libraries gives the same bits.
+    /// first has a new length, and keep the fastest for as long as the process lives. Without it a
+    /// request that runs alone gives the same bits in each run on the same GPU and libraries.
     pub autotune: bool,
     /// Threads per rank of the CPU backend; 0 means the machine's cores divided by the ranks.
     pub num_threads: usize,
@@ -69,7 +69,10 @@ impl EngineOptions {
     pub fn validate(&self) -> Result<()> {
         in_range("max_batch_sequences", self.max_batch_sequences, 1, 1 << 12)?;
         in_range("prefill_chunk_tokens", self.prefill_chunk_tokens, 0, 1 << 20)?;
-        in_range("max_queue_requests", self.max_queue_requests, 1, 1 << 20)
+        in_range("max_queue_requests", self.max_queue_requests, 1, 1 << 20)?;
+        // Positions and slots are 32-bit.
+        in_range("max_context_tokens", self.max_context_tokens, 0, u32::MAX as usize)?;
+        in_range("kv_cache_tokens", self.kv_cache_tokens, 0, u32::MAX as usize)
     }
 
     /// The longest sequence: as chosen, else the published maximum of the model. That is four

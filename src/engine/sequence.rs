@@ -82,6 +82,8 @@ pub(crate) struct Sequence {
     in_flight: usize,
     /// Which wanted row of the step submitted last draws the newest of them.
     in_flight_row: u32,
+    /// Its owner wants what there is, and no more.
+    is_cut: bool,
     total_tokens_limit: usize,
     stop_token_ids: Vec<u32>,
     stream: TextStream,
@@ -108,6 +110,7 @@ impl Sequence {
             computed_tokens: 0,
             in_flight: 0,
             in_flight_row: 0,
+            is_cut: false,
             total_tokens_limit: limits.total_tokens,
             stop_token_ids: limits.stop_token_ids,
             stream: TextStream::new(&limits.stop_texts),
@@ -128,7 +131,7 @@ impl Sequence {
             admitted: matches!(self.phase, Phase::Prefilling | Phase::Running),
             decoding: self.phase == Phase::Running,
             ending: self.in_flight > 0
-                && self.tokens.len() + self.in_flight >= self.total_tokens_limit,
+                && (self.is_cut || self.tokens.len() + self.in_flight >= self.total_tokens_limit),
         }
     }
 
@@ -185,6 +188,12 @@ impl Sequence {
         }
     }
 
+    /// Ends the reply with the tokens in flight; `false` if there are none: it is over at once.
+    pub(crate) fn cut(&mut self) -> bool {
+        self.is_cut = true;
+        self.in_flight > 0
+    }
+
     pub(crate) fn sampling(&self) -> (&SamplingParams, &SeenTokens) {
         (&self.sampling, &self.seen)
     }
@@ -214,6 +223,9 @@ impl Sequence {
         self.mailbox.post_delta(delta, Some(token));
         if stopped {
             return Some(FinishReason::Stop);
+        }
+        if self.is_cut && self.in_flight == 0 {
+            return Some(FinishReason::Cancelled);
         }
         (self.tokens.len() >= self.total_tokens_limit).then_some(FinishReason::Length)
     }

@@ -86,9 +86,10 @@ impl Stepper {
     /// Ends the requests whose owners do not want them any more.
     pub(crate) fn reap_cancelled(&mut self) {
         let mut ended = std::mem::take(&mut self.ended);
-        for (index, sequence) in self.sequences.iter().enumerate() {
+        for (index, sequence) in self.sequences.iter_mut().enumerate() {
             match sequence.mailbox.cancel_wish() {
                 None => {}
+                Some(Cancel::Keep) if sequence.cut() => {}
                 Some(Cancel::Keep) => ended.push((index, Ok(FinishReason::Cancelled))),
                 Some(Cancel::Drop) => ended.push((index, Err(Error::Cancelled))),
             }
@@ -116,9 +117,20 @@ impl Stepper {
         self.workers.draws_tokens() && !self.sequences.is_empty()
     }
 
-    /// Submits a step of all that can run; `false`: they only wait for their last tokens.
+    /// Submits a step of all that can run; `false`: they only wait for their last tokens. A step with
+    /// prompts takes long, and who arrives while it runs must not wait for another one behind it: it
+    /// is not submitted ahead, and planned with all that is known.
     fn submit_next(&mut self) -> Result<bool> {
         self.make_plan();
+        if !self.flights.is_empty() && self.plan_has_prompts() {
+            while !self.flights.is_empty() {
+                self.collect_oldest()?;
+            }
+            if self.sequences.is_empty() {
+                return Ok(false);
+            }
+            self.make_plan();
+        }
         self.preempt();
         if self.plan.runs.is_empty() {
             return match self.flights.is_empty() {
@@ -138,6 +150,10 @@ impl Stepper {
         self.views.clear();
         self.views.extend(visible.map(Sequence::view));
         scheduler::plan(&self.views, self.pool.num_free(), &self.limits, &mut self.plan);
+    }
+
+    fn plan_has_prompts(&self) -> bool {
+        self.plan.runs.iter().any(|run| !self.views[run.index].decoding)
     }
 
     fn preempt(&mut self) {

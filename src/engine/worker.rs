@@ -46,9 +46,10 @@ impl Workers {
         Ok(Workers { first, others: others.collect::<Result<Vec<Worker>>>()? })
     }
 
-    /// Does rank 0 draw tokens itself where a batch says how?
+    /// Does the rank draw tokens itself where a batch says how? Not where there are several: only the
+    /// first of them would know a token that is fed.
     pub(crate) fn draws_tokens(&self) -> bool {
-        self.first.as_ref().is_some_and(|rank| rank.draws_tokens())
+        self.others.is_empty() && self.first.as_ref().is_some_and(|rank| rank.draws_tokens())
     }
 
     /// Begins a step on all ranks. The first failure by rank is reported.

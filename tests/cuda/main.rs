@@ -13,6 +13,7 @@ mod device;
 mod faults;
 mod fed;
 mod host;
+#[cfg(feature = "test-hooks")]
 mod injected;
 mod logits;
 mod long;

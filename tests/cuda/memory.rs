@@ -3,7 +3,7 @@
 //! Free memory is the whole device's, so nothing else may use it meanwhile: the bundle runs tests one
 //! at a time.
 
-use qwen::backend::cuda::{CallerContext, Device, Footprint, Headroom};
+use qwen::backend::cuda::{CallerContext, Device, Footprint};
 use qwen::engine::{Engine, EngineOptions};
 use qwen::tensor::Dtype;
 
@@ -43,9 +43,9 @@ fn allocations_take_what_is_counted() {
 }
 
 /// What a new context finds, asked without leaving the thread's own.
-fn headroom(device: &Device) -> Headroom {
+fn free_bytes(device: &Device) -> u64 {
     let _caller = CallerContext::save();
-    device.headroom().expect("asked")
+    device.free_bytes().expect("asked")
 }
 
 /// Qwen-1.8B but for its vocabulary: 2.3 GiB of weights.
@@ -75,7 +75,7 @@ fn an_engine_takes_what_was_estimated() {
             ..options()
         };
         // Asked inside a context like the engine's, which is not part of the estimate.
-        let Headroom { free_bytes, code_bytes } = headroom(&device);
+        let free_bytes = free_bytes(&device);
         let context_bytes = host.free_bytes() - free_bytes;
         let estimate = Engine::estimate(folder.path(), &options).expect("an estimate");
         assert!(estimate.fits && estimate.available_bytes.abs_diff(free_bytes) < 8 << 20);
@@ -87,14 +87,13 @@ fn an_engine_takes_what_was_estimated() {
             (estimate.weight_bytes + estimate.kv_cache_bytes + estimate.workspace_bytes) as f64;
         eprintln!(
             "{options:?}\ntaken {:.1} MiB ({:.1} at open), estimated {:.1}: weights {:.1}, cache \
-             {:.1}, workspace {:.1} with {:.1} of code; beside them a context, {:.1} MiB",
+             {:.1}, workspace {:.1}; beside them a context, {:.1} MiB",
             taken / MIB,
             at_open as f64 / MIB,
             counted / MIB,
             estimate.weight_bytes as f64 / MIB,
             estimate.kv_cache_bytes as f64 / MIB,
             estimate.workspace_bytes as f64 / MIB,
-            code_bytes as f64 / MIB,
             context_bytes as f64 / MIB,
         );
         let off = (counted - taken) / taken;

@@ -87,18 +87,22 @@ fn a_waiting_request_can_be_cancelled_before_it_starts() {
 
 #[test]
 fn a_kept_cancel_delivers_all_that_was_generated() {
-    let (engine, control) = lab().start();
-    control.hold();
-    let prompt = prompt(9, 10);
-    let request = engine.submit_tokens(prompt.clone(), &endless(1000), None).expect("accepted");
-    control.allow(7);
-    control.wait_for_step(8);
-    request.cancel(true);
-    control.release();
-    let told = read(&request);
-    // The eighth step was running and is seen to its end.
-    assert_eq!(told.ids, expected(&prompt, &endless(8)).0);
-    assert_eq!(told.last.usage.completion_tokens, 8);
+    for lab in labs() {
+        let (engine, control) = lab.start();
+        control.hold();
+        let prompt = prompt(9, 10);
+        let request = engine.submit_tokens(prompt.clone(), &endless(1000), None).expect("accepted");
+        control.allow(7);
+        control.wait_for_step(8);
+        request.cancel(true);
+        control.release();
+        let told = read(&request);
+        // The eighth step was running and is seen to its end.
+        assert_eq!(told.ids, expected(&prompt, &endless(8)).0);
+        assert_eq!(told.last.finish, Some(FinishReason::Cancelled));
+        assert_eq!(told.last.usage.completion_tokens, 8);
+        assert_eq!(metric(&engine, "pages_used"), 0);
+    }
 }
 
 #[test]

@@ -69,6 +69,10 @@ impl Rank for Drawing {
         let resolve = |&id: &u32| self.fed(id).map_or(id, |id| if id == NO_TOKEN { 0 } else { id });
         let token_ids = batch.token_ids.iter().map(resolve).collect();
         self.fake.submit(&Batch { token_ids, ..batch.clone() })?;
+        if batch.draws.is_empty() {
+            self.drawn.push_back(Vec::new());
+            return Ok(()); // The engine draws: the fake has the logits.
+        }
         let mut logits = std::mem::take(&mut self.fake.logits);
         let rows = logits.chunks_exact_mut(VOCAB).enumerate();
         let tokens = rows.map(|(row, logits)| self.draw(batch, row, &mut logits[..464])).collect();
@@ -80,7 +84,8 @@ impl Rank for Drawing {
         self.submitted -= 1;
         self.drawn.pop_front();
         let at = self.drawn.len() - 1 - self.submitted;
-        *output = Output { tokens: self.drawn[at].clone(), ..Output::default() };
+        let logits = std::mem::take(&mut self.fake.logits);
+        *output = Output { logits, tokens: self.drawn[at].clone(), ..Output::default() };
         Ok(())
     }
 

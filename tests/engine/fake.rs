@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use parking_lot::{Condvar, Mutex};
-use qwen::batch::{Batch, Output, PAGE_TOKENS};
+use qwen::batch::{Batch, FED, Output, PAGE_TOKENS};
 use qwen::engine::{
     Engine, EngineOptions, EngineParts, Event, EventKind, FinishReason, GenerationParams, LogHook,
     Request,
@@ -164,6 +164,7 @@ impl Rank for Fake {
             self.control.begin_step()?;
         }
         self.logits.clear();
+        assert!(batch.token_ids.iter().all(|id| id & FED == 0), "a token this rank cannot know");
         let mut rows = batch.logits_rows.iter().peekable();
         for sequence in 0..batch.num_sequences() {
             for row in batch.rows(sequence) {

@@ -142,23 +142,25 @@ fn logits_of_a_wrong_size_are_an_error() {
 
 #[test]
 fn a_drain_finishes_what_was_accepted() {
-    let (engine, control) = lab().start();
-    control.hold();
-    let requests = [1, 2].map(|seed| submit(&engine, seed, 20).expect("accepted"));
-    let soon = Duration::from_millis(20);
-    assert_eq!(engine.shutdown(Shutdown::Drain, soon), Err(Error::Timeout { timeout_ms: 20 }));
-    assert_eq!(submit(&engine, 3, 1).err(), Some(Error::Closed { object: "engine" }));
-    assert_eq!(engine.health(), Err(Error::Closed { object: "engine" }));
-    control.release();
-    assert_eq!(engine.shutdown(Shutdown::Drain, LONG), Ok(()));
-    requests.iter().for_each(|request| assert_eq!(read(request).ids.len(), 20));
-    assert_eq!(engine.shutdown(Shutdown::Cancel, Duration::ZERO), Ok(()), "idempotent");
+    for lab in labs() {
+        let (engine, control) = lab.start();
+        control.hold();
+        let requests = [1, 2].map(|seed| submit(&engine, seed, 20).expect("accepted"));
+        let soon = Duration::from_millis(20);
+        assert_eq!(engine.shutdown(Shutdown::Drain, soon), Err(Error::Timeout { timeout_ms: 20 }));
+        assert_eq!(submit(&engine, 3, 1).err(), Some(Error::Closed { object: "engine" }));
+        assert_eq!(engine.health(), Err(Error::Closed { object: "engine" }));
+        control.release();
+        assert_eq!(engine.shutdown(Shutdown::Drain, LONG), Ok(()));
+        requests.iter().for_each(|request| assert_eq!(read(request).ids.len(), 20));
+        assert_eq!(engine.shutdown(Shutdown::Cancel, Duration::ZERO), Ok(()), "idempotent");
+    }
 }
 
 #[test]
 fn a_cancelling_shutdown_ends_what_was_accepted_also_after_a_drain() {
-    for drain_first in [false, true] {
-        let (engine, control) = lab().start();
+    for (drain_first, draws) in [(false, false), (true, false), (false, true), (true, true)] {
+        let (engine, control) = Lab { draws, ..lab() }.start();
         control.hold();
         let requests = [1, 2].map(|seed| submit(&engine, seed, 1000).expect("accepted"));
         if drain_first {

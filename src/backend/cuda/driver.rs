@@ -74,7 +74,9 @@ impl Device {
         // SAFETY: loads libraries (their initialisers run) and asks for nothing else.
         let (cuda, blas) = unsafe { (sys::is_culib_present(), cublaslt::sys::is_culib_present()) };
         if !cuda {
-            return Err(no_device(index, "the NVIDIA driver (libcuda) is not installed"));
+            let reason = "libcuda.so.1 does not load: no NVIDIA driver here (a container must be \
+                          started with its GPUs)";
+            return Err(no_device(index, reason));
         }
         let driver = driver_version(index)?;
         if driver < MIN_DRIVER {
@@ -83,7 +85,9 @@ impl Device {
             return Err(no_device(index, reason));
         }
         if !blas {
-            return Err(no_device(index, "cuBLAS (libcublasLt) is not on the library path"));
+            let reason = "cuBLAS (libcublasLt) is not on the library path; the CUDA toolkit, PyTorch \
+                          and the PyPI package nvidia-cublas have it";
+            return Err(no_device(index, reason));
         }
         let handle = device_handle(index)?;
         let attribute = |which| attribute(handle, which);
@@ -144,7 +148,7 @@ fn device_handle(index: usize) -> Result<sys::CUdevice> {
     // SAFETY: writes one integer.
     check(unsafe { sys::cuDeviceGetCount(&mut count) }, "count devices")?;
     if index >= count as usize {
-        return Err(no_device(index, format!("there are {count} CUDA devices")));
+        return Err(no_device(index, format!("CUDA devices here: {count}, numbered from 0")));
     }
     // SAFETY: writes one handle; the index is in range.
     check(unsafe { sys::cuDeviceGet(&mut handle, index as c_int) }, "open a device")?;

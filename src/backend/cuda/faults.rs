@@ -1,10 +1,10 @@
 //! Failures on demand, for the tests: the n-th operation of a kind is not done, and reported as if
-//! CUDA had refused it. Nothing is armed unless a test does it; an operation pays one relaxed load.
-
-use std::sync::atomic::{AtomicBool, Ordering};
+//! CUDA had refused it. Only with the cargo feature `test-hooks`, which no release has.
 
 use cudarc::driver::sys::CUresult;
-use parking_lot::Mutex;
+
+#[cfg(feature = "test-hooks")]
+pub use armed::{arm, disarm};
 
 /// Operations that can be made to fail, as errors name them.
 pub const ALLOCATE: &str = "allocate device memory";
@@ -21,48 +21,14 @@ pub const INSTANTIATE: &str = "make a step's graph";
 /// Launching a recorded step.
 pub const REPLAY: &str = "launch a step";
 
-/// Is one to come?
-static ARMED: AtomicBool = AtomicBool::new(false);
-static NEXT: Mutex<Option<Fault>> = Mutex::new(None);
-
-#[derive(Clone, Copy)]
-struct Fault {
-    operation: &'static str,
-    /// How many of its kind are done before it.
-    spared: u32,
-}
-
-/// The `nth` `operation` from now (1: the next one) in this process will fail, once. It replaces what
-/// was armed before.
-pub fn arm(operation: &'static str, nth: u32) {
-    *NEXT.lock() = Some(Fault { operation, spared: nth.saturating_sub(1) });
-    ARMED.store(true, Ordering::Release);
-}
-
-/// Whether what was armed has come; no more will.
-pub fn disarm() -> bool {
-    ARMED.store(false, Ordering::Release);
-    NEXT.lock().take().is_none()
-}
-
 /// Must this `operation` fail?
 pub(super) fn is_due(operation: &'static str) -> bool {
-    ARMED.load(Ordering::Relaxed) && strike(operation)
-}
-
-#[cold]
-fn strike(operation: &'static str) -> bool {
-    let mut next = NEXT.lock();
-    match next.as_mut().filter(|fault| fault.operation == operation) {
-        None => false,
-        Some(fault) if fault.spared > 0 => {
-            fault.spared -= 1;
-            false
-        }
-        Some(_) => {
-            *next = None;
-            true
-        }
+    #[cfg(feature = "test-hooks")]
+    return armed::is_due(operation);
+    #[cfg(not(feature = "test-hooks"))]
+    {
+        let _ = operation;
+        false
     }
 }
 
@@ -76,7 +42,59 @@ pub(super) fn attempt(operation: &'static str, call: impl FnOnce() -> CUresult) 
     }
 }
 
-#[cfg(test)]
+#[cfg(feature = "test-hooks")]
+mod armed {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use parking_lot::Mutex;
+
+    /// Is one to come?
+    static ARMED: AtomicBool = AtomicBool::new(false);
+    static NEXT: Mutex<Option<Fault>> = Mutex::new(None);
+
+    #[derive(Clone, Copy)]
+    struct Fault {
+        operation: &'static str,
+        /// How many of its kind are done before it.
+        spared: u32,
+    }
+
+    /// The `nth` `operation` from now (1: the next one) in this process will fail, once. It replaces what
+    /// was armed before.
+    pub fn arm(operation: &'static str, nth: u32) {
+        *NEXT.lock() = Some(Fault { operation, spared: nth.saturating_sub(1) });
+        ARMED.store(true, Ordering::Release);
+    }
+
+    /// Whether what was armed has come; no more will.
+    pub fn disarm() -> bool {
+        ARMED.store(false, Ordering::Release);
+        NEXT.lock().take().is_none()
+    }
+
+    /// Must this `operation` fail?
+    pub(in super::super) fn is_due(operation: &'static str) -> bool {
+        ARMED.load(Ordering::Relaxed) && strike(operation)
+    }
+
+    #[cold]
+    fn strike(operation: &'static str) -> bool {
+        let mut next = NEXT.lock();
+        match next.as_mut().filter(|fault| fault.operation == operation) {
+            None => false,
+            Some(fault) if fault.spared > 0 => {
+                fault.spared -= 1;
+                false
+            }
+            Some(_) => {
+                *next = None;
+                true
+            }
+        }
+    }
+}
+
+#[cfg(all(test, feature = "test-hooks"))]
 mod tests {
     use super::*;
 

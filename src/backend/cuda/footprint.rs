@@ -1,23 +1,16 @@
 //! What an engine takes of a device's memory, told before it takes it.
 //!
-//! The sizes of buffers are known, and how CUDA rounds them. What code takes is measured, once a
-//! process and device, by loading it. What cuBLAS loads when products are timed, and what recorded
-//! steps take, are constants. The context itself is counted nowhere: what is free is asked inside
-//! another one, which has taken as much.
-
-use std::sync::{Arc, LazyLock};
-
-use parking_lot::Mutex;
+//! The sizes of buffers are known, and how CUDA rounds them; what code and recorded steps take are
+//! constants. The context itself is counted nowhere: what is free is asked inside another one, which has
+//! taken as much.
 
 use super::blas::WORKSPACE_BYTES;
 use super::decode::DecodeAttention;
-use super::driver::{Context, Device};
+use super::driver::Device;
 use super::graph::bucket;
-use super::kernels::Kernels;
 use super::sample::TokenSampler;
 use super::step::StepInputs;
 use super::{Cuda, CudaSettings, buffer};
-use crate::error::Result;
 use crate::tensor::Dtype;
 
 const MIB: u64 = 1 << 20;
@@ -27,15 +20,14 @@ const PAGE_BYTES: u64 = 2 * MIB;
 /// What small ones are rounded up to.
 const GRAIN_BYTES: u64 = 512;
 
-/// cuBLAS's kernels, which are loaded when they first run.
-const BLAS_CODE_BYTES: u64 = 16 * MIB;
+/// Our kernels (4 MiB on an H200), and cuBLAS's, which are loaded when they first run (next to nothing
+/// there, for the few shapes of one model): with room for more shapes.
+const CODE_BYTES: u64 = 32 * MIB;
 /// One kernel of a recorded step, on the device.
 const NODE_BYTES: u64 = 8 << 10;
 /// Kernels of a recorded step: of each layer, and outside of them.
 const LAYER_NODES: u64 = 7;
 const OTHER_NODES: u64 = 8;
-/// With less than this free, no code is loaded to see what it takes: no engine opens there.
-const HARDLY_BYTES: u64 = 256 * MIB;
 
 /// Device memory that a number of allocations take.
 #[derive(Debug, Default, Clone, Copy)]
@@ -73,44 +65,6 @@ impl Footprint {
     }
 }
 
-/// What a device has for an engine.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Headroom {
-    /// Free once there is a context; 0 where there is no room for one.
-    pub free_bytes: u64,
-    /// What the library's own code takes of that.
-    pub code_bytes: u64,
-}
-
-/// What code takes, by the device's index: as measured before.
-static CODE_BYTES: LazyLock<Mutex<Vec<(usize, u64)>>> = LazyLock::new(Mutex::default);
-
-impl Device {
-    /// Free memory, and what code will take of it. Makes a context for the time of the call.
-    pub fn headroom(&self) -> Result<Headroom> {
-        let Some((context, free_bytes)) = Context::within(self)? else {
-            return Ok(Headroom::default());
-        };
-        if free_bytes < HARDLY_BYTES {
-            return Ok(Headroom { free_bytes, code_bytes: 0 });
-        }
-        Ok(Headroom { free_bytes, code_bytes: code_bytes(&context, free_bytes)? })
-    }
-}
-
-fn code_bytes(context: &Arc<Context>, free_bytes: u64) -> Result<u64> {
-    let index = context.device.index;
-    let known = CODE_BYTES.lock().iter().find(|(device, _)| *device == index).map(|found| found.1);
-    if let Some(bytes) = known {
-        return Ok(bytes);
-    }
-    let _kernels = Kernels::load(context)?;
-    // Another process may give memory back meanwhile.
-    let bytes = free_bytes.saturating_sub(context.memory()?.0);
-    CODE_BYTES.lock().push((index, bytes));
-    Ok(bytes)
-}
-
 impl Cuda {
     /// Shared memory that a block must be able to have, for heads of `head_dim`.
     pub fn block_shared_bytes(head_dim: usize) -> usize {
@@ -134,12 +88,12 @@ impl Cuda {
 
     /// What CUDA takes beside allocations for a model of `num_layers`: code, and decode steps of up to
     /// `max_sequences` recorded.
-    pub fn overhead_bytes(headroom: &Headroom, max_sequences: usize, num_layers: usize) -> u64 {
+    pub fn overhead_bytes(max_sequences: usize, num_layers: usize) -> u64 {
         let mut sizes: Vec<usize> = (1..=max_sequences).map(bucket).collect();
         sizes.dedup();
         let nodes = LAYER_NODES * num_layers as u64 + OTHER_NODES;
         let graphs = (sizes.len() as u64).saturating_mul(nodes).saturating_mul(NODE_BYTES);
-        (headroom.code_bytes + BLAS_CODE_BYTES).saturating_add(graphs)
+        CODE_BYTES.saturating_add(graphs)
     }
 }
 

@@ -9,7 +9,7 @@
 //!
 //! - Every algorithm here adds up in an order that does not depend on which block is ready first, and
 //!   a shape keeps its algorithm: a request that runs alone gives the same bits each time, in every
-//!   engine of the process.
+//!   engine of the process with the same `autotune`.
 //! - Two algorithms may add up in different orders. Where two are about equally fast, another process
 //!   may choose otherwise, and its results may differ in their last bits. Without timing
 //!   (`autotune` = false) cuBLAS's first suggestion is taken, which is the same wherever the library,

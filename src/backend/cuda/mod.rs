@@ -36,7 +36,7 @@ pub use buffer::{DeviceBuffer, DeviceKv, DeviceMatrix, DeviceVector};
 use decode::DecodeAttention;
 pub use driver::{CallerContext, Device, has_nccl};
 use driver::{Context, Mark, Stream};
-pub use footprint::{Footprint, Headroom};
+pub use footprint::Footprint;
 use gemm::Gemm;
 use graph::{Graph, bucket};
 use kernels::Kernels;

@@ -114,7 +114,7 @@ impl Timer {
         scratch: &DeviceMemory,
         work: impl FnOnce() -> Result<()>,
     ) -> Result<f32> {
-        // Writing over it clears the caches. It also gives the device something to do while the host
+        // Writing over it (64 MiB) clears the caches of a GPU like the H200. It also gives the device something to do while the host
         // queues the work: else the time would be that of the queueing. Twice, for slow hosts.
         scratch.clear(stream)?;
         scratch.clear(stream)?;

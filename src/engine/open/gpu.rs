@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::target::{Needs, unsupported};
 use super::{FEWEST_PAGES, kv_token_bytes, limits};
 use crate::backend::cuda::{
-    Cuda, CudaSettings, Device, Footprint, HEAD_DIMS, Headroom, StepLimits, has_nccl,
+    Cuda, CudaSettings, Device, Footprint, HEAD_DIMS, StepLimits, has_nccl,
 };
 use crate::batch::PAGE_TOKENS;
 use crate::engine::EngineOptions;
@@ -13,6 +13,9 @@ use crate::engine::options::wrong;
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::tensor::Dtype;
+
+/// Prompt tokens of a step when nothing else is said: enough rows to keep the arithmetic busy.
+pub(super) const CHUNK_TOKENS: usize = 2048;
 
 /// Multiprocessors that the sampling kernel's blocks need to run at once.
 const MIN_SMS: u32 = 8;
@@ -22,8 +25,8 @@ pub(super) struct Gpu {
     device: Device,
     dtype: Dtype,
     host_embedding: bool,
-    /// What is free before anything is allocated, and what code takes of it.
-    headroom: Headroom,
+    /// Free before anything is allocated, beside a context.
+    free_bytes: u64,
 }
 
 impl Gpu {
@@ -31,6 +34,11 @@ impl Gpu {
     pub(super) fn choose(options: &EngineOptions, needs: &Needs<'_>) -> Result<Gpu> {
         let index = device_index(options)?;
         let config = needs.config;
+        let mut options = options.clone();
+        if options.prefill_chunk_tokens == 0 {
+            options.prefill_chunk_tokens = CHUNK_TOKENS;
+        }
+        let options = &options;
         if !HEAD_DIMS.contains(&config.head_dim) {
             let reason = format!("heads of {} elements; on CUDA 64 and 128 work", config.head_dim);
             return Err(unsupported(needs, "kv_channels", reason));
@@ -62,8 +70,8 @@ impl Gpu {
             );
             return Err(Error::NoDevice { device: format!("cuda:{index}"), reason });
         }
-        let headroom = device.headroom()?;
-        let mut gpu = Gpu { device, dtype: needs.dtype, host_embedding: false, headroom };
+        let free_bytes = device.free_bytes()?;
+        let mut gpu = Gpu { device, dtype: needs.dtype, host_embedding: false, free_bytes };
         gpu.host_embedding = gpu.choose_embedding(options, needs)?;
         let cache = options.kv_cache_tokens.max(FEWEST_PAGES * PAGE_TOKENS) as u64;
         let cache_bytes = cache.saturating_mul(gpu.kv_token_bytes(config));
@@ -133,13 +141,13 @@ impl Gpu {
         taken.add_matrices(1, rows, config.vocab_size, Dtype::F32);
         let settings = self.settings(config, options, config.vocab_size);
         Cuda::add_workspace(&mut taken, &settings, &self.device);
-        let overhead = Cuda::overhead_bytes(&self.headroom, rows, config.num_layers);
+        let overhead = Cuda::overhead_bytes(rows, config.num_layers);
         taken.num_bytes().saturating_add(overhead)
     }
 
     /// Free before anything is allocated.
     pub(super) fn free_bytes(&self) -> u64 {
-        self.headroom.free_bytes
+        self.free_bytes
     }
 
     fn settings(
@@ -211,8 +219,7 @@ fn qkv_cols(config: &ModelConfig) -> usize {
     (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
 }
 
-/// The one index in `options.devices`; 0 if it is empty. Several are refused, with what they lack:
-/// `Error::NoDevice` without NCCL, `Error::Option` with it.
+/// The one index in `options.devices`; 0 if it is empty.
 fn device_index(options: &EngineOptions) -> Result<usize> {
     let text = options.devices.trim();
     if text.is_empty() {
@@ -222,17 +229,19 @@ fn device_index(options: &EngineOptions) -> Result<usize> {
         text.split(',').map(|part| part.trim().parse().ok()).collect();
     match indices[..] {
         [Some(index)] => Ok(index),
-        [] | [_] => Err(wrong("devices", format!("`{text}` is not the index of a device"))),
+        [] | [_] => {
+            Err(wrong("devices", format!("`{text}` is not the index of a device, such as 0")))
+        }
         _ if indices.contains(&None) => {
             Err(wrong("devices", format!("`{text}` is not a list of devices' indices")))
         }
-        _ if has_nccl() => {
-            let reason = "an engine runs on one device so far (NCCL is there)".to_string();
-            Err(wrong("devices", reason))
-        }
         _ => {
-            let reason = "several devices need NCCL, and libnccl.so is not on the library path";
-            Err(Error::NoDevice { device: format!("cuda:{text}"), reason: reason.to_string() })
+            let nccl = if has_nccl() { "is" } else { "is not" };
+            let reason = format!(
+                "`{text}`: an engine runs on one device so far; name one (NCCL, which several will \
+                 need, {nccl} on the library path)"
+            );
+            Err(wrong("devices", reason))
         }
     }
 }
@@ -256,11 +265,10 @@ mod tests {
     }
 
     #[test]
-    fn several_devices_are_refused_with_what_they_lack() {
-        match (index_of("0, 1"), has_nccl()) {
-            (Err(Error::NoDevice { reason, .. }), false) => assert!(reason.contains("libnccl")),
-            (Err(Error::Option { reason, .. }), true) => assert!(reason.contains("one device")),
-            (other, has_nccl) => panic!("{other:?}, NCCL: {has_nccl}"),
+    fn several_devices_are_refused() {
+        match index_of("0, 1") {
+            Err(Error::Option { reason, .. }) => assert!(reason.contains("one device"), "{reason}"),
+            other => panic!("{other:?}"),
         }
     }
 }

@@ -79,6 +79,10 @@ pub(crate) fn open(
     plan.usable_ids = tokenizer.num_tokens().min(plan.config.vocab_size);
     if let Some(log) = &log {
         caller.during(|| log(LogLevel::Info, "engine", &summary(folder, &plan)));
+        if options.weights == "random" {
+            let what = "the weights are random numbers: good for measuring, for nothing else";
+            caller.during(|| log(LogLevel::Warn, "engine", what));
+        }
     }
     let ranks = load_ranks(&mut plan, &options, (&caller, progress))?;
     Engine::start(EngineParts {
@@ -116,7 +120,12 @@ fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)>
     }
     let kv_token_bytes = kv_token_bytes(&config, target.kv_element_bytes(dtype));
     let (available_bytes, kv_share) = target.available();
+    let info = target.info();
+    let text = |key: &str| info[key].as_str().unwrap_or_default().to_string();
     let mut estimate = Estimate {
+        backend: text("name"),
+        device: info["device"].as_u64().map_or_else(String::new, |index| format!("cuda:{index}")),
+        no_gpu: no_gpu.clone(),
         weight_bytes: target.weight_bytes(&needs, &options),
         kv_cache_bytes: 0,
         kv_cache_tokens: 0,

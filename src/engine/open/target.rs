@@ -57,7 +57,7 @@ pub(super) struct Needs<'a> {
 
 impl Target {
     /// As `options.backend` says. `auto` takes a GPU that can run the model and has room for it,
-    /// and otherwise the CPU; why not the GPU is in the second part.
+    /// and otherwise the CPU, unless a device is named; why not the GPU is in the second part.
     pub(super) fn choose(options: &EngineOptions, needs: &Needs<'_>) -> Result<(Target, String)> {
         match options.backend.as_str() {
             "cpu" => Target::cpu(Target::Fast, needs, String::new()),
@@ -65,6 +65,8 @@ impl Target {
             "cuda" => Ok((Target::gpu(options, needs)?, String::new())),
             "auto" => match Target::gpu(options, needs) {
                 Ok(target) => Ok((target, String::new())),
+                // Who names a device wants it.
+                Err(error) if !options.devices.trim().is_empty() => Err(error),
                 // A mistake in an option is the caller's to mend, whatever else would work.
                 Err(error @ Error::Option { .. }) if options.tensor_parallel == 1 => Err(error),
                 Err(error) => Target::cpu(Target::Fast, needs, error.to_string()),
@@ -92,7 +94,8 @@ impl Target {
 
     #[cfg(not(feature = "cuda"))]
     fn gpu(_options: &EngineOptions, _needs: &Needs<'_>) -> Result<Target> {
-        let reason = "this library was built without CUDA".to_string();
+        let reason = "this library was built without CUDA (`make lib CUDA=1` builds one with it)"
+            .to_string();
         Err(Error::NoDevice { device: "cuda".to_string(), reason })
     }
 
@@ -108,7 +111,11 @@ impl Target {
 
     /// Prompt tokens of a step when nothing else is said: enough rows to keep the arithmetic busy.
     pub(super) fn default_chunk_tokens(&self) -> usize {
-        if self.is_host() { 512 } else { 2048 }
+        match self {
+            Target::Fast | Target::Reference => 512,
+            #[cfg(feature = "cuda")]
+            Target::Cuda(_) => super::gpu::CHUNK_TOKENS,
+        }
     }
 
     /// Memory that the weights take: as stored; as f32 in the reference; twice where ranks cut their
