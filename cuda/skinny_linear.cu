@@ -10,47 +10,60 @@
 //            ADD_F32:   out [rows, n] f32 += y                      (the residual stream)
 //            GATE_UP:   out [rows, n/2] T  = up * silu(gate); the rows of W are interleaved in
 //                       blocks of 16: 8 gate rows, then the up rows of the same 8 outputs
+//            ADD_NORM:  out += y, weighted [rows, n] T = out * gain [n], squares = sums of out^2
+//   normalised: x and squares are `weighted` and `squares` of an ADD_NORM, and y is multiplied by
+//               1 / sqrt(mean of the row's squares + epsilon). Together that is the norm between
+//               the two linears, but that x is rounded before it is scaled: T must have the range
+//               of `out * gain`, which f16 may not have.
 // n is a multiple of 8 (of 16 for GATE_UP), k a multiple of 64, 1 <= rows <= 8 (16).
-// f32 accumulation, one rounding to T. A row's bits depend on that row and W only: not on the
-// number of rows, the kernel (_8 or _16), the grid or the run.
+// f32 accumulation, one rounding to T. A row's bits depend on that row and the matrices only: not
+// on the number of rows, the kernel (_8 or _16), the grid or the run.
 //
-// Launch: grid = number of SMs (any grid is right), block = 192, dynamic shared memory =
-// shared_bytes<1> (_8) or shared_bytes<2> (_16), one block an SM. Needs sm_90; the entry points
-// exist on older machines and do nothing. Dependent launch is optional: weights are requested
-// before griddepcontrol.wait, so no kernel that may still be running may write them; everything
-// else is touched after it. Successors are allowed at once, and must wait likewise.
+// Launch: grid = number of SMs (any grid is right, but `divide` must know it), block = 192, dynamic
+// shared memory = shared_bytes<1> (_8) or shared_bytes<2> (_16), one block an SM. Needs sm_90; the
+// entry points exist on older machines and do nothing. Dependent launch is optional: weights are
+// requested before griddepcontrol.wait, so no kernel that may still be running may write them;
+// everything else is touched after it. Successors are allowed at once, and must wait likewise.
 //
 // Who computes what: a block owns whole tiles of 16 rows of W, and streams them in units of
 // 16 rows x 512 k, group by group, in a group slice by slice of k, in a slice tile by tile:
 //
-//            k: slice 0     slice 1    ...      ring of 11 stages x 16 KiB
+//            k: slice 0     slice 1    ...      ring of 11 (10) stages x 16 KiB
 //   group  tile 0 | u0  | u4  |                 2 feeders: 16 row copies of 1 KiB a unit
 //   of up  tile 1 | u1  | u5  |                 4 warps: 128 k each of every unit, mma m16n8k16
-//   to 8   tile 2 | u2  | u6  |                 with W as the 16-row operand; x of the slice in
-//   tiles  tile 3 | u3  | u7  |                 registers, one slice ahead, from the L2
+//   to 8   tile 2 | u2  | u6  |                 with W as the 16-row operand; x from the L2, four
+//   tiles  tile 3 | u3  | u7  |                 (two) slices ahead, through shared memory
 //
-// At the end of a group the four warps' accumulators are summed through shared memory.
+// The accumulators of a group are in shared memory too, so that loops over tiles stay loops: what
+// is not in the instruction cache costs more than moving sums. At the end of a group those of the
+// four warps are added.
 //
 // Bytes: 2 n k of weights from memory; x from the L2, 2 rows k a group of a block (at 8 rows 1/16
 // of the weights' bytes for groups of 8 tiles, 1/8 for 4). FLOPs: 2 rows n k (the mma always does
 // 8 or 16 rows: 16 n k or 32 n k). At 8 rows that is 8 FLOP a byte: the bus is the roofline.
 //
-// Best measured (2026-11-24, H200, 4543 GB/s), share of a streaming read of the same run:
+// Best measured (2026-11-25, H200, 4541 GB/s), share of a streaming read of the same run, with
+// dependent launch, one kernel after another (cuBLAS: 2026-11-24, without):
 //
 //   n x k             us at 1 row, share       8 rows          16 rows        cuBLAS, 1 and 8 rows
-//   24576 x 8192      91.8  96.6 %             92.5  95.8 %    93.5  94.8 %    95.5  105.4 us
-//    8192 x 8192      31.6  93.4 %             32.7  90.4 %    33.4  88.5 %    34.4   33.5 us
-//   49152 x 8192     182.9  96.9 %            183.7  96.5 %   185.5  95.6 %   193.3  194.2 us
-//    8192 x 24576     92.2  96.1 %             93.0  95.3 %    94.4  93.9 %    96.0   99.9 us
-//  152064 x 8192     559.9  97.9 %            560.8  97.8 %   568.8  96.4 %   589.3  593.1 us
-//   12288 x 4096      23.2  95.6 %             23.6  93.7 %    25.1  88.4 %    27.6   28.0 us
-//    4096 x 4096      10.4  70.8 %             11.3  65.6 %    12.1  61.3 %    12.3   12.4 us
-//   22016 x 4096      41.7  95.2 %             41.4  96.0 %    42.5  93.4 %    45.9   46.5 us
-//    4096 x 11008     22.4  88.6 %             24.0  82.8 %    25.0  79.5 %    26.6   27.3 us
+//   24576 x 8192      92.0  96.3 %             92.6  95.7 %    94.6  93.7 %    95.5  105.4 us
+//    8192 x 8192      31.3  94.3 %             31.9  92.7 %    32.7  90.2 %    34.4   33.5 us
+//   49152 x 8192     183.4  96.7 %            184.5  96.1 %   187.3  94.6 %   193.3  194.2 us
+//    8192 x 24576     91.6  96.7 %             92.4  95.9 %    94.8  93.5 %    96.0   99.9 us
+//  152064 x 8192     562.7  97.5 %            562.9  97.4 %   570.0  96.2 %   589.3  593.1 us
+//   12288 x 4096      23.9  92.9 %             24.1  91.9 %    25.1  88.3 %    27.6   28.0 us
+//    4096 x 4096       9.7  76.2 %             10.3  71.8 %    11.8  62.7 %    12.3   12.4 us
+//   22016 x 4096      41.9  94.8 %             42.1  94.4 %    43.0  92.4 %    45.9   46.5 us
+//    4096 x 11008     21.9  90.7 %             22.5  88.4 %    24.4  81.3 %    26.6   27.3 us
+//    5120 x 5120      14.0  82.2 %             14.3  80.5 %    15.8  73.0 %
+//    5120 x 13696     36.4  84.7 %             36.9  83.7 %    37.9  81.4 %
 //
-// with dependent launch, one kernel after another; without it 92.9, 84.3, 95.1, 92.3, 98.0 % for
-// the first five at 1 row. A decode step of 72B (20 layers and the head, with stand-ins for norm
-// and attention between the matrices): 96.1 % at 1 row, 94.6 % at 8; 7B: 88.4 and 85.7 %.
+// A decode step (linears, norms and the attention kernel at a context of 64, but no sampling; 20
+// layers of 72B), bytes of weights against the streaming read:
+//
+//                          7B, 1 row   7B, 8    14B, 1   72B, 1   72B, 8
+//   before (see 10)          84.3       78.7     85.4     92.8     91.2 %
+//   now                      88.9       82.5     88.3     94.8     92.7 %
 //
 // What was tried, in order (72B shapes on an H200; several things often changed between two runs,
 // so only the probe's figures isolate one cause; "chain" is a decode step of 20 layers with
@@ -78,7 +91,29 @@
 //  8. Tensor-map copies (64 x 16 x 8 boxes, swizzled) in the probe: as fast as row copies, not
 //     faster; promotion to 256 bytes costs 10 %.
 //  9. Plain loads of mma fragments instead of the copy engine, in the probe: 82 to 90 %.
-#include "skinny_ring.cuh"
+// Up to here x came from the L2 into registers one slice ahead, accumulators were registers and
+// norms kernels. What follows is the decode step above: 7B / 14B / 72B at 1 row, and 72B at 8.
+// Before: 84.3 / 85.4 / 92.8, 91.2. The bytes of a layer of 7B take 89.3 us; 18 more are lost.
+// 10. All linears between two attentions in one launch, the blocks meeting in between at a word in
+//     memory while the next weights come, norms fused, three unrolled copies of the loops:
+//     predicted 93 for 7B, got 80. One linear a launch, the same code lost 2.9 us each to the old:
+//     it has 139 KB of instructions.
+// 11. Loops instead, 25 KB: 86.7 / 86.9 / 92.7, 91.0. A trace: of 16 units 13 had arrived before x
+//     could be read, and still they took 6 us. So a late start is never made up for.
+// 12. x four slices ahead in shared memory: 7B falls to 77.7 at 1 row, but gains at 8. The rows
+//     beyond the last had become copies of it: eight lanes of every SM asked for the same lines.
+// 13. Those lanes ask for nothing, and odd rows of W swap their blocks, without bank conflicts:
+//     87.0 / 87.2 / 93.4, 91.3. Of a meeting, the fence takes 2.5 us under load, and the last SMs
+//     come up to 6 us after the mean (72B: 22 of 187); why they are slower is not known.
+// 14. Each linear its own launch again, the norms still fused: predicted 89.3 for 7B from times
+//     without norms, got 88.9 / 88.3 / 94.8, 92.7. Dependent launch costs 1.9 us a linear, a
+//     meeting 2.7.
+// Also: eight multiplying warps instead of four, the same. Stores read back instead of the fence
+// before a meeting: up to 6 points worse. Attention's idle blocks ending before their wait: +0.3 /
+// -0.5 / -0.2. All of the L1 as shared memory, for every kernel: the same. A ring of 6 stages,
+// beside which an attention kernel of half the size fits (on 13): 85.3 / 86.3 / 93.9, 92.0, but
+// attention itself loses 8 points behind another kernel. Not tried: tiles for SMs as they come.
+#include "skinny_finish.cuh"
 
 namespace skinny {
 
@@ -129,75 +164,21 @@ struct Rows {
 };
 
 // One thread of a feeding warp: keeps the ring full, from before the predecessor has ended.
+template <int STAGES>
 __device__ inline void feed(const Arguments &a, const Shared &s, uint32_t feeder) {
     Share share(a);
     Walk walk(share);
-    Ring at;
+    Ring<STAGES> at;
     uint32_t units = share.units();
     uint32_t to = s.ring + feeder * FEEDER_ROWS * STAGE_PITCH;
     uint64_t policy = evict_first_policy();
     qwen::release_successor(); // they fit beside or after this block, and wait for it
+#pragma unroll 1
     for (uint32_t unit = 0; unit < units; unit++, walk.next(), at.next()) {
-        if (unit >= NUM_STAGES)
+        if (unit >= STAGES)
             barrier_wait(s.empty + 8 * at.stage, at.parity ^ 1);
         Rows(a, walk, feeder).copy(to + at.stage * STAGE_BYTES, s.full + 8 * at.stage, policy);
     }
-}
-
-// What one warp multiplies by in a slice: its 64 k of every row of x, as mma operands. The lane
-// of row g and place t holds x[g][32 b + 8 t .. + 8]: the k of an mma are permuted alike in
-// both operands, so that one 16-byte load serves two mma.
-template <int MT> struct Multiplier {
-    uint4 v[MT][WARP_BLOCKS];
-    uint32_t blocks; // of 32 k; the rest of the stage is not written where k ends
-    __device__ void load(const Arguments &a, uint32_t slice) {
-        uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, total = a.k;
-        uint32_t k = slice * SLICE_K + warp * WARP_K;
-        blocks = k < total ? min((total - k) / 32, WARP_BLOCKS) : 0;
-#pragma unroll
-        for (int m = 0; m < MT; m++) {
-            uint32_t row = m * 8 + lane / 4;
-            const char *from = static_cast<const char *>(a.x) +
-                               (static_cast<uint64_t>(row) * total + k + lane % 4 * 8) * 2;
-#pragma unroll
-            for (int b = 0; b < WARP_BLOCKS; b++) {
-                v[m][b] = make_uint4(0, 0, 0, 0);
-                if (row < a.rows && k + 32 * b < total)
-                    v[m][b] = __ldcg(reinterpret_cast<const uint4 *>(from + 64 * b));
-            }
-        }
-    }
-};
-
-// acc += the tile in this stage times x. Two chains of mma, for half the latency. Returns what
-// depends on every load of the stage.
-template <typename T, int MT>
-__device__ inline uint32_t multiply(float (&acc)[MT][4], uint32_t stage, const Multiplier<MT> &x) {
-    uint4 lo[WARP_BLOCKS] = {}, hi[WARP_BLOCKS] = {};
-    float odd[MT][4] = {};
-#pragma unroll
-    for (int b = 0; b < WARP_BLOCKS; b++)
-        if (b < x.blocks) {
-            lo[b] = load_shared(stage + 64 * b);
-            hi[b] = load_shared(stage + 64 * b + 8 * STAGE_PITCH);
-        }
-#pragma unroll
-    for (int b = 0; b < WARP_BLOCKS; b++)
-#pragma unroll
-        for (int m = 0; m < MT; m++) {
-            mma(acc[m], lo[b].x, hi[b].x, lo[b].y, hi[b].y, x.v[m][b].x, x.v[m][b].y, T());
-            mma(odd[m], lo[b].z, hi[b].z, lo[b].w, hi[b].w, x.v[m][b].z, x.v[m][b].w, T());
-        }
-#pragma unroll
-    for (int m = 0; m < MT; m++)
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            acc[m][i] += odd[m][i];
-    uint32_t loaded = 0;
-#pragma unroll
-    for (int b = 0; b < WARP_BLOCKS; b++)
-        loaded |= lo[b].x | hi[b].x;
-    return loaded;
 }
 
 // Hands a stage back to the feeders once its loads have returned. The compiler does not make an
@@ -211,135 +192,79 @@ __device__ inline void release(uint32_t bar, uint32_t loaded, uint32_t zero) {
         barrier_arrive(bar + (loaded & zero));
 }
 
-__device__ inline float4 operator+(float4 a, float4 b) {
-    return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
-}
+// What a multiplying warp does, which takes its share of the k of every stage.
+template <typename T, int MT> struct Multiplication {
+    const Arguments &a;
+    const Shared &s;
+    Ring<num_stages<MT>> at;
+    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    uint32_t offset = s.ring + lane / 4 * STAGE_PITCH + warp * WARP_K * 2 + lane % 4 * 16;
+    uint32_t sums = s.sums + warp * GROUP_TILES * MT * SUMS_BYTES + lane * 16;
+    uint32_t zero = a.rows >> 31;
 
-__device__ inline float gated(float gate, float up) { return up * (gate / (1.0f + expf(-gate))); }
+    // The tiles of a group in one slice.
+    __device__ void slice(uint32_t slice, uint32_t tiles, const Operand<MT> &x) {
+        uint32_t k = slice * SLICE_K + warp * WARP_K;
+        uint32_t blocks = k < a.k ? min((a.k - k) / 32, WARP_BLOCKS) : 0;
+        uint32_t to = sums;
+#pragma unroll 1
+        for (uint32_t t = 0; t < tiles; t++, to += MT * SUMS_BYTES, at.next()) {
+            float acc[MT][4] = {};
+#pragma unroll
+            for (int m = 0; m < MT; m++)
+                if (slice > 0)
+                    load_sums(acc[m], to + m * SUMS_BYTES);
+            barrier_wait(s.full + 8 * at.stage, at.parity);
+            Tile tile;
+            tile.load(offset + at.stage * STAGE_BYTES, blocks);
+            release(s.empty + 8 * at.stage, tile.loaded(), zero);
+#pragma unroll
+            for (int m = 0; m < MT; m++) {
+                multiply<T, MT>(acc[m], tile, x, m);
+                store_sums(to + m * SUMS_BYTES, acc[m]);
+            }
+        }
+    }
 
-template <typename T> __device__ inline void store_rounded(void *out, uint64_t at, float4 v) {
-    uint2 bits;
-    T *parts = reinterpret_cast<T *>(&bits);
-    narrow(v.x, parts), narrow(v.y, parts + 1), narrow(v.z, parts + 2), narrow(v.w, parts + 3);
-    *reinterpret_cast<uint2 *>(static_cast<T *>(out) + at) = bits;
-}
-
-// Four neighbouring outputs of a row, from output n on.
-template <typename T>
-__device__ inline void store(const Arguments &a, uint32_t row, uint32_t n, float4 y) {
-    if (n >= a.n)
-        return; // the last tile may have eight rows only
-    uint64_t at = static_cast<uint64_t>(row) * a.n + n;
-    float4 *wide = reinterpret_cast<float4 *>(static_cast<float *>(a.out) + at);
-    if (a.epilogue == STORE_F32)
-        *wide = y;
-    else if (a.epilogue == ADD_F32)
-        *wide = *wide + y;
-    else
-        store_rounded<T>(a.out, at, a.bias ? y + *reinterpret_cast<const float4 *>(a.bias + n) : y);
-}
-
-// What a thread finishes at a time: four weight rows of one tile and the four rows 8 further on
-// (the up rows, if the first are gate rows), for one row of x.
-struct Item {
-    uint32_t tile, row, r;
-    template <int MT> __device__ static Item number(uint32_t i) {
-        return {i / (MT * 16), i / 2 % (MT * 8), i % 2 * 4};
+    __device__ void run(const Share &share) {
+        uint32_t passes = (share.tiles + share.group - 1) / share.group;
+        Slices<MT> x(a, s.x, passes * share.slices);
+        if (a.normalised)
+            row_scales(a, s.scales);
+#pragma unroll 1
+        for (uint32_t done = 0; done < share.tiles; done += share.group) {
+            uint32_t tiles = min(share.tiles - done, share.group), first = share.first + done;
+            Ahead ahead;
+            Item item = Item::number<MT>(threadIdx.x);
+            ahead.load(a, first + item.tile, item, item.tile < tiles && item.row < a.rows);
+            if (done > 0)
+                consumers_sync(); // the group before is finished
+#pragma unroll 1
+            for (uint32_t i = 0; i < share.slices; i++, x.next())
+                slice(i, tiles, x.take());
+            finish_group<T, MT>(a, s, first, tiles, ahead);
+        }
     }
 };
 
-template <typename T>
-__device__ inline void finish(const Arguments &a, uint32_t tile, Item item, float4 y0, float4 y1) {
-    if (a.epilogue == GATE_UP) {
-        uint64_t at = static_cast<uint64_t>(item.row) * (a.n / 2) + tile * 8 + item.r;
-        store_rounded<T>(a.out, at,
-                         make_float4(gated(y0.x, y1.x), gated(y0.y, y1.y), gated(y0.z, y1.z),
-                                     gated(y0.w, y1.w)));
-    } else {
-        store<T>(a, item.row, tile * TILE_ROWS + item.r, y0);
-        store<T>(a, item.row, tile * TILE_ROWS + item.r + 8, y1);
-    }
-}
-
-// A tile's accumulators, transposed: [row of x][weight row].
-template <int MT>
-__device__ inline void spill(const float (&acc)[MT][4], float *to, uint32_t lane) {
-#pragma unroll
-    for (int m = 0; m < MT; m++) {
-        float *at = to + m * SCRATCH_TILE + lane % 4 * 2 * SCRATCH_PITCH + lane / 4;
-        at[0] = acc[m][0], at[SCRATCH_PITCH] = acc[m][1];
-        at[8] = acc[m][2], at[SCRATCH_PITCH + 8] = acc[m][3];
-    }
-}
-
-// Sums the warps' accumulators of a group, always in the same order, and finishes it.
-template <typename T, int MT>
-__device__ inline void reduce_warps(const Arguments &a, uint32_t first, uint32_t tiles,
-                                    const float (&acc)[GROUP_TILES][MT][4], float *scratch) {
-    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    consumers_sync(); // the scratch has been read
-#pragma unroll
-    for (int t = 0; t < GROUP_TILES; t++)
-        if (t < tiles)
-            spill<MT>(acc[t], scratch + (warp * GROUP_TILES + t) * MT * SCRATCH_TILE, lane);
-    consumers_sync();
-    for (uint32_t i = threadIdx.x; i < tiles * MT * 16; i += NUM_WARPS * 32) {
-        Item item = Item::number<MT>(i);
-        if (item.row >= a.rows)
-            continue;
-        const float *from = scratch + (item.tile * MT * 8 + item.row) * SCRATCH_PITCH + item.r;
-        float4 y0 = {}, y1 = {};
-#pragma unroll
-        for (int w = 0; w < NUM_WARPS; w++, from += GROUP_TILES * MT * SCRATCH_TILE) {
-            y0 = y0 + *reinterpret_cast<const float4 *>(from);
-            y1 = y1 + *reinterpret_cast<const float4 *>(from + 8);
-        }
-        finish<T>(a, first + item.tile, item, y0, y1);
-    }
-}
-
-// The multiplying warps: each takes an equal share of the k of every stage.
 template <typename T, int MT> __device__ inline void consume(const Arguments &a, const Shared &s) {
-    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    uint32_t offset = s.ring + lane / 4 * STAGE_PITCH + warp * WARP_K * 2 + lane % 4 * 16;
+    Multiplication<T, MT> multiplication{a, s};
     Share share(a);
-    Ring at;
-    uint32_t zero = a.rows >> 31;
-    Multiplier<MT> x, x_next;
     qwen::wait_for_predecessor();
     if (share.tiles > 0)
-        x_next.load(a, 0);
-    for (uint32_t done = 0; done < share.tiles; done += share.group) {
-        uint32_t tiles = min(share.tiles - done, share.group);
-        float acc[GROUP_TILES][MT][4] = {};
-        for (uint32_t slice = 0; slice < share.slices; slice++) {
-            x = x_next;
-            x_next.load(a, slice + 1 < share.slices ? slice + 1 : 0);
-#pragma unroll
-            for (int t = 0; t < GROUP_TILES; t++) {
-                if (t >= tiles)
-                    break;
-                barrier_wait(s.full + 8 * at.stage, at.parity);
-                uint32_t loaded = multiply<T, MT>(acc[t], offset + at.stage * STAGE_BYTES, x);
-                release(s.empty + 8 * at.stage, loaded, zero);
-                at.next();
-            }
-        }
-        reduce_warps<T, MT>(a, share.first + done, tiles, acc, s.scratch);
-    }
+        multiplication.run(share);
 }
 
 template <typename T, int MT> __device__ inline void linear(const Arguments &a) {
     extern __shared__ __align__(128) unsigned char memory[];
     Shared s = Shared::carve<MT>(memory);
-    if (threadIdx.x == 0)
-        s.init_barriers();
+    s.init_barriers<MT>();
     __syncthreads();
     uint32_t warp = __shfl_sync(~0u, threadIdx.x / 32, 0); // known to be uniform
     if (warp < NUM_WARPS)
         consume<T, MT>(a, s);
     else if (elect())
-        feed(a, s, warp - NUM_WARPS);
+        feed<num_stages<MT>>(a, s, warp - NUM_WARPS);
 }
 #else
 template <typename T, int MT> __device__ inline void linear(const Arguments &) {}

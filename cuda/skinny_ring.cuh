@@ -1,5 +1,6 @@
-// The shared-memory side of the skinny linear kernel: sizes, the ring of stages that the copy engine
-// fills, its barriers, and the matrix instruction. No kernels here; skinny_linear.cu has the story.
+// The shared-memory side of the skinny linear kernel: its argument, sizes, the ring of stages that
+// the copy engine fills, its barriers, and the matrix instruction. No kernels here;
+// skinny_linear.cu has the story.
 #pragma once
 
 #include "common.cuh"
@@ -11,7 +12,6 @@ constexpr int SLICE_K = 512;  // k of one stage
 constexpr int STAGE_PITCH =
     SLICE_K * 2; // no padding: off 128 bytes the copy engine slows by a quarter
 constexpr int STAGE_BYTES = TILE_ROWS * STAGE_PITCH;
-constexpr int NUM_STAGES = 11;
 constexpr int NUM_WARPS = 4;   // that multiply
 constexpr int NUM_FEEDERS = 2; // warps that request weights, each its rows of every tile
 constexpr int NUM_THREADS = (NUM_WARPS + NUM_FEEDERS) * 32;
@@ -20,27 +20,56 @@ constexpr int WARP_K = SLICE_K / NUM_WARPS;
 constexpr int WARP_BLOCKS = WARP_K / 32; // one 16-byte load of a lane covers 32 k of its row
 constexpr int GROUP_TILES = 8;           // most tiles that share one pass over x
 constexpr int CONSUMER_BARRIER = 1;
+constexpr int FEW_TILES = 4;             // in groups up to this, x is loaded further ahead
 constexpr int SCRATCH_PITCH = TILE_ROWS + 4; // of one row of x; a warp's stores do not conflict
 constexpr int SCRATCH_TILE = 8 * SCRATCH_PITCH;
 
-enum Epilogue : uint32_t { BIAS = 0, STORE_F32 = 1, ADD_F32 = 2, GATE_UP = 3 };
+
+enum Epilogue : uint32_t { BIAS = 0, STORE_F32 = 1, ADD_F32 = 2, GATE_UP = 3, ADD_NORM = 4 };
 
 struct Arguments {
-    const void *weights, *x;
-    const float *bias;
-    void *out;
-    uint32_t rows, n, k, epilogue;
+    const void *weights; //  0  [n, k] T
+    const void *x;       //  8  [rows, k] T
+    const float *bias;   // 16  [n], or null
+    void *out;           // 24  see the epilogues in skinny_linear.cu
+    const float *gain;   // 32  [n], the weight of the norm that follows (ADD_NORM only)
+    void *weighted;      // 40  [rows, n] T, out times gain (ADD_NORM only)
+    float *squares;      // 48  of an ADD_NORM, sums of eight: [rows, 2 * tiles of 16 outputs]
+    uint32_t rows, n, k; // 56
+    uint32_t epilogue;   // 68
+    uint32_t normalised; // 72  x is `weighted` of an ADD_NORM, `squares` its sums
+    uint32_t tiles;      // 76  of a block, but for the last ones
+    uint32_t group;      // 80  tiles that share a pass over x
+    float epsilon;       // 84  of the norm that x still needs
 };
 
-// Shared memory of a block with MT tiles of eight rows of x: ring, reduction scratch, barriers.
-template <int MT> constexpr int scratch_bytes = NUM_WARPS * GROUP_TILES * MT * SCRATCH_TILE * 4;
+// Divides the tiles among the blocks of a grid; for the host.
+inline void divide(Arguments &a, uint32_t grid) {
+    uint32_t all = (a.n + TILE_ROWS - 1) / TILE_ROWS;
+    a.tiles = (all + grid - 1) / grid;
+    uint32_t passes = (a.tiles + GROUP_TILES - 1) / GROUP_TILES;
+    a.group = (a.tiles + passes - 1) / passes;
+}
+
+// Shared memory of a block with MT tiles of eight rows of x: ring, slices of x, accumulators, the
+// rows' scales, barriers.
+template <int MT> constexpr int num_stages = 12 - MT;
+template <int MT> constexpr int x_slices = 4 / MT; // on their way or in use
+constexpr int X_BYTES = NUM_WARPS * WARP_BLOCKS * 32 * 16; // of a slice and eight rows
+template <int MT> constexpr int x_bytes = x_slices<MT> * MT * X_BYTES;
+constexpr int SUMS_BYTES = 32 * 16; // a warp's accumulators of a tile and eight rows of x
+template <int MT> constexpr int sums_bytes = NUM_WARPS * GROUP_TILES * MT * SUMS_BYTES;
+constexpr int SCALES_BYTES = 16 * 4;
 template <int MT>
-constexpr int shared_bytes = NUM_STAGES * STAGE_BYTES + scratch_bytes<MT> + NUM_STAGES * 16;
+constexpr int shared_bytes =
+    num_stages<MT> * (STAGE_BYTES + 16) + x_bytes<MT> + sums_bytes<MT> + SCALES_BYTES;
 
 static_assert(STAGE_PITCH % 128 == 0, "the copy engine writes whole 128-byte lines");
+static_assert(GROUP_TILES * 16 <= NUM_WARPS * 32, "a thread finishes one item of eight outputs");
+static_assert(sizeof(Arguments) == 88, "as the host has it");
 static_assert(WARP_K % 64 == 0, "k ends at a multiple of 64");
-static_assert(shared_bytes<1> == 200880 && shared_bytes<2> == 221360, "the launch contract");
-static_assert(shared_bytes<2> <= 227 * 1024, "the most a block may have");
+static_assert(shared_bytes<1> == 229616 && shared_bytes<2> == 229600, "the launch contract");
+static_assert(shared_bytes<1> <= 227 * 1024, "what a block may have");
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
@@ -104,12 +133,36 @@ __device__ inline void consumers_sync() {
     asm volatile("bar.sync %0, %1;" ::"n"(CONSUMER_BARRIER), "n"(NUM_WARPS * 32) : "memory");
 }
 
+// 16 bytes past the registers and the L1; zeros unless `wanted`.
+__device__ inline void copy_16(uint32_t to, const void *from, bool wanted) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "r"(wanted ? 16 : 0)
+                 : "memory");
+}
+__device__ inline void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int PENDING> __device__ inline void copy_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
 __device__ inline uint4 load_shared(uint32_t address) {
     uint4 v;
     asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "r"(address));
     return v;
+}
+
+__device__ inline void load_sums(float (&v)[4], uint32_t address) {
+    asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
+                 : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+__device__ inline void store_sums(uint32_t address, const float (&v)[4]) {
+    asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(address), "f"(v[0]), "f"(v[1]),
+                 "f"(v[2]), "f"(v[3])
+                 : "memory");
 }
 
 __device__ inline void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
@@ -128,55 +181,54 @@ __device__ inline void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-__device__ inline void narrow(float v, __nv_bfloat16 *to) { *to = __float2bfloat16_rn(v); }
-__device__ inline void narrow(float v, __half *to) { *to = __float2half_rn(v); }
-
 // How a matrix is cut. A unit is one stage: 16 rows x 512 k. A block owns whole tiles of 16 rows,
 // so no sum crosses blocks; all blocks but the last own as many, which may leave some idle: the
 // bus does not mind. Units go group by group, in a group slice by slice, in a slice tile by tile.
 struct Share {
     uint32_t first, tiles, slices;
     uint32_t group; // tiles of every group but the last
-    __device__ Share(const Arguments &m) {
+    __device__ explicit Share(const Arguments &m) {
         uint32_t all = (m.n + TILE_ROWS - 1) / TILE_ROWS;
-        uint32_t most = (all + gridDim.x - 1) / gridDim.x;
-        first = min(blockIdx.x * most, all);
-        tiles = min(most, all - first);
+        first = min(blockIdx.x * m.tiles, all);
+        tiles = min(m.tiles, all - first);
         slices = (m.k + SLICE_K - 1) / SLICE_K;
-        uint32_t passes = max((most + GROUP_TILES - 1) / GROUP_TILES, 1);
-        group = (most + passes - 1) / passes;
+        group = m.group;
     }
     __device__ uint32_t units() const { return tiles * slices; }
 };
 
-// A place in the ring and the parity of its current turn.
-struct Ring {
+// A place in a ring and the parity of its current turn.
+template <int STAGES> struct Ring {
     uint32_t stage = 0, parity = 0;
     __device__ void next() {
-        if (++stage == NUM_STAGES)
+        if (++stage == STAGES)
             stage = 0, parity ^= 1;
     }
 };
 
 struct Shared {
-    uint32_t ring, full, empty;
-    float *scratch;
+    uint32_t ring, x, sums, full, empty;
+    const float *sums_at;
+    float *scales;
 
     template <int MT> __device__ static Shared carve(unsigned char *base) {
         Shared s;
         s.ring = shared_address(base);
-        unsigned char *after = base + NUM_STAGES * STAGE_BYTES;
-        s.scratch = reinterpret_cast<float *>(after);
-        s.full = shared_address(after + scratch_bytes<MT>);
-        s.empty = s.full + NUM_STAGES * 8;
+        s.x = s.ring + num_stages<MT> * STAGE_BYTES;
+        unsigned char *sums = base + num_stages<MT> * STAGE_BYTES + x_bytes<MT>;
+        s.sums = shared_address(sums);
+        s.sums_at = reinterpret_cast<const float *>(sums);
+        s.scales = reinterpret_cast<float *>(sums + sums_bytes<MT>);
+        s.full = shared_address(sums + sums_bytes<MT> + SCALES_BYTES);
+        s.empty = s.full + num_stages<MT> * 8;
         return s;
     }
-    __device__ void init_barriers() const {
-        for (int i = 0; i < NUM_STAGES; i++) {
-            barrier_init(full + 8 * i, NUM_FEEDERS);
-            barrier_init(empty + 8 * i, NUM_WARPS);
+    template <int MT> __device__ void init_barriers() const {
+        if (threadIdx.x < num_stages<MT>) {
+            barrier_init(full + 8 * threadIdx.x, NUM_FEEDERS);
+            barrier_init(empty + 8 * threadIdx.x, NUM_WARPS);
+            barrier_init_fence();
         }
-        barrier_init_fence();
     }
 };
 

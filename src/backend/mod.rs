@@ -155,7 +155,8 @@ pub trait Backend: Send {
     fn embed(&mut self, table: &Self::Matrix, token_ids: &[u32], out: &mut Self::Buffer);
 
     /// `residual += delta` (when given), then `out = residual * rsqrt(mean(residual^2) + eps) * w`
-    /// row by row. All `[rows, hidden]`; `w [hidden]`.
+    /// row by row. All `[rows, hidden]`; `w [hidden]`. A delta that a linear has just made is used
+    /// up, and the next op, if it is a linear, the only one that may then read `out`.
     fn add_norm(
         &mut self,
         delta: Option<&Self::Buffer>,

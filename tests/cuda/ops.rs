@@ -228,3 +228,140 @@ fn embedding_and_gathered_rows_are_exact() {
         assert_eq!(cuda.read(&some).expect("read"), want);
     }
 }
+
+/// The rows of `residual`, normalised and weighted, in float64 and not rounded.
+fn normalised(residual: &[f32], weight: &HostTensor) -> Vec<f64> {
+    let weight = weight.to_f32();
+    let mut out = Vec::new();
+    for row in residual.chunks_exact(weight.len()) {
+        let mean = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / row.len() as f64;
+        let scale = 1.0 / (mean + 1e-6).sqrt();
+        out.extend(row.iter().zip(&weight).map(|(&x, w)| f64::from(x) * scale * f64::from(*w)));
+    }
+    out
+}
+
+/// The bound of a linear whose x was rounded to `dtype`, beside what `product` allows for it.
+fn rounded_product(dtype: Dtype, x: &[f64], w: &HostTensor) -> (Vec<f64>, Vec<f64>) {
+    let near: Vec<f32> = x.iter().map(|&x| x as f32).collect();
+    let (want, mut bound) = product(&near, w);
+    // `product` bounds by 2 (k + 2) U the sum of the terms' sizes, each of which is off by a rounding.
+    for bound in &mut bound {
+        *bound *= 1.0 + (half_step(dtype) + 4.0 * U) / (2.0 * (w.cols() + 2) as f64 * U);
+    }
+    (want, bound)
+}
+
+/// What lies between two attentions.
+struct Between {
+    o: HostTensor,
+    down: HostTensor,
+    qkv: HostTensor,
+    gate: HostTensor,
+    up: HostTensor,
+    norms: [HostTensor; 2],
+    attended: Vec<f32>,
+    residual: Vec<f32>,
+    rows: usize,
+}
+
+impl Between {
+    /// The first `count` linears and the norms among them: the residual stream, the MLP's inner
+    /// activations, and queries, keys and values.
+    fn run(&self, cuda: &mut Cuda, count: usize) -> [Vec<f32>; 3] {
+        let (hidden, width) = (self.o.cols(), self.down.cols());
+        let matrices = [&self.o, &self.down, &self.qkv].map(|w| cuda.matrix(w).expect("memory"));
+        let pair = cuda.gate_up(&self.gate, &self.up).expect("memory");
+        let norms = [0, 1].map(|i| cuda.vector(&self.norms[i]).expect("memory"));
+        let attended = filled(cuda, BufferKind::Activation, &self.attended, hidden);
+        let mut residual = filled(cuda, BufferKind::Stream, &self.residual, hidden);
+        let mut delta = poisoned(cuda, BufferKind::Stream, self.rows, hidden);
+        let mut normed = poisoned(cuda, BufferKind::Activation, self.rows, hidden);
+        let mut inner = poisoned(cuda, BufferKind::Activation, self.rows, width);
+        let mut heads = poisoned(cuda, BufferKind::Activation, self.rows, self.qkv.rows());
+        begin(cuda, self.rows.max(2), vec![]);
+        cuda.linear(&attended, &matrices[0], None, &mut delta);
+        cuda.add_norm(Some(&delta), &mut residual, &norms[0], 1e-6, &mut normed);
+        if count > 1 {
+            cuda.swiglu(&normed, &pair, &mut inner);
+        }
+        if count > 2 {
+            cuda.linear(&inner, &matrices[1], None, &mut delta);
+            cuda.add_norm(Some(&delta), &mut residual, &norms[1], 1e-6, &mut normed);
+        }
+        if count > 3 {
+            cuda.linear(&normed, &matrices[2], None, &mut heads);
+        }
+        end(cuda);
+        [residual, inner, heads].map(|buffer| cuda.read(&buffer).expect("read"))
+    }
+}
+
+#[test]
+fn linears_with_norms_between_them_agree_with_float64() {
+    let Some(device) = gpu() else { return };
+    let mut random = Random::from_env();
+    for dtype in HALVES {
+        let mut cuda = backend(&device, dtype, limits(64), (1536, 64));
+        for _ in 0..8 {
+            let rows = random.pick(&[1, 2, 5, 8, 9, 16, 40]);
+            let (hidden, width) = (random.pick(&[64, 576, 1024]), random.pick(&[64, 192, 1536]));
+            let what = format!("{random} {} {rows} {hidden} {width}", dtype.name());
+            let mut matrix = |n, k| weights(&mut random, dtype, n, k);
+            let case = Between {
+                o: matrix(hidden, hidden),
+                down: matrix(hidden, width),
+                qkv: matrix(3 * hidden, hidden),
+                gate: matrix(width, hidden),
+                up: matrix(width, hidden),
+                norms: [matrix(hidden, 1), matrix(hidden, 1)],
+                attended: rounded(dtype, &normals(&mut random, rows * hidden)),
+                residual: normals(&mut random, rows * hidden),
+                rows,
+            };
+            check_between(&mut cuda, dtype, &case, &what);
+        }
+    }
+}
+
+/// Each linear on what those before it left, and everything alike however many follow.
+fn check_between(cuda: &mut Cuda, dtype: Dtype, case: &Between, what: &str) {
+    let step = half_step(dtype);
+    let add = |before: &[f32], (mut want, mut bound): (Vec<f64>, Vec<f64>)| {
+        for ((want, bound), before) in want.iter_mut().zip(&mut bound).zip(before) {
+            *want += f64::from(*before);
+            *bound += 2.0 * U * want.abs();
+        }
+        (want, bound)
+    };
+    let [first, ..] = case.run(cuda, 1);
+    let (want, bound) = add(&case.residual, product(&case.attended, &case.o));
+    compare(&first, &want, &bound, &format!("{what}: o"));
+    let [same, inner, _] = case.run(cuda, 2);
+    assert_eq!(same, first, "{what}: the residual after o");
+    let x = normalised(&first, &case.norms[0]);
+    let (gates, gate_bounds) = rounded_product(dtype, &x, &case.gate);
+    let (ups, up_bounds) = rounded_product(dtype, &x, &case.up);
+    let silu = |x: f64| x / (1.0 + (-x).exp());
+    let want: Vec<f64> = gates.iter().zip(&ups).map(|(g, u)| silu(*g) * u).collect();
+    let bound: Vec<f64> = (0..want.len())
+        .map(|i| {
+            let gate = gate_bounds[i] + step * gates[i].abs() + smallest(dtype);
+            let up = up_bounds[i] + step * ups[i].abs() + smallest(dtype);
+            let both = 1.1 * gate * (ups[i].abs() + up) + up * silu(gates[i]).abs();
+            both + (step + 4e-6) * want[i].abs() + smallest(dtype)
+        })
+        .collect();
+    compare(&inner, &want, &bound, &format!("{what}: gate and up"));
+    let [second, again, _] = case.run(cuda, 3);
+    assert_eq!(again, inner, "{what}: the inner activations");
+    let (want, bound) = add(&first, product(&inner, &case.down));
+    compare(&second, &want, &bound, &format!("{what}: down"));
+    let [same, _, heads] = case.run(cuda, 4);
+    assert_eq!(same, second, "{what}: the residual after down");
+    let (want, mut bound) = rounded_product(dtype, &normalised(&second, &case.norms[1]), &case.qkv);
+    for (bound, want) in bound.iter_mut().zip(&want) {
+        *bound += step * (want.abs() + *bound) + smallest(dtype);
+    }
+    compare(&heads, &want, &bound, &format!("{what}: qkv"));
+}

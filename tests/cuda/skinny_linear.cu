@@ -1,5 +1,6 @@
 // Checks and times cuda/skinny_linear.cu: y = x W^T for 1..16 rows. `check` compares every epilogue
-// with a float64 twin; `time` and `chain` give the share of a streaming read of the same run.
+// with a float64 twin, and the linears between two attentions with the norms among them, step by
+// step; `time` and `chain` give the share of a streaming read of the same run.
 #include "../../cuda/skinny_linear.cu"
 
 #include <algorithm>
@@ -101,7 +102,14 @@ static void allow_shared_memory() {
             printf("%d rows: %d blocks an SM\n", sixteen ? 16 : 8, blocks);
         }
 }
-static void launch(Kernel f, int grid, int shared, const Arguments &a, cudaStream_t s, bool pdl) {
+static Arguments plain(const void *w, const void *x, void *out, uint32_t rows, uint32_t n,
+                       uint32_t k, uint32_t epilogue) {
+    Arguments a = {};
+    a.weights = w, a.x = x, a.out = out, a.rows = rows, a.n = n, a.k = k, a.epilogue = epilogue;
+    return a;
+}
+static void launch(Kernel f, int grid, int shared, Arguments a, cudaStream_t s, bool pdl) {
+    skinny::divide(a, grid);
     cudaLaunchAttribute attribute;
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -155,8 +163,8 @@ template <typename T> struct Case {
         if (epilogue == skinny::ADD_F32)
             CHECK(cudaMemcpy(out, before + first * (uint64_t)n, outputs * 4,
                              cudaMemcpyDeviceToDevice));
-        Arguments a = {
-            w, x + (uint64_t)first * k, with_bias ? bias : nullptr, out, count, n, k, epilogue};
+        Arguments a = plain(w, x + (uint64_t)first * k, out, count, n, k, epilogue);
+        a.bias = with_bias ? bias : nullptr;
         launch(kernel_of<T>(sixteen_rows), grid, shared_of(sixteen_rows), a, 0, false);
         CHECK(cudaDeviceSynchronize());
         std::vector<float> h(outputs);
@@ -281,6 +289,7 @@ template <typename T> void check_all(uint64_t seed) {
     }
 }
 
+#include "skinny_chain.cuh"
 #include "skinny_timing.cuh"
 
 int main(int argc, char **argv) {
@@ -288,11 +297,12 @@ int main(int argc, char **argv) {
     cudaDeviceProp properties;
     CHECK(cudaGetDeviceProperties(&properties, 0));
     num_sms = properties.multiProcessorCount;
-    printf("%s, %d SMs; %d stages, %d + %d warps\n", properties.name, num_sms, skinny::NUM_STAGES,
-           skinny::NUM_WARPS, skinny::NUM_FEEDERS);
+    printf("%s, %d SMs; %d stages, %d + %d warps\n", properties.name, num_sms,
+           skinny::num_stages<1>, skinny::NUM_WARPS, skinny::NUM_FEEDERS);
     allow_shared_memory();
     std::string all = argc > 1 ? argv[1] : "check,time,chain";
     if (all.find("check") != std::string::npos) {
+        check_chains<__nv_bfloat16>(20000), check_chains<__half>(30000);
         check_all<__nv_bfloat16>(1000), check_all<__half>(5000);
         printf("%s: %d failures\n", failures ? "FAILED" : "all checks passed", failures);
     }

@@ -108,7 +108,7 @@ struct Bench {
         return {buffer + at - bytes, n, k};
     }
     void linear(Matrix m, uint32_t rows, uint32_t epilogue, cudaStream_t s, bool pdl) {
-        Arguments a = {m.weights, x, nullptr, out, rows, m.n, m.k, epilogue};
+        Arguments a = plain(m.weights, x, out, rows, m.n, m.k, epilogue);
         launch(kernel_of<__nv_bfloat16>(rows > 8), num_sms, shared_of(rows > 8), a, s, pdl);
     }
     void step(uint32_t rows, uint32_t hidden, cudaStream_t s, bool pdl) {

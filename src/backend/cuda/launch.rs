@@ -11,6 +11,7 @@ use super::driver::{Stream, check};
 use super::faults::{self, LAUNCH};
 use super::kernels::{Kernel, Kernels};
 use super::memory::DeviceMemory;
+use super::skinny::SkinnyLinear;
 use super::step::{Extents, StepInputs};
 use crate::backend::HeadShape;
 use crate::backend::random::Normal;
@@ -48,10 +49,25 @@ impl Config {
     }
 }
 
+/// A norm `out = norm(residual += delta) * weight` of `rows` rows of `cols`, by addresses; no delta
+/// is 0.
+#[derive(Clone, Copy)]
+pub(super) struct Norm {
+    pub(super) out: u64,
+    pub(super) residual: u64,
+    pub(super) delta: u64,
+    pub(super) weight: u64,
+    pub(super) epsilon: f32,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+}
+
 /// Every kernel of one dtype, and the stream they go to.
 pub(super) struct Launcher {
     pub(super) stream: Stream,
     pub(super) kernels: Kernels,
+    /// Linears of a few rows, each of which waits for the op after it.
+    pub(super) skinny: SkinnyLinear,
     dtype: Dtype,
     embed: Kernel,
     add_norm: Kernel,
@@ -74,6 +90,7 @@ impl Launcher {
             rope_angles: kernels.get("rope_angles", 0)?,
             rope_kv_write: typed("rope_kv_write")?,
             random_normal: typed("random_normal")?,
+            skinny: SkinnyLinear::new(&kernels, dtype)?,
             stream,
             kernels,
             dtype,
@@ -111,16 +128,23 @@ impl Launcher {
         assert!(delta.is_none_or(|d| {
             d.kind == Kind::Stream && d.cols == residual.cols && d.rows == residual.rows
         }));
-        let delta = delta.map_or(0, DeviceBuffer::address);
-        let arguments = [
-            out.address(),
-            residual.address(),
-            delta,
-            weight.address(),
-            float(epsilon),
-            int(out.cols),
-        ];
-        self.launch(self.add_norm, Config::line(out.rows, 512), &arguments)
+        let norm = Norm {
+            out: out.address(),
+            residual: residual.address(),
+            delta: delta.map_or(0, DeviceBuffer::address),
+            weight: weight.address(),
+            epsilon,
+            rows: out.rows,
+            cols: out.cols,
+        };
+        if self.skinny.take_norm(&norm) { Ok(()) } else { self.launch_norm(&norm) }
+    }
+
+    /// A norm by itself.
+    pub(super) fn launch_norm(&self, norm: &Norm) -> Result<()> {
+        let Norm { out, residual, delta, weight, epsilon, rows, cols } = *norm;
+        let arguments = [out, residual, delta, weight, float(epsilon), int(cols)];
+        self.launch(self.add_norm, Config::line(rows, 512), &arguments)
     }
 
     /// `out = up * silu(gate)`; `gate_up [rows, 2 * width]` interleaved in eights.
@@ -248,6 +272,11 @@ impl Launcher {
         self.launch_pointers(kernel, config, &mut [pointer])
     }
 
+    /// Launches a linear that waits for the op after it: whatever else is queued comes after.
+    pub(super) fn flush(&self) -> Result<()> {
+        self.skinny.flush(self)
+    }
+
     /// Nothing for an empty grid. Kernels may start while the one before still runs: each waits for
     /// it where it must.
     pub(super) fn launch_pointers(
@@ -256,6 +285,7 @@ impl Launcher {
         config: Config,
         arguments: &mut [*mut c_void],
     ) -> Result<()> {
+        self.flush()?;
         let (x, y, z) = config.grid;
         if x == 0 || y == 0 || z == 0 {
             return Ok(());

@@ -45,7 +45,6 @@ use load::Uploader;
 use memory::{DeviceMemory, PinnedMemory};
 use prefill::PrefillAttention;
 use sample::TokenSampler;
-use skinny::SkinnyLinear;
 use step::StepInputs;
 pub use step::StepLimits;
 
@@ -82,7 +81,6 @@ pub struct Cuda {
     decode: DecodeAttention,
     prefill: PrefillAttention,
     gemm: Gemm,
-    skinny: SkinnyLinear,
     step: StepInputs,
     sampler: TokenSampler,
     angles: RopeTables,
@@ -142,7 +140,6 @@ impl Cuda {
             graphs: HashMap::new(),
             decode,
             prefill,
-            skinny: SkinnyLinear::new(&kernels, dtype)?,
             launcher: Launcher::new(stream, kernels, settings.dtype)?,
             gemm: Gemm::new(&context, settings.dtype, settings.autotune)?,
             step: StepInputs::new(&context, limits)?,
@@ -313,21 +310,25 @@ impl Backend for Cuda {
         out: &mut DeviceBuffer,
     ) {
         out.set_rows(x.rows());
-        let Cuda { launcher, gemm, skinny, .. } = self;
-        let result = match skinny.fits(x.rows(), weight) {
-            true => skinny.linear(launcher, x, weight, bias, out),
-            false => gemm.linear(&launcher.stream, x, weight, bias, out),
+        let Cuda { launcher, gemm, .. } = self;
+        let result = match launcher.skinny.fits(x.rows(), weight) {
+            true => launcher.skinny.linear(launcher, x, weight, bias, out),
+            false => {
+                launcher.flush().and_then(|()| gemm.linear(&launcher.stream, x, weight, bias, out))
+            }
         };
         self.note(result);
     }
 
     fn swiglu(&mut self, x: &DeviceBuffer, gate_up: &GateUp, out: &mut DeviceBuffer) {
         let weight = &gate_up.0;
-        if self.skinny.fits(x.rows(), weight) {
+        if self.launcher.skinny.fits(x.rows(), weight) {
             out.set_rows(x.rows());
-            let result = self.skinny.gate_up(&self.launcher, x, weight, out);
+            let result = self.launcher.skinny.gate_up(&self.launcher, x, weight, out);
             return self.note(result);
         }
+        let result = self.launcher.flush();
+        self.note(result);
         self.gate_up.set_rows(x.rows());
         self.gate_up.cols = weight.rows;
         let stream = &self.launcher.stream;
@@ -388,6 +389,8 @@ impl Backend for Cuda {
     }
 
     fn finish_step(&mut self, logits: Option<&DeviceBuffer>) -> Result<()> {
+        let result = self.launcher.flush();
+        self.note(result);
         if let Some(logits) = logits.filter(|_| !self.replayed) {
             let result = self.sampler.draw(&self.launcher, &self.step, logits);
             self.note(result);

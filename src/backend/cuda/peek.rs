@@ -11,6 +11,7 @@ impl Cuda {
     pub fn write(&mut self, buffer: &mut DeviceBuffer, data: &[f32]) -> Result<()> {
         buffer.set_rows(data.len() / buffer.cols());
         let mut host = PinnedMemory::new(self.context(), data.len() * 4, "a buffer's contents")?;
+        self.launcher.flush()?;
         let bytes = load::encode(data, buffer.element(self.settings.dtype));
         host.bytes_mut()[..bytes.len()].copy_from_slice(&bytes);
         buffer.memory.upload(&self.launcher.stream, 0, &host, 0..bytes.len())?;
@@ -26,6 +27,7 @@ impl Cuda {
     /// The rows in use of `buffer`. For tests.
     pub fn read(&self, buffer: &DeviceBuffer) -> Result<Vec<f32>> {
         let dtype = buffer.element(self.settings.dtype);
+        self.launcher.flush()?;
         let len = buffer.rows() * buffer.cols() * dtype.size_bytes();
         let mut host = PinnedMemory::new(self.context(), len, "a buffer's contents")?;
         buffer.memory.download(&self.launcher.stream, &mut host, len)?;
