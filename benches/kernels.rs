@@ -8,8 +8,10 @@ use std::time::Instant;
 
 use qwen::backend::comm::Solo;
 use qwen::backend::cpu::HostBuffer;
-use qwen::backend::cpu::fast::Fast;
+use qwen::backend::cpu::fast::{Fast, FastMatrix};
+use qwen::backend::random::random_codes;
 use qwen::backend::{Backend, BufferKind};
+use qwen::quant::{Bits, QuantConfig};
 use qwen::tensor::{Dtype, HostTensor};
 
 fn main() {
@@ -21,22 +23,46 @@ fn main() {
     for (n, k) in [(1728, 576), (576, 576), (3072, 576), (576, 1536), (49152, 576), (6144, 2048)] {
         for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
             let bytes = n * k * dtype.size_bytes();
-            // Enough copies that no cache holds them all.
-            let copies = (512 << 20) / bytes;
-            let weights: Vec<HostTensor> =
-                (0..copies).map(|i| random_weights(dtype, n, k, i as u64)).collect();
-            let decode = time_products(&mut backend, &weights, 1);
-            let prefill = time_products(&mut backend, &weights[..copies.min(8)], 512);
-            let gbs = bytes as f64 / decode / 1e9;
-            println!(
-                "{n:>6} x {k:<5} {:<4} batch 1: {:8.1} us {gbs:6.1} GB/s ({:3.0} %)   512 rows: {:7.1} GFLOP/s",
-                dtype.name(),
-                decode * 1e6,
-                100.0 * gbs / bandwidth,
-                2.0 * (512 * n * k) as f64 / prefill / 1e9,
-            );
+            let weights: Vec<FastMatrix> = (0..copies_of(bytes))
+                .map(|i| random_weights(dtype, n, k, i as u64))
+                .map(|weight| backend.matrix(&weight).expect("memory"))
+                .collect();
+            report(&mut backend, &weights, (n, k), (dtype.name(), bytes, bandwidth));
+        }
+        for bits in [Bits::Four, Bits::Eight] {
+            let format =
+                QuantConfig { bits, group_size: Some(64), desc_act: false, zero_offset: 1 };
+            let bytes = n * k * bits.count() / 8 + 2 * n * format.num_groups(k);
+            let weights: Vec<FastMatrix> = (0..copies_of(bytes))
+                .map(|i| random_codes(&format, (n, k), i as u64).expect("memory"))
+                .map(|weight| backend.quantised_matrix(&weight).expect("memory"))
+                .collect();
+            report(&mut backend, &weights, (n, k), (format.name(), bytes, bandwidth));
         }
     }
+}
+
+/// Enough copies that no cache holds them all.
+fn copies_of(bytes: usize) -> usize {
+    (512 << 20) / bytes
+}
+
+/// Times products with `weights`, each of `bytes`, for one row and for many.
+fn report(
+    backend: &mut Fast,
+    weights: &[FastMatrix],
+    (n, k): (usize, usize),
+    (name, bytes, bandwidth): (&str, usize, f64),
+) {
+    let decode = time_products(backend, weights, (1, n, k));
+    let prefill = time_products(backend, &weights[..weights.len().min(8)], (512, n, k));
+    let gbs = bytes as f64 / decode / 1e9;
+    println!(
+        "{n:>6} x {k:<5} {name:<9} batch 1: {:8.1} us {gbs:6.1} GB/s ({:3.0} %)   512 rows: {:7.1} GFLOP/s",
+        decode * 1e6,
+        100.0 * gbs / bandwidth,
+        2.0 * (512 * n * k) as f64 / prefill / 1e9,
+    );
 }
 
 /// Best of several passes over 1 GiB, all threads, in GB/s.
@@ -77,8 +103,11 @@ fn random_weights(dtype: Dtype, rows: usize, cols: usize, seed: u64) -> HostTens
 }
 
 /// Seconds of one product, the median over the weights.
-fn time_products(backend: &mut Fast, weights: &[HostTensor], rows: usize) -> f64 {
-    let (n, k) = (weights[0].rows(), weights[0].cols());
+fn time_products(
+    backend: &mut Fast,
+    weights: &[FastMatrix],
+    (rows, n, k): (usize, usize, usize),
+) -> f64 {
     let mut x: HostBuffer = backend.buffer(BufferKind::Activation, rows, k).expect("memory");
     x.set_rows(rows);
     x.data_mut().iter_mut().enumerate().for_each(|(i, x)| *x = (i % 17) as f32 / 17.0 - 0.5);

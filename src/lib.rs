@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! C ABI (capi) -> engine (scheduler) -> model graph -> backend trait -> kernels
-//! side rooms, pure, knowing no device: text, checkpoint, sample, kv, tensor
+//! side rooms, pure, knowing no device: text, checkpoint, quant, sample, kv, tensor
 //! ```
 //!
 //! Rooms and what each may import are listed in `tests/tidy/rooms.rs`, which holds them to it.
@@ -17,6 +17,7 @@ pub mod engine;
 pub mod error;
 pub mod kv;
 pub mod model;
+pub mod quant;
 pub mod sample;
 pub mod tensor;
 pub mod text;

@@ -97,6 +97,66 @@ impl HostTensor {
     }
 }
 
+/// A row-major matrix `[rows, cols]` of 32-bit words, little-endian, with no promise about the
+/// alignment of its first byte: packed codes and indices.
+#[derive(Clone)]
+pub struct HostWords {
+    rows: usize,
+    cols: usize,
+    owner: ByteOwner,
+    range: Range<usize>,
+}
+
+impl HostWords {
+    /// A window of `owner`. Panics as `HostTensor::new` does.
+    pub fn new(rows: usize, cols: usize, owner: ByteOwner, range: Range<usize>) -> HostWords {
+        assert!(range.end <= (*owner).as_ref().len(), "window of words outside its owner");
+        assert_eq!(range.len(), rows * cols * 4, "window of words has a wrong size");
+        HostWords { rows, cols, owner, range }
+    }
+
+    /// Words that own their bytes.
+    pub fn from_vec(rows: usize, cols: usize, bytes: Vec<u8>) -> HostWords {
+        let range = 0..bytes.len();
+        HostWords::new(rows, cols, Arc::new(bytes), range)
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The words' bytes, row after row.
+    pub fn bytes(&self) -> &[u8] {
+        &(*self.owner).as_ref()[self.range.clone()]
+    }
+
+    /// The word at (`row`, `col`).
+    pub fn get(&self, row: usize, col: usize) -> u32 {
+        let at = (row * self.cols + col) * 4;
+        let bytes = &self.bytes()[at..at + 4];
+        u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    }
+
+    /// Rows `rows` of it, in place.
+    pub fn rows_of(&self, rows: Range<usize>) -> HostWords {
+        let (row_bytes, first) = (self.cols * 4, self.range.start);
+        let range = first + rows.start * row_bytes..first + rows.end * row_bytes;
+        HostWords::new(rows.len(), self.cols, self.owner.clone(), range)
+    }
+
+    /// All words in order.
+    pub fn iter(&self) -> impl Iterator<Item = u32> {
+        let words = self.bytes().chunks_exact(4);
+        words.map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+    }
+}
+
 /// Little-endian elements of `dtype` as f32.
 pub fn decode_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));

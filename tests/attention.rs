@@ -164,15 +164,16 @@ fn rows_do_not_depend_on_the_batch() {
             let x = normals(&mut random, rows * k);
             let (w, v) = (weights(&mut random, dtype, n, k), weights(&mut random, dtype, n, k));
             let pair = backend.gate_up(&w, &v).expect("memory");
+            let matrix = backend.matrix(&w).expect("memory");
             let all = buffer(&mut backend, &x, k);
             let mut out = poisoned(&mut backend, rows, n);
             let mut activated = poisoned(&mut backend, rows, n);
-            backend.linear(&all, &w, None, &mut out);
+            backend.linear(&all, &matrix, None, &mut out);
             backend.swiglu(&all, &pair, &mut activated);
             for row in 0..rows {
                 let one = buffer(&mut backend, &x[row * k..(row + 1) * k], k);
                 let mut alone = poisoned(&mut backend, 1, n);
-                backend.linear(&one, &w, None, &mut alone);
+                backend.linear(&one, &matrix, None, &mut alone);
                 assert_eq!(alone.data(), out.row(row), "{what}: linear, row {row}");
                 backend.swiglu(&one, &pair, &mut alone);
                 assert_eq!(alone.data(), activated.row(row), "{what}: swiglu, row {row}");

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use qwen::checkpoint::names::{self, LayerTensor, Role};
+use qwen::checkpoint::names::{self, LayerTensor, QuantPart, Role};
 use qwen::checkpoint::shard::{Slice, Split, slice};
 use qwen::checkpoint::{Checkpoint, Source};
 use qwen::error::Error;
@@ -176,11 +176,23 @@ fn names_have_roles() {
     for name in ignored.into_iter().chain(["transformer.h.3.attn.rotary_emb.inv_freq"]) {
         assert_eq!(names::role(name), Role::Ignored, "{name}");
     }
+    let linear = names::layer(3, LayerTensor::DownWeight);
+    for part in [QuantPart::Codes, QuantPart::Zeros, QuantPart::Scales, QuantPart::Groups] {
+        let name = names::part(&linear, part);
+        assert_eq!(names::role(&name), Role::Quantised(part), "{name}");
+        assert_eq!(names::weight_of(&name, part), linear);
+    }
+    let bias = names::extra_bias(&linear).unwrap();
+    assert_eq!(bias, "transformer.h.3.mlp.c_proj.bias");
+    assert_eq!(names::role(&bias), Role::Quantised(QuantPart::Bias));
+    assert_eq!(names::extra_bias(&names::layer(3, LayerTensor::QkvWeight)), None);
     for name in [
+        "lm_head.qweight",
+        "transformer.h.0.ln_1.scales",
         "transformer.h.0.attn.c_attn.scale",
         "transformer.h.00.ln_1.weight",
         "transformer.h.-1.ln_1.weight",
-        "transformer.h.0.mlp.c_proj.bias",
+        "transformer.h.0.ln_2.bias",
         "my_logn_tensor",
         "",
     ] {
@@ -204,6 +216,7 @@ fn tiny_configurations_read_as_written() {
         train_context_tokens: 16,
         use_dynamic_ntk: true,
         use_logn_attention: true,
+        quantisation: None,
     };
     assert_eq!(config, expected);
     let plain = ModelConfig::open(&tiny("plain-f32")).unwrap();

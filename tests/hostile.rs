@@ -8,6 +8,7 @@ use qwen::checkpoint::names::{self, LayerTensor};
 use qwen::checkpoint::shard::{Split, slice};
 use qwen::checkpoint::{Checkpoint, Source};
 use qwen::error::{Error, Result};
+use qwen::model::Weights;
 use qwen::model::config::ModelConfig;
 use qwen::model::generation::GenerationConfig;
 
@@ -20,6 +21,11 @@ const GENERATION: &str = "generation_config.json";
 const HEAD: &str = "lm_head.weight";
 const BIAS: &str = "transformer.h.0.attn.c_attn.bias";
 const OUTPUT: &str = "transformer.h.0.attn.c_proj.weight";
+const O_BIAS: &str = "transformer.h.0.attn.c_proj.bias";
+const CODES: &str = "transformer.h.0.attn.c_proj.qweight";
+const ZEROS: &str = "transformer.h.0.attn.c_proj.qzeros";
+const SCALES: &str = "transformer.h.0.attn.c_proj.scales";
+const GROUPS: &str = "transformer.h.0.attn.c_proj.g_idx";
 const DOWN: &str = "transformer.h.0.mlp.c_proj.weight";
 /// Where the tensors begin in a file with the minimal checkpoint's sound header.
 const DATA: u64 = 939;
@@ -50,7 +56,6 @@ const CASES: &[(&str, Fails)] = &[
     ("config-odd-head", Unsupported(CONFIG, "kv_channels")),
     ("config-odd-width", Unsupported(CONFIG, "intermediate_size")),
     ("config-part-rotary", Unsupported(CONFIG, "rotary_pct")),
-    ("config-quantised", Unsupported(CONFIG, "quantization_config")),
     ("config-tied", Unsupported(CONFIG, "tie_word_embeddings")),
     ("config-truncated", CorruptAt(CONFIG, 99, "EOF")),
     ("config-wrong-architecture", Unsupported(CONFIG, "architectures")),
@@ -91,6 +96,36 @@ const CASES: &[(&str, Fails)] = &[
     ("offsets-overflow", Tensor(SINGLE, BIAS, Some(u64::MAX), "outside the 376 bytes")),
     ("offsets-overlap", Tensor(SINGLE, BIAS, Some(DATA + 164), "overlaps")),
     ("offsets-reversed", Tensor(SINGLE, BIAS, Some(DATA + 192), "192..168")),
+    ("quantised-bias-dtype", Unsupported(SINGLE, "transformer.h.0.attn.c_proj.bias")),
+    ("quantised-bias-length", Tensor(SINGLE, O_BIAS, Some(3162), "[9], expected [8]")),
+    ("quantised-bits", Unsupported(CONFIG, "quantization_config.bits")),
+    ("quantised-bits-missing", Corrupt(CONFIG, "`quantization_config.bits` is missing")),
+    ("quantised-codes-dtype", Unsupported(SINGLE, CODES)),
+    ("quantised-codes-missing", Tensor("", CODES, None, "no shard holds it")),
+    ("quantised-codes-of-8-bits", Tensor(SINGLE, CODES, Some(3210), "[2, 8], expected [1, 8]")),
+    ("quantised-codes-transposed", Tensor(SINGLE, CODES, Some(3210), "[8, 1], expected [1, 8]")),
+    ("quantised-codes-wide", Unsupported(SINGLE, CODES)),
+    ("quantised-files-differ", Unsupported("quantize_config.json", "bits")),
+    ("quantised-format", Unsupported(CONFIG, "quantization_config.checkpoint_format")),
+    ("quantised-group-negative", Corrupt(CONFIG, "`quantization_config.group_size` is not an")),
+    ("quantised-group-odd", Unsupported(CONFIG, "quantization_config.group_size")),
+    ("quantised-group-zero", Unsupported(CONFIG, "quantization_config.group_size")),
+    (
+        "quantised-groups-below-zero",
+        Tensor(SINGLE, GROUPS, Some(3206), "input 7 is in group -1, of 1"),
+    ),
+    ("quantised-groups-beyond", Tensor(SINGLE, GROUPS, Some(3206), "input 7 is in group 1, of 1")),
+    ("quantised-groups-missing", Tensor("", GROUPS, None, "no shard holds it")),
+    ("quantised-groups-short", Tensor(SINGLE, GROUPS, Some(3178), "[7], expected [8]")),
+    ("quantised-method", Unsupported(CONFIG, "quantization_config.quant_method")),
+    ("quantised-not-an-object", Corrupt(CONFIG, "`quantization_config` is not an object")),
+    ("quantised-nothing", Corrupt(CONFIG, "it speaks of quantised weights")),
+    ("quantised-scales-dtype", Unsupported(SINGLE, SCALES)),
+    ("quantised-scales-missing", Tensor("", SCALES, None, "no shard holds it")),
+    ("quantised-scales-short", Tensor(SINGLE, SCALES, Some(3246), "[1, 7], expected [1, 8]")),
+    ("quantised-undeclared", Corrupt("quantize_config.json", "the weights are quantised")),
+    ("quantised-weight-too", Tensor(SINGLE, CODES, None, "which one counts")),
+    ("quantised-zeros-shape", Tensor(SINGLE, ZEROS, Some(3242), "[2, 1], expected [1, 1]")),
     ("shape-disagrees", Tensor(SINGLE, BIAS, Some(DATA + 168), "F16 of shape [11]")),
     ("shape-overflow", Tensor(SINGLE, BIAS, Some(1146), "24 bytes do not hold F16")),
     ("shape-three-dimensions", Tensor(SINGLE, BIAS, Some(1110), "[3, 2, 2], expected a vector")),
@@ -115,6 +150,7 @@ fn open_all(folder: &Path, source: Source) -> Result<()> {
     let config = ModelConfig::open(folder)?;
     GenerationConfig::open(folder)?;
     let checkpoint = Checkpoint::open_with(folder, source)?;
+    Weights::Stored(&checkpoint).check_quantisation(&config)?;
     let (hidden, width) = (config.hidden_size, config.intermediate_size);
     let mut tensors = vec![
         (names::EMBEDDING.to_string(), config.vocab_size, hidden),
@@ -135,6 +171,12 @@ fn open_all(folder: &Path, source: Source) -> Result<()> {
     }
     for (name, rows, cols) in tensors {
         let whole = slice(Split::Replicated, rows, cols, 0, 1)?;
+        checkpoint.check_present(&name)?;
+        if let Some(format) = config.quantisation.filter(|_| checkpoint.has_codes(&name)) {
+            let tensor = checkpoint.quantised(&name, (rows, cols), &format, &whole, true)?;
+            assert_eq!(tensor.dequantise().len(), rows * cols);
+            continue;
+        }
         let tensor = checkpoint.tensor(&name, rows, cols, &whole)?;
         assert_eq!(tensor.to_f32().len(), rows * cols);
     }

@@ -9,7 +9,7 @@
 //!   rare element whose f32 sum falls to the other side of a rounding boundary. So most rows (the
 //!   median) must be within 2.7e-5, and every row within four times the noise of rounding
 //!   everything, which is measured: oracle with rounding against oracle without.
-//! - f16: linears keep f32 inputs where the oracle rounds them, so the distance from the oracle
+//! - f16, and quantised with all else in f16: linears keep f32 inputs where the oracle rounds them, so the distance from the oracle
 //!   without rounding must be within the measured noise.
 #![allow(clippy::expect_used, clippy::panic)]
 
@@ -25,6 +25,20 @@ use safetensors::SafeTensors;
 
 const NAMES: [&str; 6] =
     ["plain-f32", "ntk-logn-f32", "plain-bf16", "ntk-bf16", "ntk-logn-bf16", "logn-f16"];
+
+/// Quantised ones, of `tests/data/make_quantised.py`.
+const QUANTISED: [&str; 6] = [
+    "../quantised/int4",
+    "../quantised/int8-v2",
+    "../quantised/int4-zeros",
+    "../quantised/int8-one-group",
+    "../quantised/int4-order",
+    "../quantised/int8-order",
+];
+
+fn names() -> impl Iterator<Item = &'static str> {
+    NAMES.into_iter().chain(QUANTISED)
+}
 
 /// One golden: tokens, how many of them are the prompt, and the last rows' logits.
 struct Golden {
@@ -87,6 +101,7 @@ fn allowance(name: &str, goldens: &BTreeMap<(String, String), Golden>) -> (&'sta
     match name.rsplit('-').next() {
         Some("bf16") => ("emulated", F32, 4.0 * noise(goldens)),
         Some("f16") => ("exact", noise(goldens), 4.0 * noise(goldens)),
+        _ if QUANTISED.contains(&name) => ("exact", noise(goldens), 4.0 * noise(goldens)),
         _ => ("exact", F32, 4.0 * F32),
     }
 }
@@ -118,7 +133,7 @@ fn check(name: &str, kind: Kind, world: usize, chunk: usize) {
 
 #[test]
 fn logits_agree_with_float64() {
-    for name in NAMES {
+    for name in names() {
         for kind in Kind::all() {
             check(name, kind, 1, usize::MAX);
         }
@@ -127,7 +142,7 @@ fn logits_agree_with_float64() {
 
 #[test]
 fn chunks_agree_with_float64() {
-    for name in NAMES {
+    for name in names() {
         for kind in [Kind::Reference, Kind::Fast(Isa::best())] {
             for chunk in [1, 5, 16] {
                 check(name, kind, 1, chunk);
@@ -139,7 +154,7 @@ fn chunks_agree_with_float64() {
 /// Not merely close: a prompt cut in chunks gives the same bits.
 #[test]
 fn chunked_equals_unchunked() {
-    for name in NAMES {
+    for name in names() {
         for kind in Kind::all() {
             let mut ranks = Ranks::open(&tiny(name), kind, 1);
             let tokens: Vec<u32> = (0..70).map(|i| i * 31 % ranks.vocab_size as u32).collect();
@@ -163,6 +178,12 @@ fn tensor_parallel_worlds_agree_with_float64() {
             for world in [2, 4] {
                 check(name, kind, world, 16);
             }
+        }
+    }
+    // Two ranks are what the groups of these allow: in one half of the inputs each.
+    for name in ["../quantised/int4", "../quantised/int8-one-group"] {
+        for kind in [Kind::Reference, Kind::Fast(Isa::best())] {
+            check(name, kind, 2, 16);
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 use qwen::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep};
 use qwen::batch::{Batch, Output};
 use qwen::error::Result;
+use qwen::quant::QuantTensor;
 use qwen::tensor::HostTensor;
 
 /// Names of the ops that are timed, in the order of a layer.
@@ -46,6 +47,12 @@ impl<B: Backend> Backend for Timed<B> {
     }
     fn gate_up(&mut self, gate: &HostTensor, up: &HostTensor) -> Result<B::GateUp> {
         self.inner.gate_up(gate, up)
+    }
+    fn quantised_matrix(&mut self, source: &QuantTensor) -> Result<B::Matrix> {
+        self.inner.quantised_matrix(source)
+    }
+    fn quantised_gate_up(&mut self, gate: &QuantTensor, up: &QuantTensor) -> Result<B::GateUp> {
+        self.inner.quantised_gate_up(gate, up)
     }
     fn vector(&mut self, source: &HostTensor) -> Result<B::Vector> {
         self.inner.vector(source)

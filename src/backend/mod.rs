@@ -7,7 +7,7 @@
 //! Arithmetic, the same for all backends:
 //! - activations and the residual stream are f32, all sums are accumulated in f32;
 //! - `linear` and `swiglu` round their input to bf16 when the weights are bf16 (the precision the
-//!   model was trained in); with f16 and f32 weights the input stays f32;
+//!   model was trained in); with f16, f32 and quantised weights the input stays f32;
 //! - queries, keys and values are rounded to the cache's dtype after the rotary embedding; scores,
 //!   softmax and the weighted sum are f32;
 //! - on the CPU a row's result never depends on which other rows are in the step, to the bit. On a GPU
@@ -21,7 +21,8 @@ pub mod cuda;
 pub mod random;
 
 use crate::batch::{Batch, Output};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::quant::QuantTensor;
 use crate::tensor::{Dtype, HostTensor};
 use random::Normal;
 
@@ -118,6 +119,19 @@ pub trait Backend: Send {
     }
     /// Makes the matrices of an MLP's first half ready. They have one shape and one dtype.
     fn gate_up(&mut self, gate: &HostTensor, up: &HostTensor) -> Result<Self::GateUp>;
+    /// Makes a quantised matrix ready; its bias, if it has one, is added by every op that uses it.
+    /// `Error::Argument` where the backend has no kernels for it.
+    fn quantised_matrix(&mut self, _source: &QuantTensor) -> Result<Self::Matrix> {
+        Err(no_quantised_kernels())
+    }
+    /// The same for the matrices of an MLP's first half. They have one shape and one width of codes.
+    fn quantised_gate_up(
+        &mut self,
+        _gate: &QuantTensor,
+        _up: &QuantTensor,
+    ) -> Result<Self::GateUp> {
+        Err(no_quantised_kernels())
+    }
     /// A weight matrix of random numbers, as `matrix` would make it of `normal.tensor()`; a backend
     /// with memory of its own makes them there.
     fn random_matrix(&mut self, normal: &Normal) -> Result<Self::Matrix> {
@@ -224,4 +238,9 @@ pub trait Backend: Send {
 
     /// Tells the other ranks that this one cannot go on, so that none waits for it.
     fn abandon(&mut self);
+}
+
+fn no_quantised_kernels() -> Error {
+    let reason = "it is quantised, and this backend has no kernels for that".to_string();
+    Error::Argument { argument: "checkpoint", reason }
 }

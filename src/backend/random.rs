@@ -6,7 +6,8 @@
 //! and run faster than real ones.
 
 use crate::error::{Error, Result};
-use crate::tensor::{Dtype, HostTensor};
+use crate::quant::{Groups, QuantConfig, QuantTensor};
+use crate::tensor::{Dtype, HostTensor, HostWords};
 
 /// A matrix `[rows, cols]` of independent numbers, N(mean, deviation^2), rounded to `dtype`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,6 +25,9 @@ pub struct Normal {
     /// Which numbers; see `seed_of`.
     pub seed: u64,
 }
+
+/// The step of SplitMix64 from one number to the next.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Elements made by one thread at a time; even.
 const CHUNK_ELEMENTS: usize = 1 << 20;
@@ -51,14 +55,7 @@ impl Normal {
 
     /// The numbers in host memory, made on all of the machine's cores.
     pub fn tensor(&self) -> Result<HostTensor> {
-        let needed = self.num_bytes();
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(needed).map_err(|_| Error::OutOfHostMemory {
-            purpose: "random weights",
-            needed_bytes: needed as u64,
-            available_bytes: None,
-        })?;
-        bytes.resize(needed, 0_u8);
+        let mut bytes = reserved(self.num_bytes())?;
         let chunk_bytes = CHUNK_ELEMENTS * self.dtype.size_bytes();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let share = bytes.len().div_ceil(cores).next_multiple_of(chunk_bytes);
@@ -87,7 +84,6 @@ impl Normal {
 
     /// Elements 2 `pair` and 2 `pair` + 1, by Box and Muller from two 24-bit uniform numbers.
     fn pair(&self, pair: u64) -> [f32; 2] {
-        const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
         const SCALE: f32 = 1.0 / 16_777_216.0;
         let bits = mix(self.seed.wrapping_add((pair + 1).wrapping_mul(GOLDEN)));
         // Never 0, whose logarithm is infinite.
@@ -97,6 +93,41 @@ impl Normal {
         let (sin, cos) = angle.sin_cos();
         [self.mean + radius * cos, self.mean + radius * sin]
     }
+}
+
+/// A quantised matrix `[outputs, inputs]` of random codes, symmetric, whose elements have a standard
+/// deviation near 1 / sqrt(inputs).
+pub fn random_codes(
+    format: &QuantConfig,
+    (outputs, inputs): (usize, usize),
+    seed: u64,
+) -> Result<QuantTensor> {
+    let rows = inputs / format.bits.codes_per_word();
+    let mut bytes = reserved(rows * outputs * 4)?;
+    for (pair, eight) in bytes.chunks_mut(8).enumerate() {
+        let bits = mix(seed.wrapping_add((pair as u64 + 1).wrapping_mul(GOLDEN)));
+        eight.copy_from_slice(&bits.to_le_bytes()[..eight.len()]);
+    }
+    let codes = HostWords::from_vec(rows, outputs, bytes);
+    // Uniform codes 0 to 2^b - 1 have a deviation of 2^b / sqrt(12).
+    let deviation = 2.0 * format.bits.middle() as f32 / 12_f32.sqrt();
+    let scale = half::f16::from_f32(1.0 / ((inputs as f32).sqrt() * deviation));
+    let groups = format.num_groups(inputs);
+    let scales = scale.to_le_bytes().repeat(groups * outputs);
+    let scales = HostTensor::from_vec(Dtype::F16, groups, outputs, scales);
+    Ok(QuantTensor::new(format.bits, codes, scales, Groups::Runs(format.group_inputs(inputs))))
+}
+
+/// `len` zero bytes for random weights.
+fn reserved(len: usize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len).map_err(|_| Error::OutOfHostMemory {
+        purpose: "random weights",
+        needed_bytes: len as u64,
+        available_bytes: None,
+    })?;
+    bytes.resize(len, 0_u8);
+    Ok(bytes)
 }
 
 #[cfg(test)]

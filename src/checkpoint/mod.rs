@@ -8,6 +8,7 @@ pub mod files;
 mod header;
 mod index;
 pub mod names;
+mod quantised;
 pub mod shard;
 
 use std::collections::HashMap;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::tensor::{ByteOwner, Dtype, HostTensor};
-use names::Role;
+use names::{QuantPart, Role};
 use shard::Slice;
 
 /// How a checkpoint's bytes come into memory.
@@ -53,10 +54,18 @@ struct OpenShard {
 /// Where a tensor lies.
 struct Place {
     file: usize,
-    dtype: Dtype,
+    element: Element,
     shape: Vec<u64>,
     /// Bytes in the data section of the file.
     range: Range<usize>,
+}
+
+/// What a tensor's elements are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Element {
+    Float(Dtype),
+    /// 32-bit integers: codes and indices of quantised linears.
+    Word,
 }
 
 impl Checkpoint {
@@ -73,6 +82,7 @@ impl Checkpoint {
         for (file, listed) in &layout {
             checkpoint.add_file(&folder.join(file), listed)?;
         }
+        checkpoint.check_parts()?;
         if source == Source::Copy {
             checkpoint.copy_to_memory(&mut |_| true)?;
         }
@@ -117,27 +127,33 @@ impl Checkpoint {
         data_offset: usize,
         entry: header::Entry,
     ) -> Result<()> {
-        match names::role(&entry.name) {
+        let role = names::role(&entry.name);
+        let expected = match role {
             Role::Ignored => return Ok(()),
-            Role::Model => {}
-            Role::Unknown => {
-                let reason = "no tensor of a Qwen-1 model has this name".to_string();
-                return Err(Error::Unsupported { path: path.into(), field: entry.name, reason });
-            }
-        }
-        let Some(dtype) = dtype_of(&entry.dtype) else {
-            let reason = format!("it is {}; BF16, F16 and F32 can be read", entry.dtype);
+            Role::Unknown => return Err(unknown_name(path, &entry.name)),
+            Role::Quantised(QuantPart::Codes | QuantPart::Zeros | QuantPart::Groups) => "I32",
+            Role::Quantised(QuantPart::Scales) => "F16",
+            Role::Quantised(QuantPart::Bias) | Role::Model => "BF16, F16 or F32",
+        };
+        let element = element_of(&entry.dtype).filter(|_| expected.contains(&entry.dtype));
+        let Some(element) = element else {
+            let reason = format!("it is {}, expected {expected}", entry.dtype);
             return Err(Error::Unsupported { path: path.into(), field: entry.name, reason });
         };
         let offset = Some((data_offset + entry.range.start) as u64);
         if entry.range.is_empty() {
             return Err(fault(path, &entry.name, offset, "it has no elements".into()));
         }
-        let place = Place { file, dtype, shape: entry.shape, range: entry.range };
+        let place = Place { file, element, shape: entry.shape, range: entry.range };
         match self.places.insert(entry.name.clone(), place) {
             Some(_) => Err(fault(path, &entry.name, offset, "it is in another shard too".into())),
             None => Ok(()),
         }
+    }
+
+    /// The folder it was opened from.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Whether the checkpoint has a tensor called `name`.
@@ -150,6 +166,11 @@ impl Checkpoint {
         self.places.keys().map(String::as_str)
     }
 
+    /// Bytes of tensor `name`.
+    pub fn num_bytes(&self, name: &str) -> Result<u64> {
+        Ok(self.place(name)?.range.len() as u64)
+    }
+
     /// Bytes of all model tensors together.
     pub fn total_bytes(&self) -> u64 {
         self.places.values().map(|place| place.range.len() as u64).sum()
@@ -158,16 +179,23 @@ impl Checkpoint {
     /// Dtype and `[rows, cols]` of checkpoint tensor `name` (a vector `[n]` is `[n, 1]`).
     pub fn shape(&self, name: &str) -> Result<(Dtype, usize, usize)> {
         let place = self.place(name)?;
+        let (rows, cols) = self.extents(name, place)?;
+        match place.element {
+            Element::Float(dtype) => Ok((dtype, rows, cols)),
+            // `add_entry` lets words in under the names of parts only.
+            Element::Word => Err(self.misfit(name, place, "one of floating-point numbers")),
+        }
+    }
+
+    /// `[rows, cols]` of a tensor; a vector `[n]` is `[n, 1]`.
+    fn extents(&self, name: &str, place: &Place) -> Result<(usize, usize)> {
         let size = |n: u64| usize::try_from(n).ok();
         let (rows, cols) = match place.shape[..] {
             [rows] => (size(rows), Some(1)),
             [rows, cols] => (size(rows), size(cols)),
             _ => (None, None),
         };
-        match (rows, cols) {
-            (Some(rows), Some(cols)) => Ok((place.dtype, rows, cols)),
-            _ => Err(self.misfit(name, place, "a vector or a matrix")),
-        }
+        rows.zip(cols).ok_or_else(|| self.misfit(name, place, "a vector or a matrix"))
     }
 
     /// Tensor `name`, whose shape must be `[rows, cols]`, cut to `slice`. No copy where the slice
@@ -186,15 +214,28 @@ impl Checkpoint {
             return Err(self.misfit(name, place, &format!("{expected:?}")));
         }
         check_slice(slice, rows, cols)?;
-        let shard = &self.files[place.file];
-        let start = shard.data_start + place.range.start;
+        let (owner, bytes) = self.bytes(place);
         let row_bytes = cols * dtype.size_bytes();
         if let ([range], true) = (&slice.row_ranges[..], slice.cols == (0..cols)) {
+            let start = bytes.start;
             let bytes = start + range.start * row_bytes..start + range.end * row_bytes;
-            return Ok(HostTensor::new(dtype, range.len(), cols, shard.owner.clone(), bytes));
+            return Ok(HostTensor::new(dtype, range.len(), cols, owner.clone(), bytes));
         }
-        let end = start + place.range.len();
-        gather(dtype, cols, &(*shard.owner).as_ref()[start..end], slice)
+        let rows = slice.row_ranges.iter().cloned().flatten();
+        let cut = gather(
+            &(**owner).as_ref()[bytes],
+            (cols, dtype.size_bytes()),
+            rows,
+            std::slice::from_ref(&slice.cols),
+        )?;
+        Ok(HostTensor::from_vec(dtype, slice.num_rows(), slice.cols.len(), cut))
+    }
+
+    /// The bytes of a tensor: a range of what owns them.
+    fn bytes(&self, place: &Place) -> (&ByteOwner, Range<usize>) {
+        let shard = &self.files[place.file];
+        let start = shard.data_start + place.range.start;
+        (&shard.owner, start..start + place.range.len())
     }
 
     fn place(&self, name: &str) -> Result<&Place> {
@@ -216,11 +257,17 @@ fn is_ignored(name: &str) -> bool {
     names::role(name) == Role::Ignored
 }
 
-fn dtype_of(name: &str) -> Option<Dtype> {
+fn unknown_name(path: &Path, name: &str) -> Error {
+    let reason = "no tensor of a Qwen-1 model has this name".to_string();
+    Error::Unsupported { path: path.into(), field: name.to_string(), reason }
+}
+
+fn element_of(name: &str) -> Option<Element> {
     match name {
-        "BF16" => Some(Dtype::Bf16),
-        "F16" => Some(Dtype::F16),
-        "F32" => Some(Dtype::F32),
+        "BF16" => Some(Element::Float(Dtype::Bf16)),
+        "F16" => Some(Element::Float(Dtype::F16)),
+        "F32" => Some(Element::Float(Dtype::F32)),
+        "I32" => Some(Element::Word),
         _ => None,
     }
 }
@@ -234,19 +281,25 @@ fn check_slice(slice: &Slice, rows: usize, cols: usize) -> Result<()> {
     Err(Error::Argument { argument: "slice", reason })
 }
 
-/// Copies the rows and columns of `slice` out of a `[rows, cols]` tensor's `bytes`.
-fn gather(dtype: Dtype, cols: usize, bytes: &[u8], slice: &Slice) -> Result<HostTensor> {
-    let size = dtype.size_bytes();
-    let num_rows: usize = slice.row_ranges.iter().map(Range::len).sum();
-    let num_cols = slice.cols.len();
+/// Copies `rows`, and of each the columns `col_ranges` in turn, out of a matrix's `bytes`, whose rows
+/// have `cols` elements of `size` bytes.
+fn gather(
+    bytes: &[u8],
+    (cols, size): (usize, usize),
+    rows: impl Iterator<Item = usize> + Clone,
+    col_ranges: &[Range<usize>],
+) -> Result<Vec<u8>> {
+    let num_cols: usize = col_ranges.iter().map(Range::len).sum();
     // A slice may name rows twice, so its size is not bounded by the tensor's.
-    let needed = num_rows.saturating_mul(num_cols * size);
+    let needed = rows.clone().count().saturating_mul(num_cols * size);
     let mut owned = files::reserve(needed, "a slice of a tensor")?;
-    for row in slice.row_ranges.iter().cloned().flatten() {
-        let start = (row * cols + slice.cols.start) * size;
-        owned.extend_from_slice(&bytes[start..start + num_cols * size]);
+    for row in rows {
+        for range in col_ranges {
+            let start = (row * cols + range.start) * size;
+            owned.extend_from_slice(&bytes[start..start + range.len() * size]);
+        }
     }
-    Ok(HostTensor::from_vec(dtype, num_rows, num_cols, owned))
+    Ok(owned)
 }
 
 fn fault(path: &Path, tensor: &str, offset_bytes: Option<u64>, reason: String) -> Error {

@@ -64,17 +64,35 @@ pub fn check_world(
     intermediate_size: usize,
     world: usize,
 ) -> Result<()> {
+    check_quantised_world((num_heads, num_kv_heads, 1), intermediate_size, 1, world)
+}
+
+/// As `check_world`, for linears whose inputs are divided in units of `unit` (a group of a quantised
+/// matrix). `heads` are the query heads, the KV heads, and the elements of each.
+pub fn check_quantised_world(
+    heads: (usize, usize, usize),
+    intermediate_size: usize,
+    unit: usize,
+    world: usize,
+) -> Result<()> {
+    let (num_heads, num_kv_heads, head_dim) = heads;
     let fits = |world: &usize| {
-        [num_heads, num_kv_heads, intermediate_size].iter().all(|extent| extent % world == 0)
+        let inputs = [num_heads * head_dim, intermediate_size];
+        let is_whole = [num_heads, num_kv_heads].iter().all(|extent| extent % world == 0);
+        let is_even = inputs.iter().all(|extent| extent % world == 0);
+        is_whole
+            && is_even
+            && (*world == 1 || inputs.iter().all(|n| (n / world).is_multiple_of(unit)))
     };
     if world > 0 && fits(&world) {
         return Ok(());
     }
     // A rank holds at least one head, so there are no more ranks than heads.
     let working: Vec<usize> = (1..=num_kv_heads.min(num_heads)).filter(fits).collect();
+    let groups = if unit > 1 { format!(", in groups of {unit}") } else { String::new() };
     Err(impossible(format!(
         "{num_heads} heads, {num_kv_heads} key/value heads and an MLP width of \
-         {intermediate_size} do not divide over {world} ranks; these work: {working:?}"
+         {intermediate_size}{groups} do not divide over {world} ranks; these work: {working:?}"
     )))
 }
 

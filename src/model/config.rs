@@ -9,7 +9,9 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::fields::Fields;
+use super::quantisation;
 use crate::error::Result;
+use crate::quant::QuantConfig;
 use crate::tensor::Dtype;
 
 /// The shape and switches of a Qwen-1 model, in the field's names.
@@ -39,6 +41,8 @@ pub struct ModelConfig {
     pub use_dynamic_ntk: bool,
     /// Whether queries past position S are scaled by ln(position) / ln(S).
     pub use_logn_attention: bool,
+    /// How the linears are quantised; none where they are not.
+    pub quantisation: Option<QuantConfig>,
 }
 
 // Bounds far above any published model (72B: 80, 8192, 64, 128, 49152, 152064) and low enough
@@ -57,7 +61,8 @@ impl ModelConfig {
         let fields = Fields::open(&folder.join("config.json"))?;
         check_family(&fields)?;
         check_switches(&fields)?;
-        let config = read(&fields)?;
+        let quantisation = quantisation::read(folder, &fields)?;
+        let config = ModelConfig { quantisation, ..read(&fields)? };
         check_sizes(&fields, &config)?;
         Ok(config)
     }
@@ -111,10 +116,6 @@ fn check_family(fields: &Fields) -> Result<()> {
 
 /// Refuses settings under which the arithmetic would be another one.
 fn check_switches(fields: &Fields) -> Result<()> {
-    if fields.get("quantization_config").is_some() {
-        let reason = "quantised weights cannot be read";
-        return Err(fields.unsupported("quantization_config", reason));
-    }
     for (key, published) in
         [("no_bias", true), ("tie_word_embeddings", false), ("scale_attn_weights", true)]
     {
@@ -151,6 +152,7 @@ fn read(fields: &Fields) -> Result<ModelConfig> {
         train_context_tokens: fields.size(&["seq_length"], 2..=MAX_CONTEXT_TOKENS)?,
         use_dynamic_ntk: fields.flag("use_dynamic_ntk", true)?,
         use_logn_attention: fields.flag("use_logn_attn", true)?,
+        quantisation: None,
     })
 }
 

@@ -14,10 +14,12 @@ use crate::error::{Error, Result};
 /// The published files are under 3 kB.
 const LIMIT_BYTES: usize = 4 << 20;
 
-/// The object in a JSON file.
+/// The object in a JSON file, or one inside it.
 pub(super) struct Fields {
     path: PathBuf,
     object: Map<String, Value>,
+    /// What stands before a key in an error: empty, or `outer.`.
+    prefix: String,
 }
 
 impl Fields {
@@ -31,9 +33,19 @@ impl Fields {
             reason: format!("bad JSON: {error}"),
         })?;
         match value {
-            Value::Object(object) => Ok(Fields { path: path.to_path_buf(), object }),
+            Value::Object(object) => {
+                Ok(Fields { path: path.to_path_buf(), object, prefix: String::new() })
+            }
             _ => Err(Error::corrupt(path, "the file is not a JSON object")),
         }
+    }
+
+    /// The object under `key`.
+    pub(super) fn object(&self, key: &str) -> Result<Option<Fields>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let object = value.as_object().ok_or_else(|| self.wrong_type(key, "an object"))?;
+        let prefix = format!("{}{key}.", self.prefix);
+        Ok(Some(Fields { path: self.path.clone(), object: object.clone(), prefix }))
     }
 
     /// The value of `key`, unless absent or null.
@@ -58,7 +70,7 @@ impl Fields {
         let number = self.integer(keys, range)?;
         let number = number.ok_or_else(|| {
             let key = keys.first().copied().unwrap_or_default();
-            Error::corrupt(&self.path, format!("`{key}` is missing"))
+            Error::corrupt(&self.path, format!("`{}{key}` is missing", self.prefix))
         })?;
         usize::try_from(number).map_err(|_| self.wrong_type(keys[0], "a size of this machine"))
     }
@@ -118,12 +130,12 @@ impl Fields {
     pub(super) fn unsupported(&self, key: &str, reason: impl Into<String>) -> Error {
         Error::Unsupported {
             path: self.path.clone(),
-            field: key.to_string(),
+            field: format!("{}{key}", self.prefix),
             reason: reason.into(),
         }
     }
 
     fn wrong_type(&self, key: &str, expected: &str) -> Error {
-        Error::corrupt(&self.path, format!("`{key}` is not {expected}"))
+        Error::corrupt(&self.path, format!("`{}{key}` is not {expected}", self.prefix))
     }
 }

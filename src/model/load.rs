@@ -3,8 +3,10 @@
 use crate::backend::Backend;
 use crate::backend::random::{Normal, seed_of};
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::names::{self, LayerTensor};
 use crate::checkpoint::shard::{Split, slice};
 use crate::error::{Error, Result};
+use crate::quant::QuantConfig;
 use crate::tensor::{Dtype, HostTensor};
 
 /// Called with the bytes made ready since the last call; `false` cancels the load.
@@ -17,6 +19,21 @@ pub enum Weights<'a> {
     Stored(&'a Checkpoint),
     /// Nowhere: random numbers of this dtype, the same at every load.
     Random(Dtype),
+}
+
+impl Weights<'_> {
+    /// Dtype of activations and cache: that of the stored linears, or, where these are quantised, of
+    /// lm_head, which never is.
+    pub fn dtype(&self) -> Result<Dtype> {
+        match self {
+            Weights::Stored(checkpoint) => {
+                let first = names::layer(0, LayerTensor::QkvWeight);
+                let is_quantised = checkpoint.has_codes(&first);
+                Ok(checkpoint.shape(if is_quantised { names::LM_HEAD } else { &first })?.0)
+            }
+            Weights::Random(dtype) => Ok(*dtype),
+        }
+    }
 }
 
 impl<'a> From<&'a Checkpoint> for Weights<'a> {
@@ -40,6 +57,7 @@ const REPORT_BYTES: usize = 16 << 20;
 pub(super) struct Loader<'a, B: Backend> {
     pub(super) backend: &'a mut B,
     pub(super) weights: Weights<'a>,
+    pub(super) quantisation: Option<QuantConfig>,
     pub(super) rank: usize,
     pub(super) world: usize,
     pub(super) progress: Progress<'a>,
@@ -53,6 +71,9 @@ impl<B: Backend> Loader<'_, B> {
         shape: (usize, usize),
         split: Split,
     ) -> Result<B::Matrix> {
+        if let Some(tensor) = self.quantised(name, shape, split)? {
+            return self.backend.quantised_matrix(&tensor);
+        }
         match self.weights {
             Weights::Stored(checkpoint) => {
                 let tensor = self.fetch(checkpoint, name, shape, split)?;
@@ -77,6 +98,11 @@ impl<B: Backend> Loader<'_, B> {
         (gate, up): (&str, &str),
         shape: (usize, usize),
     ) -> Result<B::GateUp> {
+        if let Some(gate) = self.quantised(gate, shape, Split::Column)? {
+            let other = self.quantised(up, shape, Split::Column)?;
+            let up = other.ok_or_else(|| mixed(up))?;
+            return self.backend.quantised_gate_up(&gate, &up);
+        }
         match self.weights {
             Weights::Stored(checkpoint) => {
                 same_dtype(checkpoint, gate, up)?;
@@ -102,14 +128,6 @@ impl<B: Backend> Loader<'_, B> {
     pub(super) fn bias(&mut self, name: &str, len: usize, split: Split) -> Result<B::Vector> {
         let tensor = self.host(name, (len, 1), split, RANDOM_BIAS)?;
         self.backend.vector(&tensor)
-    }
-
-    /// Dtype of `name`.
-    pub(super) fn dtype(&self, name: &str) -> Result<Dtype> {
-        match self.weights {
-            Weights::Stored(checkpoint) => Ok(checkpoint.shape(name)?.0),
-            Weights::Random(dtype) => Ok(dtype),
-        }
     }
 
     /// This rank's part of a tensor that is wanted in host memory: stored, or random with the given
@@ -152,8 +170,17 @@ impl<B: Backend> Loader<'_, B> {
         Ok(normal)
     }
 
-    fn report(&mut self, num_bytes: usize) -> Result<()> {
+    pub(super) fn report(&mut self, num_bytes: usize) -> Result<()> {
         if (self.progress)(num_bytes as u64) { Ok(()) } else { Err(Error::Cancelled) }
+    }
+
+    /// Brings `bytes` into memory, and says so.
+    pub(super) fn bring(&mut self, bytes: &[u8]) -> Result<()> {
+        for chunk in bytes.chunks(REPORT_BYTES) {
+            touch(chunk);
+            self.report(chunk.len())?;
+        }
+        Ok(())
     }
 
     fn fetch(
@@ -165,12 +192,15 @@ impl<B: Backend> Loader<'_, B> {
     ) -> Result<HostTensor> {
         let part = slice(split, rows, cols, self.rank, self.world)?;
         let tensor = checkpoint.tensor(name, rows, cols, &part)?;
-        for chunk in tensor.bytes().chunks(REPORT_BYTES) {
-            touch(chunk);
-            self.report(chunk.len())?;
-        }
+        self.bring(tensor.bytes())?;
         Ok(tensor)
     }
+}
+
+/// Gate and up are used together.
+fn mixed(name: &str) -> Error {
+    let reason = format!("`{name}` is not quantised, but the matrix beside it is");
+    Error::Argument { argument: "checkpoint", reason }
 }
 
 /// `Error::Argument` unless both tensors are stored in one dtype.

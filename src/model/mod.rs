@@ -6,6 +6,8 @@ mod fields;
 pub mod generation;
 mod layer;
 mod load;
+mod load_quantised;
+mod quantisation;
 pub mod rope;
 mod scratch;
 
@@ -19,6 +21,7 @@ use config::ModelConfig;
 use layer::{Layer, StepContext};
 use load::Loader;
 pub use load::{Progress, Weights};
+pub use load_quantised::quantised_bytes;
 use rope::Rope;
 use scratch::Scratch;
 
@@ -108,8 +111,11 @@ impl<B: Backend> Model<B> {
         };
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let weights = weights.into();
-        let mut loader = Loader { backend: &mut backend, weights, rank, world, progress };
-        let dtype = loader.dtype(&names::layer(0, names::LayerTensor::QkvWeight))?;
+        weights.check_quantisation(config)?;
+        let quantisation = config.quantisation;
+        let mut loader =
+            Loader { backend: &mut backend, weights, quantisation, rank, world, progress };
+        let dtype = loader.weights.dtype()?;
         let embedding = loader.embedding(names::EMBEDDING, (vocab, hidden))?;
         let layers = (0..config.num_layers)
             .map(|index| Layer::load(&mut loader, config, index))

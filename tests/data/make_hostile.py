@@ -3,7 +3,8 @@
 
 tests/hostile.rs opens every folder and demands that folder's own error. Only the files that can
 matter to a defect are written. `sound` and `sound-sharded` have no defect; the `vocabulary-*`
-folders have one in their vocabulary only.
+folders have one in their vocabulary only. The `quantised-*` folders are of another minimal checkpoint,
+whose linears are quantised to 4 bits.
 """
 
 import base64
@@ -137,7 +138,6 @@ def config_cases():
     config_case("nan", layer_norm_epsilon=float("nan"))
     config_case("wrong-architecture", architectures=["LlamaForCausalLM"])
     config_case("wrong-model-type", model_type="qwen2")
-    config_case("quantised", quantization_config={"bits": 4, "quant_method": "gptq"})
     config_case("key-missing", hidden_size=None)
     config_case("wrong-type", num_hidden_layers="two")
     config_case("negative", num_attention_heads=-2)
@@ -257,6 +257,103 @@ def vocabulary_cases():
     write("vocabulary-bad-base64", {"qwen.tiktoken": vocabulary(fits).replace("==", "*", 1)})
 
 
+# A quantised checkpoint: two heads of 4, an MLP of 8, so that each linear has one word of inputs.
+QUANT_CONFIG = {"bits": 4, "group_size": 32, "desc_act": False, "quant_method": "gptq"}
+LINEARS = {"attn.c_attn": 24, "attn.c_proj": 8, "mlp.w1": 8, "mlp.w2": 8, "mlp.c_proj": 8}
+OUTPUT = f"{BLOCK}.attn.c_proj"
+
+
+def quantised_tensors():
+    """Name -> (dtype, shape, bytes) of a sound quantised checkpoint."""
+    half = struct.pack("<H", 0x2001)
+    plain = {
+        "transformer.wte.weight": [VOCAB, 8],
+        f"{BLOCK}.ln_1.weight": [8],
+        f"{BLOCK}.ln_2.weight": [8],
+        "transformer.ln_f.weight": [8],
+        "lm_head.weight": [VOCAB, 8],
+    }
+    tensors = {
+        name: ("F16", shape, half * (8 * (VOCAB if len(shape) == 2 else 1)))
+        for name, shape in plain.items()
+    }
+    for linear, outputs in LINEARS.items():
+        words, name = outputs // 8, f"{BLOCK}.{linear}"
+        tensors[f"{name}.bias"] = ("F16", [outputs], bytes(2 * outputs))
+        tensors[f"{name}.g_idx"] = ("I32", [8], bytes(32))
+        tensors[f"{name}.qweight"] = ("I32", [1, outputs], b"\x52\x71\x9a\xf3" * outputs)
+        tensors[f"{name}.qzeros"] = ("I32", [1, words], b"\x77" * (4 * words))
+        tensors[f"{name}.scales"] = ("F16", [1, outputs], half * outputs)
+    return tensors
+
+
+def quantised_case(name, settings=None, changes=None, files=None, config=None):
+    """The sound one with other settings, tensors (None leaves one out), files or configuration."""
+    tensors = {**quantised_tensors(), **(changes or {})}
+    header, data = {}, b""
+    for key, entry in tensors.items():
+        if entry is None:
+            continue
+        dtype, shape, content = entry
+        offsets = [len(data), len(data) + len(content)]
+        header[key] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        data += content
+    settings = {**QUANT_CONFIG, **(settings or {})}
+    settings = {key: value for key, value in settings.items() if value is not None}
+    sizes = {"hidden_size": 8, "kv_channels": 4, "intermediate_size": 16}
+    whole = {**CONFIG, **sizes, "quantization_config": settings, **(config or {})}
+    write(
+        name if name.startswith("sound") else f"quantised-{name}",
+        {"config.json": json.dumps(whole, indent=1), SINGLE: pack(header, data), **(files or {})},
+    )
+
+
+def quantised_cases():
+    quantised_case("sound-quantised")
+    quantised_case("bits", {"bits": 3})
+    quantised_case("bits-missing", {"bits": None})
+    quantised_case("method", {"quant_method": "awq"})
+    quantised_case("group-zero", {"group_size": 0})
+    quantised_case("group-odd", {"group_size": 100})
+    quantised_case("group-negative", {"group_size": -2})
+    quantised_case("format", {"checkpoint_format": "marlin"})
+    quantised_case("not-an-object", config={"quantization_config": "gptq"})
+    other = json.dumps({**QUANT_CONFIG, "bits": 8})
+    quantised_case("files-differ", files={"quantize_config.json": other})
+    quantised_case("undeclared", config={"quantization_config": None})
+    dense = pack(*header_of(SHAPES))
+    hidden = {key: CONFIG[key] for key in ("hidden_size", "kv_channels", "intermediate_size")}
+    quantised_case("nothing", files={SINGLE: dense}, config=hidden)
+    quantised_tensor_cases()
+
+
+def quantised_tensor_cases():
+    def changed(case, part, dtype, shape, content):
+        quantised_case(case, changes={f"{OUTPUT}.{part}": (dtype, shape, content)})
+
+    def groups(last):
+        return struct.pack("<8i", *[0] * 7, last)
+
+    changed("codes-dtype", "qweight", "F16", [1, 16], bytes(32))
+    changed("codes-wide", "qweight", "I64", [1, 4], bytes(32))
+    changed("codes-transposed", "qweight", "I32", [8, 1], bytes(32))
+    changed("codes-of-8-bits", "qweight", "I32", [2, 8], bytes(64))
+    changed("zeros-shape", "qzeros", "I32", [2, 1], bytes(8))
+    changed("scales-dtype", "scales", "F32", [1, 8], bytes(32))
+    changed("scales-short", "scales", "F16", [1, 7], bytes(14))
+    changed("groups-beyond", "g_idx", "I32", [8], groups(1))
+    changed("groups-below-zero", "g_idx", "I32", [8], groups(-1))
+    changed("groups-short", "g_idx", "I32", [7], bytes(28))
+    changed("bias-length", "bias", "F16", [9], bytes(18))
+    changed("bias-dtype", "bias", "I32", [8], bytes(32))
+    changed("weight-too", "weight", "F16", [8, 8], bytes(128))
+    quantised_case("codes-missing", changes={f"{OUTPUT}.qweight": None})
+    quantised_case("scales-missing", changes={f"{OUTPUT}.scales": None})
+    missing = {f"{OUTPUT}.g_idx": None}
+    quantised_case("groups-missing", {"desc_act": True}, changes=missing)
+    quantised_case("sound-quantised-no-groups", changes=missing)
+
+
 def main():
     shutil.rmtree(HOSTILE, ignore_errors=True)
     tokens = vocabulary(VOCAB - NUM_SPECIALS_WITH_ROWS)
@@ -268,6 +365,7 @@ def main():
     tensor_cases()
     index_cases()
     vocabulary_cases()
+    quantised_cases()
 
 
 if __name__ == "__main__":

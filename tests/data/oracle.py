@@ -73,7 +73,23 @@ class Model:
             return file.get_tensor(name), file.get_slice(name).get_dtype()
 
     def weight(self, name):
+        stem = name.removesuffix(".weight")
+        if f"{stem}.qweight" in self.files:
+            return self.dequantised(stem)
         return self.open_tensor(name)[0].astype(np.float64)
+
+    def dequantised(self, stem):
+        """The quantised linear `stem` as [outputs, inputs]: scale * (code - zero)."""
+        settings = self.config["quantization_config"]
+        offset = 0 if settings.get("checkpoint_format") == "gptq_v2" else 1
+        words, zeros, scales, groups = (
+            self.open_tensor(f"{stem}.{part}")[0]
+            for part in ("qweight", "qzeros", "scales", "g_idx")
+        )
+        # Both are packed lowest first: along inputs, and along outputs.
+        codes = unpacked(words.T, settings["bits"])
+        zeros = unpacked(zeros, settings["bits"]).T + offset
+        return scales.T[:, groups].astype(np.float64) * (codes - zeros[:, groups])
 
     def round(self, values):
         """What a backend keeps of `values` where it keeps the weights' dtype."""
@@ -82,8 +98,13 @@ class Model:
         return values.astype(self.rounding).astype(np.float64)
 
     def linear(self, values, name):
-        """values [T, in] times weight [out, in] transposed."""
-        return self.round(values) @ self.weight(name).T
+        """values [T, in] times weight [out, in] transposed, plus the bias of a quantised one."""
+        product = self.round(values) @ self.weight(name).T
+        bias = name.removesuffix("weight") + "bias"
+        # c_attn's, which every model has, is added where it is used.
+        if bias in self.files and not bias.endswith("c_attn.bias"):
+            product = product + self.weight(bias)
+        return product
 
     def norm(self, values, name):
         """RMSNorm over the last axis."""
@@ -142,6 +163,15 @@ class Model:
             hidden = hidden + self.mlp(self.norm(hidden, f"{layer}.ln_2.weight"), layer)
         hidden = self.norm(hidden, "transformer.ln_f.weight")
         return self.linear(hidden[-(rows or len(tokens)) :], "lm_head.weight")
+
+
+def unpacked(words, bits):
+    """Words [rows, n] of codes -> [rows, n * 32 / bits] as float64."""
+    bytes_of = np.ascontiguousarray(words).view(np.uint8).astype(np.float64)
+    if bits == 8:
+        return bytes_of
+    high, low = np.divmod(bytes_of, 16)
+    return np.stack([low, high], axis=-1).reshape(len(words), -1)
 
 
 def ntk_alpha(prompt_tokens, train_length):

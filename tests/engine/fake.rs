@@ -272,6 +272,7 @@ fn config() -> ModelConfig {
         train_context_tokens: 2048,
         use_dynamic_ntk: true,
         use_logn_attention: true,
+        quantisation: None,
     }
 }
 

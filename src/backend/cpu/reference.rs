@@ -10,6 +10,7 @@ use crate::backend::comm::Comm;
 use crate::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep};
 use crate::batch::{Batch, Output, PAGE_TOKENS};
 use crate::error::Result;
+use crate::quant::QuantTensor;
 use crate::tensor::{Dtype, HostTensor};
 
 /// The plain-loop CPU backend.
@@ -30,6 +31,16 @@ pub struct ReferenceMatrix {
     dtype: Dtype,
     cols: usize,
     data: Vec<f32>,
+    /// A quantised matrix may have a bias of its own.
+    bias: Option<Vec<f32>>,
+}
+
+impl ReferenceMatrix {
+    /// Output `index` of `input`.
+    fn output(&self, input: &[f32], index: usize) -> f32 {
+        let weights = &self.data[index * self.cols..(index + 1) * self.cols];
+        dot(input, weights) + self.bias.as_ref().map_or(0.0, |bias| bias[index])
+    }
 }
 
 /// Keys and values as f32 (already rounded): `[layer][slot, kv_head, head_dim]`.
@@ -54,11 +65,29 @@ impl Backend for Reference {
     type KvCache = ReferenceKv;
 
     fn matrix(&mut self, source: &HostTensor) -> Result<ReferenceMatrix> {
-        Ok(ReferenceMatrix { dtype: source.dtype(), cols: source.cols(), data: source.to_f32() })
+        let (dtype, cols) = (source.dtype(), source.cols());
+        Ok(ReferenceMatrix { dtype, cols, data: source.to_f32(), bias: None })
     }
 
     fn gate_up(&mut self, gate: &HostTensor, up: &HostTensor) -> Result<[ReferenceMatrix; 2]> {
         Ok([self.matrix(gate)?, self.matrix(up)?])
+    }
+
+    fn quantised_matrix(&mut self, source: &QuantTensor) -> Result<ReferenceMatrix> {
+        Ok(ReferenceMatrix {
+            dtype: Dtype::F32,
+            cols: source.inputs(),
+            data: source.dequantise(),
+            bias: source.bias().map(HostTensor::to_f32),
+        })
+    }
+
+    fn quantised_gate_up(
+        &mut self,
+        gate: &QuantTensor,
+        up: &QuantTensor,
+    ) -> Result<[ReferenceMatrix; 2]> {
+        Ok([self.quantised_matrix(gate)?, self.quantised_matrix(up)?])
     }
 
     fn vector(&mut self, source: &HostTensor) -> Result<Vec<f32>> {
@@ -114,8 +143,7 @@ impl Backend for Reference {
         for row in 0..x.rows() {
             let input = rounded(x.row(row), input_dtype(weight.dtype));
             for (index, y) in out.row_mut(row).iter_mut().enumerate() {
-                let weights = &weight.data[index * weight.cols..(index + 1) * weight.cols];
-                *y = dot(&input, weights) + bias.map_or(0.0, |bias| bias[index]);
+                *y = weight.output(&input, index) + bias.map_or(0.0, |bias| bias[index]);
             }
         }
     }
@@ -125,9 +153,7 @@ impl Backend for Reference {
         for row in 0..x.rows() {
             let input = rounded(x.row(row), input_dtype(gate.dtype));
             for (index, y) in out.row_mut(row).iter_mut().enumerate() {
-                let weights = index * gate.cols..(index + 1) * gate.cols;
-                let gate = dot(&input, &gate.data[weights.clone()]);
-                *y = dot(&input, &up.data[weights]) * silu(gate);
+                *y = up.output(&input, index) * silu(gate.output(&input, index));
             }
         }
     }

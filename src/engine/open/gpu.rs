@@ -43,6 +43,11 @@ impl Gpu {
             let reason = format!("heads of {} elements; on CUDA 64 and 128 work", config.head_dim);
             return Err(unsupported(needs, "kv_channels", reason));
         }
+        if let Some(format) = &config.quantisation {
+            let reason =
+                format!("{} weights run on the CPU; on CUDA bf16 and f16 work", format.name());
+            return Err(unsupported(needs, "quantization_config", reason));
+        }
         if needs.dtype == Dtype::F32 {
             let reason = "f32 weights run on the CPU; on CUDA bf16 and f16 work".to_string();
             return Err(unsupported(needs, "torch_dtype", reason));

@@ -20,7 +20,7 @@ use serde_json::json;
 use crate::backend::comm::{Comm, Solo, Threads};
 use crate::batch::PAGE_TOKENS;
 use crate::checkpoint::Source;
-use crate::checkpoint::shard::check_world;
+use crate::checkpoint::shard::check_quantised_world;
 use crate::engine::options::{MAX_THREADS, wrong};
 use crate::engine::{
     Engine, EngineOptions, EngineParts, Estimate, LoadProgress, LogHook, LogLevel,
@@ -110,10 +110,20 @@ fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)>
     let config = ModelConfig::open(folder)?;
     let generation = GenerationConfig::open(folder)?;
     let world = options.tensor_parallel;
-    check_world(config.num_heads, config.num_kv_heads, config.intermediate_size, world)?;
+    let heads = (config.num_heads, config.num_kv_heads, config.head_dim);
+    let unit = config.quantisation.map_or(1, |format| format.undivided_inputs());
+    check_quantised_world(heads, config.intermediate_size, unit, world)?;
     let weights = ModelWeights::open(folder, &options, &config)?;
     let dtype = weights.dtype;
-    let needs = Needs { folder, config: &config, dtype, stored_bytes: weights.total_bytes };
+    let needs = Needs {
+        folder,
+        config: &config,
+        #[cfg(feature = "cuda")]
+        dtype,
+        stored_bytes: weights.total_bytes,
+        #[cfg(feature = "cuda")]
+        embedding_bytes: (config.vocab_size * config.hidden_size * dtype.size_bytes()) as u64,
+    };
     let (target, no_gpu) = Target::choose(&options, &needs)?;
     if options.prefill_chunk_tokens == 0 {
         options.prefill_chunk_tokens = target.default_chunk_tokens();
@@ -286,6 +296,7 @@ fn info(folder: &Path, plan: &Plan, options: &EngineOptions) -> serde_json::Valu
             "vocab_size": config.vocab_size,
             "train_context_tokens": config.train_context_tokens,
             "weight_bytes": plan.weights.total_bytes,
+            "weight_format": config.quantisation.map_or(plan.weights.dtype.name(), |q| q.name()),
         },
         "backend": plan.target.info(),
         "no_gpu": plan.no_gpu,

@@ -50,6 +50,7 @@ pub(super) enum Target {
 pub(super) struct Needs<'a> {
     pub(super) folder: &'a Path,
     pub(super) config: &'a ModelConfig,
+    #[cfg(feature = "cuda")]
     pub(super) dtype: Dtype,
     /// Bytes of all tensors.
     pub(super) stored_bytes: u64,
@@ -124,7 +125,7 @@ impl Target {
         let stored = needs.stored_bytes;
         let is_cut_copy = options.tensor_parallel > 1 && options.weights == "copy";
         match self {
-            Target::Reference => stored.saturating_mul(4) / needs.dtype.size_bytes() as u64,
+            Target::Reference => needs.config.num_parameters().saturating_mul(4),
             Target::Fast if is_cut_copy => stored.saturating_mul(2),
             Target::Fast => stored,
             #[cfg(feature = "cuda")]

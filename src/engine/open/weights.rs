@@ -9,8 +9,8 @@ use crate::checkpoint::{Checkpoint, Source};
 use crate::engine::options::wrong;
 use crate::engine::{EngineOptions, Estimate};
 use crate::error::{Error, Result};
-use crate::model::Weights;
 use crate::model::config::ModelConfig;
+use crate::model::{Weights, quantised_bytes};
 use crate::tensor::Dtype;
 
 /// The value of option `weights` for which no weight file is read.
@@ -33,12 +33,17 @@ impl ModelWeights {
     ) -> Result<ModelWeights> {
         if options.weights == RANDOM {
             let dtype = ModelConfig::declared_dtype(folder)?;
-            let total_bytes = config.num_parameters() * dtype.size_bytes() as u64;
+            let element_bytes = dtype.size_bytes() as u64;
+            let total_bytes = match &config.quantisation {
+                Some(format) => quantised_bytes(config, format, element_bytes),
+                None => config.num_parameters() * element_bytes,
+            };
             return Ok(ModelWeights { checkpoint: None, dtype, total_bytes });
         }
         let checkpoint = Checkpoint::open(folder)?;
+        Weights::Stored(&checkpoint).check_quantisation(config)?;
         check_layers(folder, &checkpoint, config)?;
-        let (dtype, ..) = checkpoint.shape(&names::layer(0, LayerTensor::QkvWeight))?;
+        let dtype = Weights::Stored(&checkpoint).dtype()?;
         let total_bytes = checkpoint.total_bytes();
         Ok(ModelWeights { checkpoint: Some(checkpoint), dtype, total_bytes })
     }
@@ -75,14 +80,15 @@ impl ModelWeights {
 fn check_layers(folder: &Path, checkpoint: &Checkpoint, config: &ModelConfig) -> Result<()> {
     for index in 0..config.num_layers {
         for tensor in LayerTensor::ALL {
-            checkpoint.shape(&names::layer(index, tensor))?;
+            let name = names::layer(index, tensor);
+            checkpoint.check_present(&name)?;
         }
     }
     for name in [names::EMBEDDING, names::FINAL_NORM, names::LM_HEAD] {
         checkpoint.shape(name)?;
     }
     let beyond = names::layer(config.num_layers, LayerTensor::QkvWeight);
-    if !checkpoint.contains(&beyond) {
+    if !checkpoint.contains(&beyond) && !checkpoint.has_codes(&beyond) {
         return Ok(());
     }
     let reason = format!("num_hidden_layers is {}, but `{beyond}` is there", config.num_layers);

@@ -7,10 +7,14 @@
 
 mod attention;
 mod element;
+#[cfg(target_arch = "x86_64")]
+mod fixed;
 mod huge;
 mod linear;
+mod matrix;
 mod parts;
 mod pool;
+mod quantised;
 mod rows;
 mod simd;
 mod staging;
@@ -23,7 +27,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub use attention::MAX_HEAD_DIM;
 use attention::{AttendTile, PagedKv, QUERY_TILE};
 use element::{Bf16, Element, F16, F32};
+pub use matrix::FastMatrix;
 use pool::Pool;
+use quantised::FastQuant;
 use rows::{AddNorm, Angles, RotateHead};
 pub use simd::Isa;
 use staging::{Rows, Staging};
@@ -34,6 +40,7 @@ use crate::backend::comm::Comm;
 use crate::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep};
 use crate::batch::{Batch, Output};
 use crate::error::{Error, Result};
+use crate::quant::QuantTensor;
 use crate::tensor::{Dtype, HostTensor, decode_f32};
 
 /// Fewer rows than this a thread: row-wise work stays on the calling thread.
@@ -76,6 +83,15 @@ impl Fast {
         self.isa
     }
 
+    /// Is `source` multiplied in whole numbers here?
+    fn is_fixed(&self, source: &QuantTensor) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        let serves = fixed::serves(source);
+        #[cfg(not(target_arch = "x86_64"))]
+        let serves = false;
+        self.isa == Isa::Avx512Bf16 && serves
+    }
+
     /// Runs `work` over ranges of `rows`, on all threads where there are enough rows.
     fn for_rows(&self, rows: usize, work: impl Fn(Range<usize>) + Sync) {
         for_rows(&self.pool, rows, &work);
@@ -104,18 +120,33 @@ enum KvStore {
 }
 
 impl Backend for Fast {
-    type Matrix = HostTensor;
-    type GateUp = [HostTensor; 2];
+    type Matrix = FastMatrix;
+    type GateUp = [FastMatrix; 2];
     type Vector = Vec<f32>;
     type Buffer = HostBuffer;
     type KvCache = FastKv;
 
-    fn matrix(&mut self, source: &HostTensor) -> Result<HostTensor> {
-        Ok(source.clone())
+    fn matrix(&mut self, source: &HostTensor) -> Result<FastMatrix> {
+        Ok(FastMatrix::Plain(source.clone()))
     }
 
-    fn gate_up(&mut self, gate: &HostTensor, up: &HostTensor) -> Result<[HostTensor; 2]> {
-        Ok([gate.clone(), up.clone()])
+    fn gate_up(&mut self, gate: &HostTensor, up: &HostTensor) -> Result<[FastMatrix; 2]> {
+        Ok([self.matrix(gate)?, self.matrix(up)?])
+    }
+
+    fn quantised_matrix(&mut self, source: &QuantTensor) -> Result<FastMatrix> {
+        let is_fixed = self.is_fixed(source);
+        Ok(FastMatrix::Quantised(Box::new(FastQuant::new(source, is_fixed))))
+    }
+
+    fn quantised_gate_up(
+        &mut self,
+        gate: &QuantTensor,
+        up: &QuantTensor,
+    ) -> Result<[FastMatrix; 2]> {
+        let is_fixed = self.is_fixed(gate) && self.is_fixed(up);
+        let matrix = |source| FastMatrix::Quantised(Box::new(FastQuant::new(source, is_fixed)));
+        Ok([matrix(gate), matrix(up)])
     }
 
     fn vector(&mut self, source: &HostTensor) -> Result<Vec<f32>> {
@@ -139,20 +170,17 @@ impl Backend for Fast {
         }))
     }
 
-    fn soon(&mut self, weight: &HostTensor) {
-        let row_bytes = weight.cols() * weight.dtype().size_bytes();
-        let share = parts::share_rows(weight, self.pool.num_threads()) * row_bytes;
-        let len = weight.bytes().len();
-        self.pool.foresee(weight.bytes().as_ptr(), |worker| {
-            (worker * share).min(len)..((worker + 1) * share).min(len)
-        });
+    fn soon(&mut self, weight: &FastMatrix) {
+        let (base, part) = weight.first_bytes(self.pool.num_threads());
+        self.pool.foresee(base, part);
     }
 
-    fn soon_gate_up(&mut self, [gate, _]: &[HostTensor; 2]) {
+    fn soon_gate_up(&mut self, [gate, _]: &[FastMatrix; 2]) {
         self.soon(gate);
     }
 
-    fn embed(&mut self, table: &HostTensor, token_ids: &[u32], out: &mut HostBuffer) {
+    fn embed(&mut self, table: &FastMatrix, token_ids: &[u32], out: &mut HostBuffer) {
+        let FastMatrix::Plain(table) = table else { unreachable!("embeddings are not quantised") };
         out.set_rows(token_ids.len());
         let row_bytes = table.cols() * table.dtype().size_bytes();
         for (row, &id) in token_ids.iter().enumerate() {
@@ -192,18 +220,18 @@ impl Backend for Fast {
     fn linear(
         &mut self,
         x: &HostBuffer,
-        weight: &HostTensor,
+        weight: &FastMatrix,
         bias: Option<&Vec<f32>>,
         out: &mut HostBuffer,
     ) {
         out.set_rows(x.rows());
-        self.staging.stage(&self.pool, self.isa, x, weight.dtype());
+        self.staging.stage(&self.pool, self.isa, x, weight);
         self.staging.linear(&self.pool, weight, bias.map(Vec::as_slice), out);
     }
 
-    fn swiglu(&mut self, x: &HostBuffer, [gate, up]: &[HostTensor; 2], out: &mut HostBuffer) {
+    fn swiglu(&mut self, x: &HostBuffer, [gate, up]: &[FastMatrix; 2], out: &mut HostBuffer) {
         out.set_rows(x.rows());
-        self.staging.stage(&self.pool, self.isa, x, gate.dtype());
+        self.staging.stage(&self.pool, self.isa, x, gate);
         self.staging.swiglu(&self.pool, gate, up, out);
     }
 

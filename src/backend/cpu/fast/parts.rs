@@ -17,10 +17,28 @@ use crate::tensor::HostTensor;
 #[repr(align(64))]
 pub(super) struct Cursor(AtomicUsize);
 
-/// Rows of `weight` that each thread has to itself: whole panels.
-pub(super) fn share_rows(weight: &HostTensor, num_threads: usize) -> usize {
-    let panel = panel_rows(weight.cols() * weight.dtype().size_bytes());
-    weight.rows().div_ceil(panel).div_ceil(num_threads) * panel
+/// How the outputs of a matrix may be divided.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Division {
+    /// Outputs in all.
+    pub(super) len: usize,
+    /// A thread's share is a multiple of this.
+    pub(super) unit: usize,
+    /// Outputs that are taken at a time, a multiple of the unit.
+    pub(super) panel: usize,
+}
+
+impl Division {
+    /// That of a matrix whose rows are its outputs: whole panels.
+    pub(super) fn of_rows(weight: &HostTensor) -> Division {
+        let panel = panel_rows(weight.cols() * weight.dtype().size_bytes());
+        Division { len: weight.rows(), unit: panel, panel }
+    }
+
+    /// Outputs that each thread has to itself.
+    pub(super) fn share(&self, num_threads: usize) -> usize {
+        self.len.div_ceil(self.unit).div_ceil(num_threads) * self.unit
+    }
 }
 
 /// The columns of one product. Make it before the job starts: it resets the pool's cursors.
@@ -32,11 +50,11 @@ pub(super) struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    pub(super) fn new(pool: &'a Pool, weight: &HostTensor, rows: usize) -> Parts<'a> {
-        let len = weight.rows();
-        let panel = panel_rows(weight.cols() * weight.dtype().size_bytes());
-        let share = share_rows(weight, pool.num_threads());
-        let panel = if rows <= STREAM_ROWS { panel.max(share / 4) } else { panel };
+    pub(super) fn new(pool: &'a Pool, division: Division, rows: usize) -> Parts<'a> {
+        let Division { len, unit, panel } = division;
+        let share = division.share(pool.num_threads());
+        let quarter = (share / 4).next_multiple_of(unit);
+        let panel = if rows <= STREAM_ROWS { panel.max(quarter) } else { panel };
         let cursors = pool.cursors();
         for (worker, cursor) in cursors.iter().enumerate() {
             cursor.0.store(worker * share, Ordering::Relaxed);

@@ -13,7 +13,7 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, VL, DQ.
     Avx512,
-    /// The same with bf16 dot products (AVX-512 BF16).
+    /// The same with dot products of bf16 and of bytes (AVX-512 BF16 and VNNI).
     Avx512Bf16,
 }
 
@@ -31,7 +31,9 @@ impl Isa {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512dq");
-            let bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
+            let bf16 = avx512
+                && is_x86_feature_detected!("avx512bf16")
+                && is_x86_feature_detected!("avx512vnni");
             let sets = [(avx2, Isa::Avx2), (avx512, Isa::Avx512), (bf16, Isa::Avx512Bf16)];
             found.extend(sets.iter().filter(|(has, _)| *has).map(|(_, isa)| *isa));
         }
@@ -89,7 +91,22 @@ pub(super) trait Simd: Copy + 'static {
     /// Lane sum as the tree (i, i+8), (i, i+4), (i, i+2), (i, i+1).
     unsafe fn sum(v: Self::V) -> f32;
     unsafe fn max_lane(v: Self::V) -> f32;
+
+    /// Sixteen words of packed codes.
+    type W: Copy;
+
+    unsafe fn load_words(from: *const u32) -> Self::W;
+    /// The lowest four bits of each lane, less 8.
+    unsafe fn low4(w: Self::W) -> Self::V;
+    /// The lowest eight bits of each lane, less 128.
+    unsafe fn low8(w: Self::W) -> Self::V;
+    /// Each lane's bits moved down by `BITS`, 4 or 8.
+    unsafe fn shift<const BITS: u32>(w: Self::W) -> Self::W;
 }
+
+/// 2^23: with this as its high half, a word's low bits are the fraction of a float, one a unit.
+#[cfg(target_arch = "x86_64")]
+const UNITS: i32 = 0x4b00_0000;
 
 /// A piece of work generic over the instruction set.
 pub(super) trait Kernel {
@@ -276,6 +293,26 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn max_lane(v: Self::V) -> f32 {
         Portable::tree(v, |a, b| if a > b { a } else { b })
+    }
+
+    type W = [u32; 16];
+
+    #[inline(always)]
+    unsafe fn load_words(from: *const u32) -> Self::W {
+        // SAFETY: the caller's pointer is valid for sixteen words.
+        unsafe { from.cast::<[u32; 16]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn low4(w: Self::W) -> Self::V {
+        std::array::from_fn(|i| (w[i] & 15) as f32 - 8.0)
+    }
+    #[inline(always)]
+    unsafe fn low8(w: Self::W) -> Self::V {
+        std::array::from_fn(|i| (w[i] & 255) as f32 - 128.0)
+    }
+    #[inline(always)]
+    unsafe fn shift<const BITS: u32>(w: Self::W) -> Self::W {
+        w.map(|word| word >> BITS)
     }
 }
 

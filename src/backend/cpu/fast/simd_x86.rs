@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{Kernel, Simd, UNITS};
 
 /// The body of a lane method: intrinsics, under the contract of `Simd`.
 macro_rules! intrinsics {
@@ -141,6 +141,36 @@ impl Simd for Avx512 {
     unsafe fn max_lane(v: __m512) -> f32 {
         intrinsics!(max8(_mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))))
     }
+
+    type W = __m512i;
+
+    #[inline(always)]
+    unsafe fn load_words(from: *const u32) -> __m512i {
+        intrinsics!(_mm512_loadu_si512(from.cast()))
+    }
+    /// A table of all sixteen values: the permutation looks at four bits of each index only.
+    #[inline(always)]
+    unsafe fn low4(w: __m512i) -> __m512 {
+        intrinsics!({
+            let low = _mm256_setr_ps(-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0);
+            let high = _mm256_setr_ps(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0);
+            let table = _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low), high);
+            _mm512_permutexvar_ps(w, table)
+        })
+    }
+    #[inline(always)]
+    unsafe fn low8(w: __m512i) -> __m512 {
+        intrinsics!({
+            // (w & 255) | UNITS
+            let (mask, units) = (_mm512_set1_epi32(255), _mm512_set1_epi32(UNITS));
+            let above = _mm512_ternarylogic_epi32::<0xea>(w, mask, units);
+            _mm512_sub_ps(_mm512_castsi512_ps(above), _mm512_set1_ps(8_388_608.0 + 128.0))
+        })
+    }
+    #[inline(always)]
+    unsafe fn shift<const BITS: u32>(w: __m512i) -> __m512i {
+        intrinsics!(_mm512_srli_epi32::<BITS>(w))
+    }
 }
 
 /// Two ymm registers.
@@ -181,6 +211,16 @@ unsafe fn widen_bf16_8(from: *const u16) -> __m256 {
     intrinsics!({
         let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
         _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+    })
+}
+
+/// The bits of each lane that `MASK` (a power of two less one) keeps, less half of their range.
+#[inline(always)]
+unsafe fn centred_8<const MASK: i32>(w: __m256i) -> __m256 {
+    intrinsics!({
+        let kept = _mm256_and_si256(w, _mm256_set1_epi32(MASK));
+        let above = _mm256_castsi256_ps(_mm256_or_si256(kept, _mm256_set1_epi32(UNITS)));
+        _mm256_sub_ps(above, _mm256_set1_ps((8_388_608 + (MASK + 1) / 2) as f32))
     })
 }
 
@@ -276,5 +316,28 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn max_lane(v: Self::V) -> f32 {
         intrinsics!(max8(_mm256_max_ps(v.0, v.1)))
+    }
+
+    type W = (__m256i, __m256i);
+
+    #[inline(always)]
+    unsafe fn load_words(from: *const u32) -> Self::W {
+        intrinsics!((_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(8).cast())))
+    }
+    #[inline(always)]
+    unsafe fn low4(w: Self::W) -> Self::V {
+        intrinsics!((centred_8::<15>(w.0), centred_8::<15>(w.1)))
+    }
+    #[inline(always)]
+    unsafe fn low8(w: Self::W) -> Self::V {
+        intrinsics!((centred_8::<255>(w.0), centred_8::<255>(w.1)))
+    }
+    #[inline(always)]
+    unsafe fn shift<const BITS: u32>(w: Self::W) -> Self::W {
+        // The intrinsic's constant is signed.
+        intrinsics!(match BITS {
+            4 => (_mm256_srli_epi32::<4>(w.0), _mm256_srli_epi32::<4>(w.1)),
+            _ => (_mm256_srli_epi32::<8>(w.0), _mm256_srli_epi32::<8>(w.1)),
+        })
     }
 }

@@ -6,12 +6,15 @@ use std::ops::Range;
 
 use super::element::{Bf16, Element, F16, F32};
 use super::linear::{Product, WidenColumns};
+use super::matrix::FastMatrix;
 use super::parts::Parts;
 use super::pool::Pool;
+use super::quantised::QuantColumns;
 use super::rows::{SiluMul, StageBf16, StageF32};
 use super::simd::{self, Isa};
 use crate::backend::cpu::{HostBuffer, zeroed};
 use crate::error::Result;
+use crate::quant::Bits;
 use crate::tensor::{Dtype, HostTensor};
 
 /// Staged rows are padded to this many elements: the longest vector step.
@@ -77,12 +80,16 @@ impl<T> Rows<T> {
 }
 
 /// What form the staged input has.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
     /// bf16 bits, for vdpbf16ps.
     Bits,
-    /// f32 (rounded to bf16 where the weights are bf16).
+    /// f32.
     Floats,
+    /// f32, rounded to bf16.
+    RoundedFloats,
+    /// Fixed point, for codes of these bits in groups of this size (`fixed`).
+    Fixed(Bits, usize),
 }
 
 /// Scratch for the staged input and for the gate projection. Sized when buffers are made, so that
@@ -111,6 +118,28 @@ impl Default for Staging {
     }
 }
 
+/// One row in f32 or fixed point.
+///
+/// # Safety
+/// The instruction set of `form` and `isa` is present.
+unsafe fn stage_floats(form: Form, isa: Isa, from: &[f32], to: &mut [f32]) {
+    // SAFETY: passed on; rows are padded to the longest step.
+    unsafe {
+        match form {
+            #[cfg(target_arch = "x86_64")]
+            Form::Fixed(bits, size) => super::fixed::stage(from, to, bits, size),
+            Form::RoundedFloats => {
+                to[from.len()..].fill(0.0);
+                simd::run(isa, StageF32 { from, to, element: PhantomData::<Bf16> });
+            }
+            _ => {
+                to[from.len()..].fill(0.0);
+                simd::run(isa, StageF32 { from, to, element: PhantomData::<F32> });
+            }
+        }
+    }
+}
+
 impl Staging {
     /// Makes room for inputs (and gate projections) of `max_rows` rows of `cols`.
     pub(super) fn reserve(&mut self, max_rows: usize, cols: usize) -> Result<()> {
@@ -123,12 +152,12 @@ impl Staging {
         Ok(())
     }
 
-    /// Stages `x` for weights of `weight` dtype.
-    pub(super) fn stage(&mut self, pool: &Pool, isa: Isa, x: &HostBuffer, weight: Dtype) {
+    /// Stages `x` for products with `weight`.
+    pub(super) fn stage(&mut self, pool: &Pool, isa: Isa, x: &HostBuffer, weight: &FastMatrix) {
         let stride = x.cols().next_multiple_of(STEP_PADDING);
         (self.rows, self.stride, self.isa) = (x.rows(), stride, isa);
-        let is_pairs = weight == Dtype::Bf16 && isa == Isa::Avx512Bf16;
-        self.form = if is_pairs { Form::Bits } else { Form::Floats };
+        let form = weight.form(isa);
+        self.form = form;
         let bits = Rows::new(&mut self.bits, stride);
         let floats = Rows::new(&mut self.floats, stride);
         super::for_rows(pool, x.rows(), &|range| {
@@ -136,21 +165,12 @@ impl Staging {
                 let from = x.row(row);
                 // SAFETY: each row is visited by one thread; the instruction set is present.
                 unsafe {
-                    if is_pairs {
+                    if form == Form::Bits {
                         let to = bits.row(row);
                         to[from.len()..].fill(0);
                         simd::run(isa, StageBf16 { from, to });
-                        continue;
-                    }
-                    let to = floats.row(row);
-                    to[from.len()..].fill(0.0);
-                    match weight {
-                        Dtype::Bf16 => {
-                            simd::run(isa, StageF32 { from, to, element: PhantomData::<Bf16> });
-                        }
-                        Dtype::F16 | Dtype::F32 => {
-                            simd::run(isa, StageF32 { from, to, element: PhantomData::<F32> });
-                        }
+                    } else {
+                        stage_floats(form, isa, from, floats.row(row));
                     }
                 }
             }
@@ -161,14 +181,14 @@ impl Staging {
     pub(super) fn linear(
         &self,
         pool: &Pool,
-        weight: &HostTensor,
+        weight: &FastMatrix,
         bias: Option<&[f32]>,
         out: &mut HostBuffer,
     ) {
-        assert_eq!(out.cols(), weight.rows(), "linear: output columns");
-        assert!(bias.is_none_or(|bias| bias.len() == weight.rows()), "linear: bias");
+        assert_eq!(out.cols(), weight.outputs(), "linear: output columns");
+        assert!(bias.is_none_or(|bias| bias.len() == weight.outputs()), "linear: bias");
         let out = Rows::of(out);
-        let parts = Parts::new(pool, weight, self.rows);
+        let parts = Parts::new(pool, weight.division(), self.rows);
         pool.run(&|worker| {
             while let Some(cols) = parts.take(worker) {
                 // SAFETY: threads have disjoint columns.
@@ -182,18 +202,18 @@ impl Staging {
     pub(super) fn swiglu(
         &mut self,
         pool: &Pool,
-        gate: &HostTensor,
-        up: &HostTensor,
+        gate: &FastMatrix,
+        up: &FastMatrix,
         out: &mut HostBuffer,
     ) {
-        let width = gate.rows();
-        assert_eq!((out.cols(), up.rows()), (width, width), "swiglu: widths");
-        assert_eq!(gate.dtype(), up.dtype(), "swiglu: the input is staged for one dtype");
+        let width = gate.outputs();
+        assert_eq!((out.cols(), up.outputs()), (width, width), "swiglu: widths");
+        assert_eq!(up.form(self.isa), self.form, "swiglu: the input is staged for one form");
         assert!(self.rows * width <= self.gate.len(), "swiglu: the buffers are another backend's");
         let scratch = Rows::new(&mut self.gate, width);
         let out = Rows::of(out);
         let this = &*self;
-        let parts = Parts::new(pool, gate, self.rows);
+        let parts = Parts::new(pool, gate.division(), self.rows);
         pool.run(&|worker| {
             while let Some(cols) = parts.take(worker) {
                 // SAFETY: threads have disjoint columns; the instruction set is present.
@@ -216,12 +236,21 @@ impl Staging {
     /// `out` is valid for `[rows, weight rows]` and no other thread touches these columns.
     unsafe fn columns(
         &self,
-        weight: &HostTensor,
+        weight: &FastMatrix,
         bias: Option<&[f32]>,
         out: *mut f32,
         cols: Range<usize>,
     ) {
-        assert!(self.stride >= weight.cols() && cols.end <= weight.rows(), "linear: shapes");
+        assert!(self.stride >= weight.inputs() && cols.end <= weight.outputs(), "linear: shapes");
+        let weight = match weight {
+            FastMatrix::Plain(weight) => weight,
+            FastMatrix::Quantised(weight) => {
+                let (x, x_stride, rows) = (self.floats.as_ptr(), self.stride, self.rows);
+                let kernel = QuantColumns { x, x_stride, rows, weight, bias, out, cols };
+                // SAFETY: passed on; the input has the form that `stage` chose.
+                return unsafe { self.quantised(kernel) };
+            }
+        };
         // SAFETY: passed on; the staged input has the form that `stage` chose.
         unsafe {
             match (self.form, weight.dtype()) {
@@ -233,6 +262,21 @@ impl Staging {
                 (_, Dtype::Bf16) => self.widen::<Bf16>(weight, bias, out, cols),
                 (_, Dtype::F16) => self.widen::<F16>(weight, bias, out, cols),
                 (_, Dtype::F32) => self.widen::<F32>(weight, bias, out, cols),
+            }
+        }
+    }
+
+    /// `columns` for quantised weights.
+    ///
+    /// # Safety
+    /// As `columns`.
+    unsafe fn quantised(&self, kernel: QuantColumns<'_>) {
+        // SAFETY: passed on; the form is chosen where the instruction set is present.
+        unsafe {
+            match self.form {
+                #[cfg(target_arch = "x86_64")]
+                Form::Fixed(..) => super::fixed::columns(&kernel),
+                _ => simd::run(self.isa, kernel),
             }
         }
     }

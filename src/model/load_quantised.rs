@@ -1,0 +1,76 @@
+//! The quantised linears of a model: out of its checkpoint, or random ones of the same shape.
+
+use super::config::ModelConfig;
+use super::load::{Loader, Weights};
+use crate::backend::Backend;
+use crate::backend::random::{random_codes, seed_of};
+use crate::checkpoint::shard::{Split, slice};
+use crate::error::{Error, Result};
+use crate::quant::{QuantConfig, QuantTensor};
+use crate::tensor::HostTensor;
+
+impl Weights<'_> {
+    /// Files and configuration agree on whether the linears are quantised.
+    pub fn check_quantisation(&self, config: &ModelConfig) -> Result<()> {
+        let Weights::Stored(checkpoint) = self else { return Ok(()) };
+        let (file, reason) = match (checkpoint.is_quantised(), config.quantisation) {
+            (true, None) => ("quantize_config.json", "the weights are quantised: it must say how"),
+            (false, Some(_)) => ("config.json", "it speaks of quantised weights; there are none"),
+            _ => return Ok(()),
+        };
+        Err(Error::corrupt(&checkpoint.folder().join(file), reason))
+    }
+}
+
+impl<B: Backend> Loader<'_, B> {
+    /// This rank's part of the linear `name`, a matrix `[outputs, inputs]`, if it is quantised.
+    pub(super) fn quantised(
+        &mut self,
+        name: &str,
+        shape: (usize, usize),
+        split: Split,
+    ) -> Result<Option<QuantTensor>> {
+        let Some(format) = self.quantisation else { return Ok(None) };
+        let part = slice(split, shape.0, shape.1, self.rank, self.world)?;
+        let tensor = match self.weights {
+            Weights::Stored(checkpoint) if checkpoint.has_codes(name) => {
+                // What is summed over ranks gets its bias once.
+                let with_bias = split != Split::Row || self.rank == 0;
+                checkpoint.quantised(name, shape, &format, &part, with_bias)?
+            }
+            // lm_head, the one linear divided so, is never quantised.
+            Weights::Random(_) if split != Split::Vocab => {
+                let seed = seed_of(name, self.rank as u64);
+                random_codes(&format, (part.num_rows(), part.cols.len()), seed)?
+            }
+            _ => return Ok(None),
+        };
+        self.bring(tensor.codes().bytes())?;
+        self.report(quant_bytes(&tensor))?;
+        Ok(Some(tensor))
+    }
+}
+
+/// Bytes of a tensor besides its codes.
+fn quant_bytes(tensor: &QuantTensor) -> usize {
+    let len = |tensor: &HostTensor| tensor.bytes().len();
+    len(tensor.scales()) + tensor.zeros().map_or(0, len) + tensor.bias().map_or(0, len)
+}
+
+/// Bytes of all weights of a model of this shape, its linears quantised without zeros and biases.
+pub fn quantised_bytes(config: &ModelConfig, format: &QuantConfig, element_bytes: u64) -> u64 {
+    let (hidden, width) = (config.hidden_size, config.intermediate_size);
+    let heads = config.num_heads * config.head_dim;
+    let qkv = heads + 2 * config.num_kv_heads * config.head_dim;
+    let linears =
+        [(qkv, hidden), (hidden, heads), (width, hidden), (width, hidden), (hidden, width)];
+    let layer = |of: &dyn Fn(u64, usize) -> u64| -> u64 {
+        let sizes = linears.iter().map(|(outputs, inputs)| of(*outputs as u64, *inputs));
+        sizes.sum::<u64>() * config.num_layers as u64
+    };
+    let plain = layer(&|outputs, inputs| outputs * inputs as u64);
+    let packed = layer(&|outputs, inputs| {
+        outputs * (inputs * format.bits.count() / 8 + 2 * format.num_groups(inputs)) as u64
+    });
+    (config.num_parameters() - plain) * element_bytes + packed
+}
