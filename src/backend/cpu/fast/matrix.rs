@@ -67,7 +67,7 @@ impl FastMatrix {
             FastMatrix::Plain(weight) => {
                 (weight.bytes(), weight.cols() * weight.dtype().size_bytes())
             }
-            // Rows of words hold all threads' outputs.
+            // A row of words holds the outputs of all threads: nothing is each one's first.
             FastMatrix::Quantised(weight) => (weight.tensor.codes().bytes(), 0),
         };
         let share = self.division().share(threads) * row_bytes;
