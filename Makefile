@@ -18,7 +18,7 @@ export CHAT_PROMPT := $(value PROMPT)
 
 include build.mk
 
-.PHONY: help chat test bench lint demo-model vocabulary fixtures compiler deps unit-test
+.PHONY: help chat test bench lint demo-model quantised-models vocabulary fixtures compiler deps unit-test
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,10 +53,15 @@ bench: fixtures lib ## measure: bandwidth, decode, prefill, tokenizer
 
 demo-model: $(DEMO_MODEL)/config.json ## a small real chat model in the layout of Qwen-1
 vocabulary: $(VOCABULARY) ## the real Qwen-1 vocabulary, for the tokenizer's tests
-fixtures: demo-model vocabulary
+fixtures: demo-model quantised-models vocabulary
+quantised-models: $(DEMO_MODEL)-int4/config.json $(DEMO_MODEL)-int8/config.json ## the demo model in Int4 and Int8
 
 $(DEMO_MODEL)/config.json: examples/demo_model.py | .venv/ready
 	.venv/bin/python examples/demo_model.py
+	@touch $@
+
+$(DEMO_MODEL)-int%/config.json: examples/quantise_model.py $(DEMO_MODEL)/config.json | .venv/ready
+	.venv/bin/python examples/quantise_model.py --bits $*
 	@touch $@
 
 $(VOCABULARY): tests/data/fetch_vocabulary.py | .venv/ready

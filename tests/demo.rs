@@ -11,11 +11,15 @@ use qwen::engine::{Engine, EngineOptions};
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/chat-model");
 
 fn open(options: &EngineOptions) -> Engine {
+    open_folder(FOLDER, options)
+}
+
+fn open_folder(folder: &str, options: &EngineOptions) -> Engine {
     assert!(
-        Path::new(FOLDER).join("config.json").is_file(),
-        "no demo model at {FOLDER}: run `make demo-model`"
+        Path::new(folder).join("config.json").is_file(),
+        "no demo model at {folder}: run `make fixtures`"
     );
-    Engine::open(Path::new(FOLDER), options, None, &mut |_| true).expect("the demo model opens")
+    Engine::open(Path::new(folder), options, None, &mut |_| true).expect("the demo model opens")
 }
 
 fn greedy(engine: &Engine, question: &str, max_tokens: usize) -> String {
@@ -56,4 +60,29 @@ fn greedy_text_is_golden_however_the_prompt_is_cut() {
     }
     let options = EngineOptions { tensor_parallel: 3, ..EngineOptions::default() };
     assert_eq!(greedy(&open(&options), question, 64), golden, "three ranks");
+}
+
+/// Quantised to four bits the model still knows what it is asked, and its reply is that of the oracle.
+#[test]
+fn the_quantised_model_answers_sensibly_and_as_the_oracle_does() {
+    let folder = format!("{FOLDER}-int4");
+    let golden: serde_json::Value =
+        serde_json::from_str(include_str!("data/demo_int4_greedy.json")).expect("JSON");
+    let golden = golden["text"].as_str().expect("text");
+    let question = "How do plants make food?";
+    for (chunk, ranks) in [(512, 1), (7, 1), (512, 3)] {
+        let options = EngineOptions {
+            backend: "cpu".to_string(),
+            prefill_chunk_tokens: chunk,
+            tensor_parallel: ranks,
+            ..EngineOptions::default()
+        };
+        let engine = open_folder(&folder, &options);
+        assert_eq!(greedy(&engine, question, 48), golden, "chunk {chunk}, {ranks} ranks");
+        let capital = greedy(&engine, "What is the capital of France?", 32);
+        assert_eq!(capital, "The capital of France is Paris.");
+    }
+    let engine = open_folder(&format!("{FOLDER}-int8"), &EngineOptions::default());
+    let capital = greedy(&engine, "What is the capital of France?", 32);
+    assert_eq!(capital, "The capital of France is Paris.");
 }
