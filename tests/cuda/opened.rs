@@ -58,6 +58,7 @@ pub(crate) fn options() -> EngineOptions {
     }
 }
 
+#[cfg(feature = "test-hooks")]
 pub(crate) fn open(folder: &Folder) -> Result<Engine> {
     Engine::open(folder.path(), &options(), None, &mut |_| true)
 }

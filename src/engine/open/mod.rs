@@ -121,8 +121,6 @@ fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)>
         #[cfg(feature = "cuda")]
         dtype,
         stored_bytes: weights.total_bytes,
-        #[cfg(feature = "cuda")]
-        embedding_bytes: (config.vocab_size * config.hidden_size * dtype.size_bytes()) as u64,
     };
     let (target, no_gpu) = Target::choose(&options, &needs)?;
     if options.prefill_chunk_tokens == 0 {
