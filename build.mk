@@ -122,8 +122,8 @@ build/bin/qwen-bench: benches/qwen_bench.cpp $(BENCH_PARTS) include/qwen.hpp $(H
 	@mkdir -p build/bin
 	$(CXX) -std=c++17 -Wall -Wextra $(CXXFLAGS) -O3 -Iinclude $< -o $@ -Lbuild/lib -lqwen -pthread $(RUNPATH)
 
-# The machine's own compiler, or the fetched one.
-FOUND_NVCC = $(or $(shell command -v nvcc),$(NVCC))
+# As build.rs chooses: the fetched compiler if it is there, or the machine's own.
+FOUND_NVCC = $(or $(wildcard $(NVCC)),$(shell command -v nvcc),$(NVCC))
 
 build/bin/ceilings: benches/ceilings.cu | cuda-toolkit
 	@mkdir -p build/bin

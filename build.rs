@@ -117,7 +117,13 @@ impl Options {
         });
         let report = String::from_utf8_lossy(&result.stderr).into_owned()
             + &String::from_utf8_lossy(&result.stdout);
-        assert!(result.status.success(), "{} does not compile:\n{report}", source.display());
+        assert!(
+            result.status.success(),
+            "{} does not compile with `{}` (nvcc of CUDA 13 is meant; QWEN_NVCC names another, \
+             QWEN_CUDA_ARCHS and QWEN_CUDA_PTX what to compile for):\n{report}",
+            source.display(),
+            self.nvcc
+        );
         let spills =
             |line: &&str| line.contains("spill") && !line.contains(" 0 bytes spill stores");
         if let Some(line) = report.lines().find(spills) {

@@ -37,7 +37,8 @@ inline const Shape SHAPES[] = {
 
 inline const Shape &find_shape(const std::string &name) {
     for (const Shape &shape : SHAPES)
-        if (name == shape.name)
+        if (name == shape.name || name == std::string("qwen-") + shape.name ||
+            std::string("qwen-") + name == shape.name)
             return shape;
     throw std::runtime_error("--shape: `" + name + "` is not qwen-72b, 14b, 7b, 1.8b or tiny");
 }

@@ -81,6 +81,7 @@ impl Rank for Drawing {
     }
 
     fn collect(&mut self, output: &mut Output) -> Result<()> {
+        self.fake.control.end_step()?;
         self.submitted -= 1;
         self.drawn.pop_front();
         let at = self.drawn.len() - 1 - self.submitted;

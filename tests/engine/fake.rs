@@ -5,12 +5,10 @@
 //! or order gives other logits or an error, so text that equals `expected` proves the batch right.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use base64::Engine as _;
-use parking_lot::{Condvar, Mutex};
 use qwen::batch::{Batch, FED, Output, PAGE_TOKENS};
 use qwen::engine::{
     Engine, EngineOptions, EngineParts, Event, EventKind, FinishReason, GenerationParams, LogHook,
@@ -22,6 +20,7 @@ use qwen::model::config::ModelConfig;
 use qwen::model::generation::{ChatFormat, GenerationConfig};
 use qwen::text::tokenizer::Tokenizer;
 
+pub(crate) use crate::control::{Control, Fault};
 use crate::drawing::Drawing;
 
 /// 256 single bytes and 208 specials are in use; the rest is padding that must never be drawn.
@@ -33,84 +32,6 @@ pub(crate) const POISON: u32 = 7;
 /// A prompt that begins with it is repeated by the reply, from its second token on.
 pub(crate) const ECHO: u32 = 9;
 pub(crate) const LONG: Duration = Duration::from_secs(10);
-
-/// What the test does to the model.
-#[derive(Default)]
-pub(crate) struct Control {
-    steps: AtomicU64,
-    /// Steps that may begin; `None`: any number.
-    permits: Mutex<Option<u64>>,
-    changed: Condvar,
-    fault: Mutex<Option<(u64, Fault)>>,
-    delay_us: AtomicU64,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Fault {
-    Error,
-    Panic,
-}
-
-impl Control {
-    /// Steps begun so far.
-    pub(crate) fn steps(&self) -> u64 {
-        self.steps.load(Ordering::SeqCst)
-    }
-
-    /// From now on each step waits for a permit.
-    pub(crate) fn hold(&self) {
-        *self.permits.lock() = Some(0);
-    }
-
-    pub(crate) fn allow(&self, steps: u64) {
-        if let Some(permits) = self.permits.lock().as_mut() {
-            *permits += steps;
-        }
-        self.changed.notify_all();
-    }
-
-    pub(crate) fn release(&self) {
-        *self.permits.lock() = None;
-        self.changed.notify_all();
-    }
-
-    /// Waits until step number `step` has begun (and waits for its permit, if held).
-    pub(crate) fn wait_for_step(&self, step: u64) {
-        wait_until(|| self.steps() >= step);
-    }
-
-    pub(crate) fn slow_down(&self, step: Duration) {
-        self.delay_us.store(step.as_micros() as u64, Ordering::SeqCst);
-    }
-
-    /// The fault happens in step number `step` (counted from 1).
-    pub(crate) fn break_at(&self, step: u64, fault: Fault) {
-        *self.fault.lock() = Some((step, fault));
-    }
-
-    fn begin_step(&self) -> Result<()> {
-        let step = self.steps.fetch_add(1, Ordering::SeqCst) + 1;
-        let mut permits = self.permits.lock();
-        // A test that fails while it holds the model must end, not hang in the engine's drop.
-        while *permits == Some(0) {
-            if self.changed.wait_for(&mut permits, LONG).timed_out() {
-                return Err(Error::EngineFailed { reason: "held for too long".into() });
-            }
-        }
-        if let Some(left) = permits.as_mut() {
-            *left -= 1;
-        }
-        drop(permits);
-        std::thread::sleep(Duration::from_micros(self.delay_us.load(Ordering::SeqCst)));
-        match *self.fault.lock() {
-            Some((at, Fault::Error)) if at == step => {
-                Err(Error::EngineFailed { reason: "injected".into() })
-            }
-            Some((at, Fault::Panic)) if at == step => panic!("injected"),
-            _ => Ok(()),
-        }
-    }
-}
 
 /// Polls, for what has no event to wait for.
 pub(crate) fn wait_until(condition: impl Fn() -> bool) {
@@ -128,7 +49,7 @@ pub(crate) struct Fake {
     pub(crate) logits: Vec<f32>,
     /// `[slots]` (token, position, ntk_len).
     cache: Vec<Option<(u32, u32, u32)>>,
-    control: Arc<Control>,
+    pub(crate) control: Arc<Control>,
 }
 
 impl Fake {
@@ -184,6 +105,9 @@ impl Rank for Fake {
     }
 
     fn collect(&mut self, output: &mut Output) -> Result<()> {
+        if self.rank == 0 {
+            self.control.end_step()?;
+        }
         *output = Output { logits: std::mem::take(&mut self.logits), ..Output::default() };
         Ok(())
     }

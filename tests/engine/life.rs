@@ -43,7 +43,8 @@ fn a_full_queue_refuses_and_recovers() {
 
 #[test]
 fn a_failed_or_panicked_step_ends_all_requests_and_the_engine_but_nothing_else() {
-    for (fault, draws) in [(Fault::Error, false), (Fault::Panic, false), (Fault::Panic, true)] {
+    let faults = [Fault::Error, Fault::Panic, Fault::Late];
+    for (fault, draws) in faults.into_iter().flat_map(|fault| [(fault, false), (fault, true)]) {
         for at in [1, 2, 5] {
             let mut lab1 = Lab { draws, ..lab() };
             lab1.options.max_batch_sequences = 2;

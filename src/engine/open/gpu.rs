@@ -224,6 +224,11 @@ fn qkv_cols(config: &ModelConfig) -> usize {
     (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
 }
 
+/// `0` or, as errors and estimates write it, `cuda:0`.
+fn parse_index(text: &str) -> Option<usize> {
+    text.strip_prefix("cuda:").unwrap_or(text).parse().ok()
+}
+
 /// The one index in `options.devices`; 0 if it is empty.
 fn device_index(options: &EngineOptions) -> Result<usize> {
     let text = options.devices.trim();
@@ -231,7 +236,7 @@ fn device_index(options: &EngineOptions) -> Result<usize> {
         return Ok(0);
     }
     let indices: Vec<Option<usize>> =
-        text.split(',').map(|part| part.trim().parse().ok()).collect();
+        text.split(',').map(|part| parse_index(part.trim())).collect();
     match indices[..] {
         [Some(index)] => Ok(index),
         [] | [_] => {
@@ -262,7 +267,7 @@ mod tests {
 
     #[test]
     fn one_device_is_an_index_and_none_the_first() {
-        assert_eq!(["", " ", "0", " 3 "].map(index_of), [Ok(0), Ok(0), Ok(0), Ok(3)]);
+        assert_eq!(["", " ", "0", "cuda:3"].map(index_of), [Ok(0), Ok(0), Ok(0), Ok(3)]);
         for devices in ["x", "-1", "0,x", ",", "0,", "1 2"] {
             let refused = index_of(devices);
             assert!(matches!(refused, Err(Error::Option { .. })), "{devices}: {refused:?}");
