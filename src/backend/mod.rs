@@ -95,7 +95,8 @@ pub enum StepStart {
 ///
 /// Shapes are outermost first. `Buffer` holds up to `max_rows` rows; each op that writes a buffer
 /// also sets how many rows it holds. A step is `begin_step`, the ops, `finish_step`, `collect_step`;
-/// before the last a backend may queue work and wait for none of it. Shape mismatches are bugs of the caller: asserts.
+/// before the last a backend may queue work and wait for none of it. Shape mismatches are bugs of the
+/// caller: asserts.
 pub trait Backend: Send {
     /// A weight matrix `[out, in]` in its stored dtype.
     type Matrix: Send;

@@ -117,7 +117,11 @@ impl Device {
 impl Device {
     /// Bytes of its memory that a new context finds free: none where there is no room for one.
     pub fn free_bytes(&self) -> Result<u64> {
-        Ok(Context::within(self)?.map_or(0, |(_, free_bytes)| free_bytes))
+        match Context::new(self.clone()) {
+            Ok(context) => Ok(context.memory()?.0),
+            Err(Error::Device { code, .. }) if code == OUT_OF_MEMORY => Ok(0),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -196,18 +200,6 @@ impl Context {
         // SAFETY: takes the context made just now off this thread's stack again.
         check(unsafe { sys::cuCtxPopCurrent_v2(&mut made) }, "leave the new context")?;
         Ok(Arc::new(Context { device, handle }))
-    }
-
-    /// A context on `device` and what it finds free; nothing where there is no room for one.
-    pub(super) fn within(device: &Device) -> Result<Option<(Arc<Context>, u64)>> {
-        match Context::new(device.clone()) {
-            Ok(context) => {
-                let free_bytes = context.memory()?.0;
-                Ok(Some((context, free_bytes)))
-            }
-            Err(Error::Device { code, .. }) if code == OUT_OF_MEMORY => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 
     /// Has the calling thread use this context: before any other call on it.
