@@ -77,7 +77,9 @@ pub fn poisoned<B: Backend<Buffer = HostBuffer>>(
     buffer(backend, &vec![f32::NAN; rows * cols], cols)
 }
 
-/// Every element within its bound; the mean error well below (rounding errors are random walks).
+/// Every element within its bound; the mean error well below (rounding errors are random walks). Of
+/// few elements the mean itself scatters: by 0.3 of a uniform error, over the root of their number;
+/// five times that is let through.
 pub fn compare(got: &[f32], want: &[f64], bound: &[f64], what: &str) {
     assert_eq!(got.len(), want.len(), "{what}: length");
     let mut sum = 0.0;
@@ -86,5 +88,6 @@ pub fn compare(got: &[f32], want: &[f64], bound: &[f64], what: &str) {
         assert!(ratio <= 1.0, "{what}: element {index} is {got}, not {want}: {ratio} of the bound");
         sum += ratio;
     }
-    assert!(sum <= 0.4 * got.len() as f64, "{what}: the mean error is near the bound");
+    let len = got.len() as f64;
+    assert!(sum <= 0.4 * len + 1.5 * len.sqrt(), "{what}: the mean error is near the bound");
 }
