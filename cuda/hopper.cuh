@@ -54,12 +54,16 @@ __device__ __forceinline__ bool elect_one() {
 }
 
 // One box of a two-dimensional tensor map into shared memory, counted on a barrier.
+__device__ __forceinline__ void load_box(uint32_t shared, const CUtensorMap *map, int x, int y,
+                                         uint32_t barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3}], [%4];" ::"r"(shared),
+                 "l"(map), "r"(x), "r"(y), "r"(barrier)
+                 : "memory");
+}
 __device__ __forceinline__ void load_box(void *shared, const CUtensorMap *map, int x, int y,
                                          uint64_t &barrier) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
-                 "[%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(shared)),
-                 "l"(map), "r"(x), "r"(y), "r"(shared_address(&barrier))
-                 : "memory");
+    load_box(shared_address(shared), map, x, y, shared_address(&barrier));
 }
 
 // Barriers among some warps of a block, by number (0 is __syncthreads'): wait for `threads` threads

@@ -1,11 +1,13 @@
 // quant_linear against a slow float64 twin that dequantises code by code, then its times.
 //
-//   quant_linear [check | time | check,time]
+//   quant_linear [check | time | check,time | once]        (once: each shape once at 8 rows, to
+//   profile)
 //
 // Codes, scales, zeros and x are random; the twin reads them unpacked, so that it also judges the
-// packing. A check fails where an error passes the bound of f32 sums and one rounding: of the sum S of
-// |scale (code - zero) x|, (k / 128 + 24) 2^-24 (a chunk's products are added one mma after another,
-// chunks after each other, warps at the end), and 2^-11 of |y| for an output in f16.
+// packing. A check fails where an error passes the bound of f32 sums and one rounding: of the sum S
+// of |scale (code - zero) x|, (k / 512 + 24) 2^-24 (a chunk's products are added one mma after
+// another, chunks after each other, warpgroups at the end), and 2^-11 of |y| for an output in f16.
+
 #include "../../cuda/quant_linear.cu"
 
 #include <algorithm>
@@ -25,19 +27,21 @@ static void check_cuda(cudaError_t status, const char *what, int line) {
 #define CHECK(x) check_cuda((x), #x, __LINE__)
 
 #include "graph_timing.cuh"
+#include "tensor_map.cuh"
 
 namespace {
 
-using Kernel = void (*)(const quant::Arguments);
+struct Kernel {
+    void (*entry)(const quant::Arguments);
+    uint32_t shared_bytes;
+};
 
 Kernel kernel_of(int bits, uint32_t rows, bool any) {
-    if (bits == 4 && any)
-        return rows <= 8 ? quant_linear_4_8_any : quant_linear_4_16_any;
-    if (bits == 4)
-        return rows <= 8 ? quant_linear_4_8 : quant_linear_4_16;
-    if (any)
-        return rows <= 8 ? quant_linear_8_8_any : quant_linear_8_16_any;
-    return rows <= 8 ? quant_linear_8_8 : quant_linear_8_16;
+    const auto few = bits == 4 ? (any ? quant_linear_4_8_any : quant_linear_4_8)
+                               : (any ? quant_linear_8_8_any : quant_linear_8_8);
+    const auto many = bits == 4 ? (any ? quant_linear_4_16_any : quant_linear_4_16)
+                                : (any ? quant_linear_8_16_any : quant_linear_8_16);
+    return rows <= 8 ? Kernel{few, quant::shared_bytes<1>} : Kernel{many, quant::shared_bytes<2>};
 }
 
 int num_sms() {
@@ -46,29 +50,36 @@ int num_sms() {
         CHECK(cudaGetDeviceProperties(&device, 0));
         for (int bits : {4, 8})
             for (uint32_t rows : {8u, 16u})
-                for (bool any : {false, true})
-                    CHECK(cudaFuncSetAttribute(kernel_of(bits, rows, any),
+                for (bool any : {false, true}) {
+                    const Kernel kernel = kernel_of(bits, rows, any);
+                    CHECK(cudaFuncSetAttribute(kernel.entry,
                                                cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               quant::SHARED_BYTES));
+                                               kernel.shared_bytes));
+                }
         std::printf("%s, %d SMs\n", device.name, device.multiProcessorCount);
         return device.multiProcessorCount;
     }();
     return sms;
 }
 
+// x [rows, k] in f16 for the kernel that takes so many rows.
+CUtensorMap map_of(const void *x, uint32_t rows, uint32_t k) {
+    return matrix_map(x, k, rows, rows <= 8 ? 8 : 16, true);
+}
+
 void launch(int bits, const quant::Arguments &a, cudaStream_t stream, bool dependent, int grid) {
+    const Kernel kernel = kernel_of(bits, a.rows, a.groups > 1 || a.has_zeros);
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = quant::NUM_THREADS;
-    config.dynamicSmemBytes = quant::SHARED_BYTES;
+    config.dynamicSmemBytes = kernel.shared_bytes;
     config.stream = stream;
     config.attrs = &attribute;
     config.numAttrs = dependent;
-    const bool any = a.groups > 1 || a.has_zeros;
-    CHECK(cudaLaunchKernelEx(&config, kernel_of(bits, a.rows, any), a));
+    CHECK(cudaLaunchKernelEx(&config, kernel.entry, a));
 }
 
 // A quantised matrix as it is published, and how the kernel wants it.
@@ -88,13 +99,15 @@ struct Matrix {
     }
 };
 
-Matrix random_matrix(std::mt19937 &random, int bits, uint32_t n, uint32_t k, uint32_t group, bool zeros) {
+Matrix random_matrix(std::mt19937 &random, int bits, uint32_t n, uint32_t k, uint32_t group,
+                     bool zeros) {
     Matrix m = {bits, n, k, group, zeros, {}, {}, {}};
     m.codes.resize(size_t(n) * k);
     for (uint8_t &code : m.codes)
         code = uint8_t(random() >> (32 - bits));
     for (size_t i = 0; i < size_t(n) * m.num_groups(); i++) {
-        m.scales.push_back(__half2float(__float2half((1.0f + float(random() % 1000) * 0.01f) * (bits == 4 ? 1e-3f : 6e-5f))));
+        m.scales.push_back(__half2float(
+            __float2half((1.0f + float(random() % 1000) * 0.01f) * (bits == 4 ? 1e-3f : 6e-5f))));
         m.zeros.push_back(zeros ? random() % (1u << bits) + (random() % 4 == 0) : 1u << (bits - 1));
     }
     return m;
@@ -105,45 +118,57 @@ uint16_t f16_bits(float v) {
     return *reinterpret_cast<uint16_t *>(&h);
 }
 
-// One unit's chunk c of tile `tile` into `unit`.
-template <int BITS>
-void pack_chunk(const Matrix &m, const quant::Packed<BITS> &p, uint32_t tile, uint32_t slice, uint32_t c,
-                uint8_t *unit) {
-    uint32_t k0 = slice * quant::SLICE_K + c * 128;
-    uint8_t *codes = unit + p.codes_at + c * p.CODE_BYTES;
-    for (uint32_t half = 0; half < 2; half++)
-        for (uint32_t lane = 0; lane < 32; lane++)
-            for (uint32_t b = 0; b < 4; b++)
-                for (uint32_t j = 0; j < 8; j++) {
-                    uint32_t row = tile * 16 + lane / 4 + half * 8, at = k0 + 32 * b + lane % 4 * 8 + j;
-                    uint8_t code = m.codes[size_t(row) * m.k + at];
-                    if (BITS == 4) {
-                        uint32_t nibble = j / 2 + j % 2 * 4;
-                        codes[half * 512 + lane * 16 + b * 4 + nibble / 2] |= code << (nibble % 2 * 4);
-                    } else {
-                        codes[half * 1024 + b / 2 * 512 + lane * 16 + b % 2 * 8 + j] = code;
-                    }
-                }
-    uint16_t *scales = reinterpret_cast<uint16_t *>(unit + c * p.scale_bytes);
-    uint16_t *zeros = scales + quant::NUM_WARPS * p.scale_bytes / 2;
+// One word of codes: those of `row` at k + `offsets`, `bits` each.
+uint32_t word_of(const Matrix &m, uint32_t row, uint32_t k, const std::vector<uint32_t> &offsets) {
+    uint32_t word = 0;
+    for (size_t i = 0; i < offsets.size(); i++)
+        if (row < m.n)
+            word |= uint32_t(m.codes[size_t(row) * m.k + k + offsets[i]]) << (m.bits * i);
+    return word;
+}
+
+// The words of 16 bytes of one lane: rows g and g + 8 of two blocks of k.
+void pack_four(const Matrix &m, uint32_t row, uint32_t k, uint32_t t, uint32_t *words) {
+    const bool four = m.bits == 4;
+    const std::vector<uint32_t> offsets =
+        four ? std::vector<uint32_t>{2 * t,     2 * t + 16, 2 * t + 8, 2 * t + 24,
+                                     2 * t + 1, 2 * t + 17, 2 * t + 9, 2 * t + 25}
+             : std::vector<uint32_t>{2 * t, 2 * t + 1, 2 * t + 8, 2 * t + 9};
+    for (uint32_t j = 0; j < 2; j++)
+        for (uint32_t h = 0; h < 2; h++)
+            words[2 * j + h] = word_of(m, row + 8 * h, k + j * (four ? 32 : 16), offsets);
+}
+
+void pack_chunk(const Matrix &m, const quant::Packed &p, uint32_t tile, uint32_t chunk,
+                uint8_t *to) {
+    const uint32_t k0 = chunk * quant::CHUNK_K, loads = m.bits == 4 ? 2 : 4;
+    uint32_t *words = reinterpret_cast<uint32_t *>(to);
+    for (uint32_t w = 0; w < 4; w++)
+        for (uint32_t i = 0; i < loads; i++)
+            for (uint32_t lane = 0; lane < 32; lane++, words += 4)
+                pack_four(m, tile * 64 + w * 16 + lane / 4, k0 + i * (128 / loads), lane % 4,
+                          words);
+    uint16_t *scales = reinterpret_cast<uint16_t *>(to + p.code_bytes),
+             *zeros = scales + p.scale_bytes / 2;
     for (uint32_t g = 0; g < m.chunk_groups(); g++)
-        for (uint32_t r = 0; r < 16; r++) {
-            size_t from = size_t(tile * 16 + r) * m.num_groups() + (k0 + g * 128 / m.chunk_groups()) / m.group;
-            const uint32_t to = g * 16 + r % 8 * 2 + r / 8;
-            scales[to] = f16_bits(m.scales[from]);
+        for (uint32_t r = 0; r < 64 && tile * 64 + r < m.n; r++) {
+            const size_t from = size_t(tile * 64 + r) * m.num_groups() +
+                                (k0 + g * 128 / m.chunk_groups()) / m.group;
+            const uint32_t at = g * 64 + r / 16 * 16 + r % 8 * 2 + r / 8 % 2;
+            scales[at] = f16_bits(m.scales[from]);
             if (m.has_zeros)
-                zeros[to] = f16_bits(1024.0f + m.zeros[from]);
+                zeros[at] = f16_bits(m.zeros[from]);
         }
 }
 
-template <int BITS> std::vector<uint8_t> pack(const Matrix &m) {
-    quant::Packed<BITS> p(m.k, m.chunk_groups(), m.has_zeros);
-    std::vector<uint8_t> packed(size_t(m.n / 16) * p.tile_bytes);
-    for (uint32_t tile = 0; tile < m.n / 16; tile++)
-        for (uint32_t slice = 0; slice < p.slices; slice++)
-            for (uint32_t c = 0; c < p.chunks(slice); c++)
-                pack_chunk<BITS>(m, p, tile, slice, c,
-                                 packed.data() + size_t(tile) * p.tile_bytes + slice * p.unit_bytes);
+std::vector<uint8_t> pack(const Matrix &m) {
+    const quant::Packed p(m.bits, m.k, m.chunk_groups(), m.has_zeros);
+    const uint32_t tiles = (m.n + 63) / 64;
+    std::vector<uint8_t> packed(size_t(tiles) * p.chunks * p.chunk_bytes);
+    for (uint32_t tile = 0; tile < tiles; tile++)
+        for (uint32_t c = 0; c < p.chunks; c++)
+            pack_chunk(m, p, tile, c,
+                       packed.data() + (size_t(tile) * p.chunks + c) * p.chunk_bytes);
     return packed;
 }
 
@@ -170,7 +195,7 @@ void twin(const Problem &p, std::vector<double> &y, std::vector<double> &size) {
     y.assign(size_t(p.rows) * m.n, 0), size = y;
     for (uint32_t n = 0; n < m.n; n++)
         for (uint32_t k = 0; k < m.k; k++) {
-            double w = m.weight(n, k);
+            const double w = m.weight(n, k);
             for (uint32_t row = 0; row < p.rows; row++) {
                 double product = w * double(__half2float(p.x[size_t(row) * m.k + k]));
                 y[size_t(row) * m.n + n] += product;
@@ -186,7 +211,7 @@ double judge(const Problem &p, const std::vector<uint8_t> &got) {
     std::vector<double> y, size;
     twin(p, y, size);
     const uint32_t n = p.m.n;
-    const double eps = (p.m.k / 128 + 24) * std::pow(2.0, -24), round = std::pow(2.0, -11);
+    const double eps = (p.m.k / 512 + 24) * std::pow(2.0, -24), round = std::pow(2.0, -11);
     double worst = 0;
     for (uint32_t row = 0; row < p.rows; row++)
         for (uint32_t i = 0; i < n; i++) {
@@ -218,17 +243,23 @@ double judge(const Problem &p, const std::vector<uint8_t> &got) {
 
 std::vector<uint8_t> run(const Problem &p, int grid, uint32_t rows) {
     const Matrix &m = p.m;
-    const std::vector<uint8_t> packed = m.bits == 4 ? pack<4>(m) : pack<8>(m);
+    const std::vector<uint8_t> packed = pack(m);
     uint8_t *weights = upload(packed);
     __half *x = upload(p.x);
     float *bias = upload(p.bias);
     std::vector<uint8_t> out(size_t(rows) * m.n * 4);
     std::copy_n(reinterpret_cast<const uint8_t *>(p.before.data()), out.size(), out.data());
     uint8_t *to = upload(out);
-    quant::Arguments a = {weights, x,          p.has_bias ? bias : nullptr,
-                          to,      rows,       m.n,
-                          m.k,     p.epilogue, m.chunk_groups(),
-                          m.has_zeros};
+    const quant::Arguments a = {map_of(x, rows, m.k),
+                                weights,
+                                p.has_bias ? bias : nullptr,
+                                to,
+                                rows,
+                                m.n,
+                                m.k,
+                                p.epilogue,
+                                m.chunk_groups(),
+                                m.has_zeros};
     launch(m.bits, a, nullptr, false, grid);
     CHECK(cudaDeviceSynchronize());
     CHECK(cudaMemcpy(out.data(), to, out.size(), cudaMemcpyDefault));
@@ -236,9 +267,10 @@ std::vector<uint8_t> run(const Problem &p, int grid, uint32_t rows) {
     return out;
 }
 
-bool check_one(std::mt19937 &random, int bits, uint32_t n, uint32_t k, uint32_t rows, uint32_t group,
-               bool zeros, uint32_t epilogue) {
-    Problem p = {random_matrix(random, bits, n, k, group, zeros), rows, epilogue, false, {}, {}, {}};
+bool check_one(std::mt19937 &random, int bits, uint32_t n, uint32_t k, uint32_t rows,
+               uint32_t group, bool zeros, uint32_t epilogue) {
+    Problem p = {
+        random_matrix(random, bits, n, k, group, zeros), rows, epilogue, false, {}, {}, {}};
     p.has_bias = epilogue != quant::GATE_UP && random() % 2;
     std::normal_distribution<float> normal;
     for (size_t i = 0; i < size_t(rows) * k; i++)
@@ -247,23 +279,29 @@ bool check_one(std::mt19937 &random, int bits, uint32_t n, uint32_t k, uint32_t 
         p.bias.push_back(normal(random));
     for (size_t i = 0; i < size_t(rows) * n; i++)
         p.before.push_back(normal(random));
-    const std::vector<uint8_t> all = run(p, num_sms(), rows), again = run(p, 1 + random() % 200, rows);
+    const std::vector<uint8_t> all = run(p, num_sms(), rows),
+                               again = run(p, 1 + random() % 200, rows);
     const double worst = judge(p, all);
     // The first row alone, by whatever kernel that takes: the same bits.
     const std::vector<uint8_t> alone = run(p, num_sms(), 1);
-    const size_t row_bytes = epilogue == quant::GATE_UP ? n : epilogue == quant::BIAS ? 2 * n : 4 * n;
-    const bool same = all == again && std::equal(alone.begin(), alone.begin() + long(row_bytes), all.begin());
+    const size_t row_bytes = epilogue == quant::GATE_UP ? n
+                             : epilogue == quant::BIAS  ? 2 * n
+                                                        : 4 * n;
+    const bool same =
+        all == again && std::equal(alone.begin(), alone.begin() + long(row_bytes), all.begin());
     const bool ok = worst <= 1 && same;
-    std::printf("%s %d bits %5u x %5u rows %2u group %5u zeros %d epilogue %u bias %d: error/allowed "
-                "%.3f, %s\n",
-                ok ? "ok  " : "FAIL", bits, n, k, rows, group, zeros, epilogue, p.has_bias, worst,
-                same ? "same bits" : "OTHER BITS");
+    std::printf(
+        "%s %d bits %5u x %5u rows %2u group %5u zeros %d epilogue %u bias %d: error/allowed "
+        "%.3f, %s\n",
+        ok ? "ok  " : "FAIL", bits, n, k, rows, group, zeros, epilogue, p.has_bias, worst,
+        same ? "same bits" : "OTHER BITS");
     return ok;
 }
 
 bool check() {
     std::mt19937 random(20261125);
-    const uint32_t ns[] = {16, 32, 144, 1024, 2128, 4096}, ks[] = {128, 384, 1024, 1152, 2048, 5504};
+    const uint32_t ns[] = {16, 32, 144, 1024, 2128, 4096},
+                   ks[] = {128, 384, 1024, 1152, 2048, 5504};
     bool good = true;
     for (int bits : {4, 8})
         for (uint32_t n : ns)
@@ -271,8 +309,11 @@ bool check() {
                 uint32_t k = ks[random() % 6], rows = 1 + random() % 16;
                 uint32_t groups[] = {32, 64, 128, 128, k};
                 uint32_t group = groups[random() % 5];
-                good &= check_one(random, bits, n, k, i == 0 ? 1 : i == 1 ? 8 : rows, group, random() % 3 == 0,
-                                  random() % 4);
+                good &= check_one(random, bits, n, k,
+                                  i == 0   ? 1
+                                  : i == 1 ? 8
+                                           : rows,
+                                  group, random() % 3 == 0, random() % 4);
             }
     std::printf("%s\n", good ? "all checks passed" : "CHECKS FAILED");
     return good;
@@ -286,13 +327,15 @@ double read_gb_s() {
     uint32_t *out;
     CHECK(cudaMalloc(&from, bytes)), CHECK(cudaMalloc(&out, 4));
     CHECK(cudaMemset(from, 1, bytes));
-    float ms = graph_ms([&](cudaStream_t s) { stream<4><<<num_sms() * 4, 512, 0, s>>>(from, bytes / 16, out); }, 10);
+    float ms = graph_ms(
+        [&](cudaStream_t s) { stream<4><<<num_sms() * 4, 512, 0, s>>>(from, bytes / 16, out); },
+        10);
     CHECK(cudaFree(from)), CHECK(cudaFree(out));
     return bytes / ms * 1e-6;
 }
 
-// Random bytes are codes; scales of random bits may be anything but must not be NaN for nobody's sake:
-// time does not depend on them.
+// Random bytes are codes; scales of random bits may be anything but must not be NaN for nobody's
+// sake: time does not depend on them.
 struct Pool {
     uint8_t *memory;
     size_t bytes = size_t(8) << 30, at = 0;
@@ -313,12 +356,35 @@ struct Pool {
     }
 };
 
-template <int BITS> size_t packed_bytes(uint32_t n, uint32_t k) {
-    return size_t(n / 16) * quant::Packed<BITS>(k, 1, 0).tile_bytes;
+size_t packed_bytes(int bits, uint32_t n, uint32_t k) {
+    const quant::Packed p(bits, k, 1, 0);
+    return size_t((n + 63) / 64) * p.chunks * p.chunk_bytes;
 }
 
-size_t packed_bytes(int bits, uint32_t n, uint32_t k) {
-    return bits == 4 ? packed_bytes<4>(n, k) : packed_bytes<8>(n, k);
+const uint32_t SHAPES[][2] = {{24576, 8192}, {8192, 8192}, {49152, 8192}, {8192, 24576},
+                              {12288, 4096}, {4096, 4096}, {22016, 4096}, {4096, 11008}};
+
+void once() {
+    Pool pool;
+    __half *x;
+    void *out;
+    CHECK(cudaMalloc(&x, 16 * 32768 * 2)), CHECK(cudaMemset(x, 0x35, 16 * 32768 * 2));
+    CHECK(cudaMalloc(&out, 16 * 160000 * 4));
+    for (int bits : {4, 8})
+        for (const auto &shape : SHAPES) {
+            const quant::Arguments a = {map_of(x, 8, shape[1]),
+                                        pool.take(packed_bytes(bits, shape[0], shape[1])),
+                                        nullptr,
+                                        out,
+                                        8,
+                                        shape[0],
+                                        shape[1],
+                                        quant::STORE_F32,
+                                        1,
+                                        0};
+            launch(bits, a, nullptr, false, num_sms());
+        }
+    CHECK(cudaDeviceSynchronize());
 }
 
 void time_all() {
@@ -329,10 +395,8 @@ void time_all() {
     void *out;
     CHECK(cudaMalloc(&x, 16 * 32768 * 2)), CHECK(cudaMemset(x, 0x35, 16 * 32768 * 2));
     CHECK(cudaMalloc(&out, 16 * 160000 * 4)), CHECK(cudaMemset(out, 0, 16 * 160000 * 4));
-    const uint32_t shapes[][2] = {{24576, 8192}, {8192, 8192}, {49152, 8192}, {8192, 24576},
-                                  {12288, 4096}, {4096, 4096}, {22016, 4096}, {4096, 11008}};
     for (int bits : {4, 8})
-        for (const auto &shape : shapes)
+        for (const auto &shape : SHAPES)
             for (uint32_t rows : {1u, 8u, 16u}) {
                 const size_t bytes = packed_bytes(bits, shape[0], shape[1]);
                 const int count = 24;
@@ -340,25 +404,36 @@ void time_all() {
                     float ms = graph_ms(
                         [&](cudaStream_t s) {
                             for (int i = 0; i < count; i++) {
-                                quant::Arguments a = {pool.take(bytes), x, nullptr, out, rows, shape[0],
-                                                      shape[1], quant::STORE_F32, 1, 0};
+                                const quant::Arguments a = {map_of(x, rows, shape[1]),
+                                                            pool.take(bytes),
+                                                            nullptr,
+                                                            out,
+                                                            rows,
+                                                            shape[0],
+                                                            shape[1],
+                                                            quant::STORE_F32,
+                                                            1,
+                                                            0};
                                 launch(bits, a, s, dependent, num_sms());
                             }
                         },
                         7);
                     const double us = ms * 1e3 / count;
                     if (!dependent)
-                        std::printf("%d bits %6u x %5u rows %2u: %6.1f us %5.1f %% |", bits, shape[0], shape[1],
-                                    rows, us, bytes / us * 1e-3 / read * 100);
+                        std::printf("%d bits %6u x %5u rows %2u: %6.1f us %5.1f %% |", bits,
+                                    shape[0], shape[1], rows, us, bytes / us * 1e-3 / read * 100);
                     else
-                        std::printf(" dependent %6.1f us %5.1f %%\n", us, bytes / us * 1e-3 / read * 100);
+                        std::printf(" dependent %6.1f us %5.1f %%\n", us,
+                                    bytes / us * 1e-3 / read * 100);
                 }
             }
     // The linears of 20 layers of 72B, with stand-ins for the norms and attention between them.
     for (int bits : {4, 8})
         for (uint32_t rows : {1u, 8u, 16u}) {
-            const uint32_t layer[][3] = {{24576, 8192, quant::BIAS}, {8192, 8192, quant::STORE_F32},
-                                         {49152, 8192, quant::GATE_UP}, {8192, 24576, quant::STORE_F32}};
+            const uint32_t layer[][3] = {{24576, 8192, quant::BIAS},
+                                         {8192, 8192, quant::STORE_F32},
+                                         {49152, 8192, quant::GATE_UP},
+                                         {8192, 24576, quant::STORE_F32}};
             size_t bytes = 0;
             float ms = graph_ms(
                 [&](cudaStream_t s) {
@@ -367,7 +442,16 @@ void time_all() {
                         const auto &l = layer[i % 4];
                         const size_t size = packed_bytes(bits, l[0], l[1]);
                         bytes += size;
-                        quant::Arguments a = {pool.take(size), x, nullptr, out, rows, l[0], l[1], l[2], 1, 0};
+                        const quant::Arguments a = {map_of(x, rows, l[1]),
+                                                    pool.take(size),
+                                                    nullptr,
+                                                    out,
+                                                    rows,
+                                                    l[0],
+                                                    l[1],
+                                                    l[2],
+                                                    1,
+                                                    0};
                         launch(bits, a, s, true, num_sms());
                         if (i % 4 == 2)
                             continue;
@@ -377,12 +461,13 @@ void time_all() {
                         cudaLaunchConfig_t config = {};
                         config.gridDim = rows, config.blockDim = 256, config.stream = s;
                         config.attrs = &attribute, config.numAttrs = 1;
-                        CHECK(cudaLaunchKernelEx(&config, small, (const uint4 *)out, (uint4 *)x, 1024u));
+                        CHECK(cudaLaunchKernelEx(&config, small, (const uint4 *)out, (uint4 *)x,
+                                                 1024u));
                     }
                 },
                 7);
-            std::printf("chain 72B, 20 layers, %d bits, rows %2u: %.3f ms, %.1f %%\n", bits, rows, ms,
-                        bytes / ms * 1e-6 / read * 100);
+            std::printf("chain 72B, 20 layers, %d bits, rows %2u: %.3f ms, %.1f %%\n", bits, rows,
+                        ms, bytes / ms * 1e-6 / read * 100);
         }
 }
 
@@ -392,6 +477,8 @@ int main(int argc, char **argv) {
     setvbuf(stdout, nullptr, _IOLBF, 0);
     const std::string what = argc > 1 ? argv[1] : "check,time";
     const bool good = what.find("check") == std::string::npos || check();
+    if (what == "once")
+        once();
     if (good && what.find("time") != std::string::npos)
         time_all();
     return good ? 0 : 1;
