@@ -21,5 +21,7 @@ mod memory;
 mod model;
 mod opened;
 mod ops;
+mod packed;
 mod products;
+mod quantised;
 mod random;
