@@ -12,6 +12,7 @@ mod demo;
 mod device;
 mod faults;
 mod fed;
+mod gptq;
 mod host;
 #[cfg(feature = "test-hooks")]
 mod injected;
