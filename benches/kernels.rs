@@ -9,7 +9,7 @@ use std::time::Instant;
 use qwen::backend::comm::Solo;
 use qwen::backend::cpu::HostBuffer;
 use qwen::backend::cpu::fast::{Fast, FastMatrix};
-use qwen::backend::random::random_codes;
+use qwen::backend::random::RandomCodes;
 use qwen::backend::{Backend, BufferKind};
 use qwen::quant::{Bits, QuantConfig};
 use qwen::tensor::{Dtype, HostTensor};
@@ -30,11 +30,17 @@ fn main() {
             report(&mut backend, &weights, (n, k), (dtype.name(), bytes, bandwidth));
         }
         for bits in [Bits::Four, Bits::Eight] {
-            let format =
-                QuantConfig { bits, group_size: Some(64), desc_act: false, zero_offset: 1 };
+            let format = QuantConfig {
+                bits,
+                group_size: Some(64),
+                desc_act: false,
+                symmetric: true,
+                zero_offset: 1,
+            };
             let bytes = n * k * bits.count() / 8 + 2 * n * format.num_groups(k);
             let weights: Vec<FastMatrix> = (0..copies_of(bytes))
-                .map(|i| random_codes(&format, (n, k), i as u64).expect("memory"))
+                .map(|seed| RandomCodes { format, outputs: n, inputs: k, seed: seed as u64 })
+                .map(|codes| codes.tensor().expect("memory"))
                 .map(|weight| backend.quantised_matrix(&weight).expect("memory"))
                 .collect();
             report(&mut backend, &weights, (n, k), (format.name(), bytes, bandwidth));

@@ -30,7 +30,7 @@ namespace {
 
 const char USAGE[] =
     "qwen-bench --shape qwen-72b|14b|7b|1.8b|tiny | --model DIR\n"
-    "  --format bf16|fp16       of random weights (bf16)\n"
+    "  --format bf16|fp16|int8|int4  of random weights (bf16); int8 and int4 as GPTQ has them\n"
     "  --layers N               of random weights (the shape's)\n"
     "  --context 1,6144         tokens of a prompt (1)\n"
     "  --generate N             tokens of a reply (256)\n"
@@ -133,8 +133,9 @@ Arguments parse(int argc, char **argv) {
         throw std::runtime_error(std::string("give --shape or --model\n") + USAGE);
     if (!a.model.empty() && (a.layers || a.has_format))
         throw std::runtime_error("--layers and --format are for --shape: a model is as it is");
-    if (a.format != "bf16" && a.format != "fp16")
-        throw std::runtime_error("--format: bf16 and fp16 can be measured, not " + a.format);
+    if (a.format != "bf16" && a.format != "fp16" && !quantised_bits(a.format))
+        throw std::runtime_error("--format: bf16, fp16, int8 and int4 can be measured, not " +
+                                 a.format);
     return a;
 }
 

@@ -28,6 +28,7 @@ constexpr uint32_t sums_bytes = group_tiles<NT> * NT * WARPGROUPS * 2048; // in 
 template <int NT>
 constexpr uint32_t shared_bytes = x_bytes<NT> + ring_bytes<NT> + (4 * MAX_STAGES + 1) * 8;
 static_assert(sums_bytes<1> <= x_bytes<1> && sums_bytes<2> <= x_bytes<2>, "they have room");
+static_assert(shared_bytes<1> == 218376 && shared_bytes<2> == 200968, "the launch contract");
 static_assert(shared_bytes<1> <= 227 * 1024 && shared_bytes<2> <= 227 * 1024,
               "what a block may have");
 

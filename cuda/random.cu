@@ -22,21 +22,16 @@
 //   first version; it runs once, at open, and what it saves is writing and reading 145 GB of files.
 
 #include "common.cuh"
+#include "random.cuh"
 
 using namespace qwen;
 
 namespace {
 
-__device__ __forceinline__ uint64_t mix(uint64_t z) {
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    return z ^ (z >> 31);
-}
-
 // Two independent numbers, N(0, 1).
 __device__ __forceinline__ float2 normal_pair(uint64_t seed, uint64_t pair) {
     constexpr float SCALE = 1.0f / 16777216.0f;
-    const uint64_t bits = mix(seed + (pair + 1) * 0x9e3779b97f4a7c15ull);
+    const uint64_t bits = random_bits(seed, pair);
     // Never 0, whose logarithm is infinite.
     const float radius_bits = (float(uint32_t(bits >> 40)) + 0.5f) * SCALE;
     const float turns = float(uint32_t(bits) & 0xffffffu) * SCALE;

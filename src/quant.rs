@@ -63,6 +63,8 @@ pub struct QuantConfig {
     pub group_size: Option<usize>,
     /// Were the inputs quantised in order of activation? Then `g_idx` must be there.
     pub desc_act: bool,
+    /// Are all zero points said to be the middle? What the file holds counts; this is for planning.
+    pub symmetric: bool,
     /// What is added to a stored zero: 1 in `gptq`, 0 in `gptq_v2`.
     pub zero_offset: u32,
 }

@@ -8,11 +8,10 @@ mod common;
 mod ranks;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use common::Random;
 use common::ops::{U, buffer, compare, fast, normals, poisoned, reference, weights};
-use half::f16;
+use common::quant::{Codes, Order, product, random_tensor};
 use qwen::backend::Backend;
 use qwen::backend::cpu::HostBuffer;
 use qwen::backend::cpu::fast::Isa;
@@ -23,7 +22,7 @@ use qwen::engine::{Engine, EngineOptions};
 use qwen::error::Error;
 use qwen::model::config::ModelConfig;
 use qwen::quant::{Bits, Groups, QuantTensor};
-use qwen::tensor::{Dtype, HostTensor, HostWords};
+use qwen::tensor::{Dtype, HostTensor};
 use ranks::{Kind, Ranks};
 use safetensors::SafeTensors;
 
@@ -118,27 +117,10 @@ fn symmetric_zeros_and_groups_in_order_are_found() {
     }
 }
 
-/// Random codes: uniform, in groups of `size`, with zero points and a shuffled order if asked for.
 fn quantised(random: &mut Random, case: &Case) -> QuantTensor {
-    let Case { bits, n, k, size, .. } = *case;
-    let rows = k / bits.codes_per_word();
-    let codes: Vec<u8> = (0..rows * n).flat_map(|_| (random.bits() as u32).to_le_bytes()).collect();
-    let groups = k.div_ceil(size);
-    let halves = |values: Vec<f32>| {
-        let bytes = values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect();
-        HostTensor::from_vec(Dtype::F16, groups, n, bytes)
-    };
-    let spread = (k as f32).sqrt() * bits.middle() as f32;
-    let scales = (0..groups * n).map(|_| (1.0 + 0.3 * random.normal()) / spread).collect();
-    let zeros: Vec<f32> =
-        (0..groups * n).map(|_| random.below(2 * bits.middle() as usize + 1) as f32).collect();
-    let order = match case.listed {
-        true => Groups::Listed((0..k).map(|_| random.below(groups) as u32).collect::<Arc<[u32]>>()),
-        false => Groups::Runs(size),
-    };
-    let codes = HostWords::from_vec(rows, n, codes);
-    let tensor = QuantTensor::new(bits, codes, halves(scales), order);
-    if case.symmetric { tensor } else { tensor.with_zeros(halves(zeros)) }
+    let Case { bits, n, k, size, symmetric, listed, .. } = *case;
+    let order = if listed { Order::Any } else { Order::Runs };
+    random_tensor(random, &Codes { bits, n, k, size, symmetric, order })
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -164,30 +146,6 @@ fn random_case(random: &mut Random) -> Case {
         listed: random.below(3) == 0,
         threads: random.pick(&[1, 2, 3]),
     }
-}
-
-/// x W^T in float64 of the dequantised matrix. Every code times scale is one rounding at most (the
-/// order of scaling is the backend's), K products are summed in f32 in any order: (K + 4) u of the
-/// sum of |x| times the largest |scale * code| that centred codes can have, twice for what follows. A
-/// backend may instead take inputs in fixed point, each off by 2 u of the largest.
-fn product(x: &[f32], tensor: &QuantTensor) -> (Vec<f64>, Vec<f64>) {
-    let k = tensor.inputs();
-    let (matrix, scales) = (tensor.dequantise(), tensor.scales().to_f32());
-    // A code from the middle is at most the middle; zeros move it by as much again.
-    let reach =
-        f64::from(tensor.bits().middle()) * if tensor.zeros().is_some() { 2.0 } else { 1.0 };
-    let (mut want, mut bound) = (Vec::new(), Vec::new());
-    for row in x.chunks_exact(k) {
-        for (n, line) in matrix.chunks_exact(k).enumerate() {
-            let scale = |i| f64::from(scales[tensor.group(i) * tensor.outputs() + n]).abs();
-            let size: f64 = (0..k).map(|i| f64::from(row[i]).abs() * scale(i) * reach).sum();
-            let most = row.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
-            let fixed: f64 = (0..k).map(|i| 2.0 * U * f64::from(most) * scale(i) * reach).sum();
-            want.push(row.iter().zip(line).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum());
-            bound.push(2.0 * (k + 4) as f64 * U * size + fixed + 1e-30);
-        }
-    }
-    (want, bound)
 }
 
 fn check_linear<B: Backend<Buffer = HostBuffer, Vector = Vec<f32>>>(

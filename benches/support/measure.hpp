@@ -22,6 +22,8 @@ namespace bench {
 struct Model {
     double layers, hidden, head_cols, width, vocab, ranks;
     double weight_bytes, kv_token_bytes;
+    /// Of an element of the embedding table, which is never quantised.
+    double table_element_bytes;
 
     static Model of(const qwen::Engine &engine) {
         const std::string info = engine.info();
@@ -32,15 +34,17 @@ struct Model {
         const double head_cols = size("num_heads") * size("head_dim");
         return {size("num_layers"),   size("hidden_size"),   head_cols,
                 size("intermediate_size"), size("vocab_size"), ranks,
-                size("weight_bytes"), size("kv_token_bytes")};
+                size("weight_bytes"), size("kv_token_bytes"),
+                json_text(info, "weight_format") == "f32" ? 4.0 : 2.0};
     }
 
     double layer_parameters() const { return layers * hidden * (4.0 * head_cols + 3.0 * width); }
     double table_parameters() const { return vocab * hidden; }
-    /// Bytes of weights that each decode step reads: of the embedding table it reads a row a token.
+    /// Bytes of weights that each decode step reads: of the embedding table it reads a row a token. (Of a
+    /// stored quantised model this counts, too, what loading drops: zero points that are all the
+    /// middle, and biases of zero, about 1 %.)
     double step_weight_bytes() const {
-        const double all = layer_parameters() + 2.0 * table_parameters();
-        return weight_bytes * (1.0 - table_parameters() / all);
+        return weight_bytes - table_parameters() * table_element_bytes;
     }
     /// A prompt of `n` tokens: linears, causal attention, and the head for one row.
     double prefill_flops(double n) const {

@@ -43,6 +43,11 @@ inline const Shape &find_shape(const std::string &name) {
     throw std::runtime_error("--shape: `" + name + "` is not qwen-72b, 14b, 7b, 1.8b or tiny");
 }
 
+/// Bits of a code in a quantised format; 0 for others.
+inline int quantised_bits(const std::string &format) {
+    return format == "int4" ? 4 : format == "int8" ? 8 : 0;
+}
+
 inline std::string base64(const std::string &bytes) {
     static const char DIGITS[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     std::string text;
@@ -68,7 +73,8 @@ inline std::string token(int rank) {
 
 class ModelFolder {
   public:
-    /// `format`: bf16 or fp16.
+    /// `format`: bf16, fp16, int8 or int4; the last two as the published GPTQ checkpoints, groups of
+    /// 128 and no zero points.
     ModelFolder(const Shape &shape, const std::string &format, int layers) {
         const auto place = std::filesystem::temp_directory_path() / "qwen-bench-XXXXXX";
         std::string pattern = place.string();
@@ -115,8 +121,14 @@ class ModelFolder {
         field("layer_norm_epsilon", "1e-6");
         field("use_dynamic_ntk", flag(shape.stretched));
         field("use_logn_attn", flag(shape.stretched));
+        const int bits = quantised_bits(format);
         field("bf16", flag(format == "bf16"));
-        field("fp16", flag(format == "fp16"));
+        field("fp16", flag(format == "fp16" || bits));
+        if (bits)
+            field("quantization_config", "{\"quant_method\": \"gptq\", \"bits\": " +
+                                             std::to_string(bits) +
+                                             ", \"group_size\": 128, \"desc_act\": false, "
+                                             "\"sym\": true}");
         return json + "}\n";
     }
 

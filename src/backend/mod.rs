@@ -24,7 +24,7 @@ use crate::batch::{Batch, Output};
 use crate::error::{Error, Result};
 use crate::quant::QuantTensor;
 use crate::tensor::{Dtype, HostTensor};
-use random::Normal;
+use random::{Normal, RandomCodes};
 
 /// Sizes of one rank's KV cache. A page holds `batch::PAGE_TOKENS` tokens of every layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,6 +141,18 @@ pub trait Backend: Send {
     /// The same for the matrices of an MLP's first half.
     fn random_gate_up(&mut self, gate: &Normal, up: &Normal) -> Result<Self::GateUp> {
         self.gate_up(&gate.tensor()?, &up.tensor()?)
+    }
+    /// A quantised matrix of random codes, as `quantised_matrix` would make it of `codes.tensor()`.
+    fn random_quantised_matrix(&mut self, codes: &RandomCodes) -> Result<Self::Matrix> {
+        self.quantised_matrix(&codes.tensor()?)
+    }
+    /// The same for the matrices of an MLP's first half.
+    fn random_quantised_gate_up(
+        &mut self,
+        gate: &RandomCodes,
+        up: &RandomCodes,
+    ) -> Result<Self::GateUp> {
+        self.quantised_gate_up(&gate.tensor()?, &up.tensor()?)
     }
     /// Makes a weight vector ready.
     fn vector(&mut self, source: &HostTensor) -> Result<Self::Vector>;

@@ -97,25 +97,47 @@ impl Normal {
 
 /// A quantised matrix `[outputs, inputs]` of random codes, symmetric, whose elements have a standard
 /// deviation near 1 / sqrt(inputs).
-pub fn random_codes(
-    format: &QuantConfig,
-    (outputs, inputs): (usize, usize),
-    seed: u64,
-) -> Result<QuantTensor> {
-    let rows = inputs / format.bits.codes_per_word();
-    let mut bytes = reserved(rows * outputs * 4)?;
-    for (pair, eight) in bytes.chunks_mut(8).enumerate() {
-        let bits = mix(seed.wrapping_add((pair as u64 + 1).wrapping_mul(GOLDEN)));
-        eight.copy_from_slice(&bits.to_le_bytes()[..eight.len()]);
+#[derive(Debug, Clone, Copy)]
+pub struct RandomCodes {
+    /// Bits of a code, and groups; they are in order whatever it says.
+    pub format: QuantConfig,
+    /// Rows of the matrix.
+    pub outputs: usize,
+    /// Columns of the matrix.
+    pub inputs: usize,
+    /// Which codes; see `seed_of`.
+    pub seed: u64,
+}
+
+impl RandomCodes {
+    /// The scale of all groups.
+    pub fn scale(&self) -> half::f16 {
+        // Uniform codes 0 to 2^b - 1 have a deviation of 2^b / sqrt(12).
+        let deviation = 2.0 * self.format.bits.middle() as f32 / 12_f32.sqrt();
+        half::f16::from_f32(1.0 / ((self.inputs as f32).sqrt() * deviation))
     }
-    let codes = HostWords::from_vec(rows, outputs, bytes);
-    // Uniform codes 0 to 2^b - 1 have a deviation of 2^b / sqrt(12).
-    let deviation = 2.0 * format.bits.middle() as f32 / 12_f32.sqrt();
-    let scale = half::f16::from_f32(1.0 / ((inputs as f32).sqrt() * deviation));
-    let groups = format.num_groups(inputs);
-    let scales = scale.to_le_bytes().repeat(groups * outputs);
-    let scales = HostTensor::from_vec(Dtype::F16, groups, outputs, scales);
-    Ok(QuantTensor::new(format.bits, codes, scales, Groups::Runs(format.group_inputs(inputs))))
+
+    /// Bytes of codes and scales.
+    pub fn num_bytes(&self) -> usize {
+        let (format, inputs) = (&self.format, self.inputs);
+        self.outputs * (inputs * format.bits.count() / 8 + 2 * format.num_groups(inputs))
+    }
+
+    /// The matrix in host memory.
+    pub fn tensor(&self) -> Result<QuantTensor> {
+        let RandomCodes { format, outputs, inputs, seed } = *self;
+        let rows = inputs / format.bits.codes_per_word();
+        let mut bytes = reserved(rows * outputs * 4)?;
+        for (pair, eight) in bytes.chunks_mut(8).enumerate() {
+            let bits = mix(seed.wrapping_add((pair as u64 + 1).wrapping_mul(GOLDEN)));
+            eight.copy_from_slice(&bits.to_le_bytes()[..eight.len()]);
+        }
+        let codes = HostWords::from_vec(rows, outputs, bytes);
+        let groups = format.num_groups(inputs);
+        let scales = self.scale().to_le_bytes().repeat(groups * outputs);
+        let scales = HostTensor::from_vec(Dtype::F16, groups, outputs, scales);
+        Ok(QuantTensor::new(format.bits, codes, scales, Groups::Runs(format.group_inputs(inputs))))
+    }
 }
 
 /// `len` zero bytes for random weights.

@@ -71,8 +71,8 @@ impl<B: Backend> Loader<'_, B> {
         shape: (usize, usize),
         split: Split,
     ) -> Result<B::Matrix> {
-        if let Some(tensor) = self.quantised(name, shape, split)? {
-            return self.backend.quantised_matrix(&tensor);
+        if let Some(matrix) = self.quantised_matrix(name, shape, split)? {
+            return Ok(matrix);
         }
         match self.weights {
             Weights::Stored(checkpoint) => {
@@ -98,10 +98,8 @@ impl<B: Backend> Loader<'_, B> {
         (gate, up): (&str, &str),
         shape: (usize, usize),
     ) -> Result<B::GateUp> {
-        if let Some(gate) = self.quantised(gate, shape, Split::Column)? {
-            let other = self.quantised(up, shape, Split::Column)?;
-            let up = other.ok_or_else(|| mixed(up))?;
-            return self.backend.quantised_gate_up(&gate, &up);
+        if let Some(pair) = self.quantised_gate_up((gate, up), shape)? {
+            return Ok(pair);
         }
         match self.weights {
             Weights::Stored(checkpoint) => {
@@ -195,12 +193,6 @@ impl<B: Backend> Loader<'_, B> {
         self.bring(tensor.bytes())?;
         Ok(tensor)
     }
-}
-
-/// Gate and up are used together.
-fn mixed(name: &str) -> Error {
-    let reason = format!("`{name}` is not quantised, but the matrix beside it is");
-    Error::Argument { argument: "checkpoint", reason }
 }
 
 /// `Error::Argument` unless both tensors are stored in one dtype.

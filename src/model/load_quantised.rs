@@ -3,7 +3,7 @@
 use super::config::ModelConfig;
 use super::load::{Loader, Weights};
 use crate::backend::Backend;
-use crate::backend::random::{random_codes, seed_of};
+use crate::backend::random::{RandomCodes, seed_of};
 use crate::checkpoint::shard::{Split, slice};
 use crate::error::{Error, Result};
 use crate::quant::{QuantConfig, QuantTensor};
@@ -22,14 +22,53 @@ impl Weights<'_> {
     }
 }
 
+/// One rank's part of a quantised linear.
+pub(super) enum Codes {
+    Stored(QuantTensor),
+    Random(RandomCodes),
+}
+
 impl<B: Backend> Loader<'_, B> {
     /// This rank's part of the linear `name`, a matrix `[outputs, inputs]`, if it is quantised.
-    pub(super) fn quantised(
+    pub(super) fn quantised_matrix(
         &mut self,
         name: &str,
         shape: (usize, usize),
         split: Split,
-    ) -> Result<Option<QuantTensor>> {
+    ) -> Result<Option<B::Matrix>> {
+        let Some(codes) = self.quantised(name, shape, split)? else { return Ok(None) };
+        let matrix = match &codes {
+            Codes::Stored(tensor) => self.backend.quantised_matrix(tensor),
+            Codes::Random(codes) => self.backend.random_quantised_matrix(codes),
+        };
+        matrix.map(Some)
+    }
+
+    /// This rank's part of two linears of one shape, by outputs, if they are quantised.
+    pub(super) fn quantised_gate_up(
+        &mut self,
+        (gate, up): (&str, &str),
+        shape: (usize, usize),
+    ) -> Result<Option<B::GateUp>> {
+        let Some(first) = self.quantised(gate, shape, Split::Column)? else { return Ok(None) };
+        let pair = match (first, self.quantised(up, shape, Split::Column)?) {
+            (Codes::Stored(gate), Some(Codes::Stored(up))) => {
+                self.backend.quantised_gate_up(&gate, &up)
+            }
+            (Codes::Random(gate), Some(Codes::Random(up))) => {
+                self.backend.random_quantised_gate_up(&gate, &up)
+            }
+            _ => Err(mixed(up)),
+        };
+        pair.map(Some)
+    }
+
+    fn quantised(
+        &mut self,
+        name: &str,
+        shape: (usize, usize),
+        split: Split,
+    ) -> Result<Option<Codes>> {
         let Some(format) = self.quantisation else { return Ok(None) };
         let part = slice(split, shape.0, shape.1, self.rank, self.world)?;
         let tensor = match self.weights {
@@ -41,14 +80,23 @@ impl<B: Backend> Loader<'_, B> {
             // lm_head, the one linear divided so, is never quantised.
             Weights::Random(_) if split != Split::Vocab => {
                 let seed = seed_of(name, self.rank as u64);
-                random_codes(&format, (part.num_rows(), part.cols.len()), seed)?
+                let (outputs, inputs) = (part.num_rows(), part.cols.len());
+                let codes = RandomCodes { format, outputs, inputs, seed };
+                self.report(codes.num_bytes())?;
+                return Ok(Some(Codes::Random(codes)));
             }
             _ => return Ok(None),
         };
         self.bring(tensor.codes().bytes())?;
         self.report(quant_bytes(&tensor))?;
-        Ok(Some(tensor))
+        Ok(Some(Codes::Stored(tensor)))
     }
+}
+
+/// Gate and up are used together.
+fn mixed(name: &str) -> Error {
+    let reason = format!("`{name}` is not quantised, but the matrix beside it is");
+    Error::Argument { argument: "checkpoint", reason }
 }
 
 /// Bytes of a tensor besides its codes.

@@ -60,7 +60,8 @@ fn one(fields: &Fields) -> Result<QuantConfig> {
         return Err(fields.unsupported("is_marlin_format", "only false is"));
     }
     let group_size = group_size(fields)?;
-    Ok(QuantConfig { bits, group_size, desc_act: fields.flag("desc_act", false)?, zero_offset })
+    let (desc_act, symmetric) = (fields.flag("desc_act", false)?, fields.flag("sym", true)?);
+    Ok(QuantConfig { bits, group_size, desc_act, symmetric, zero_offset })
 }
 
 /// Inputs of a group; -1 stands for all of them.

@@ -1,8 +1,10 @@
-//! What several integration tests share: replayable random numbers, helpers for ops.
+//! What several integration tests share: replayable random numbers, helpers for ops and quantised
+//! linears.
 
 #![allow(dead_code, unreachable_pub, reason = "each test uses its part")]
 
 pub mod ops;
+pub mod quant;
 
 use std::fmt;
 

@@ -52,8 +52,16 @@ fn quieten(element: &mut [u8], dtype: Dtype, quieter: i32) {
 
 /// Writes config.json into `folder`, which is made if need be.
 pub(crate) fn write_config(folder: &Path, shape: &Shape) {
+    write_json(folder, &config(shape));
+}
+
+pub(crate) fn write_json(folder: &Path, config: &serde_json::Value) {
     std::fs::create_dir_all(folder).expect("a folder");
-    let config = serde_json::json!({
+    std::fs::write(folder.join("config.json"), config.to_string()).expect("written");
+}
+
+pub(crate) fn config(shape: &Shape) -> serde_json::Value {
+    serde_json::json!({
         "architectures": ["QWenLMHeadModel"],
         "model_type": "qwen",
         "hidden_size": shape.hidden,
@@ -73,19 +81,21 @@ pub(crate) fn write_config(folder: &Path, shape: &Shape) {
         "vocab_size": shape.vocab,
         "bf16": shape.dtype == Dtype::Bf16,
         "fp16": shape.dtype == Dtype::F16,
-    });
-    std::fs::write(folder.join("config.json"), config.to_string()).expect("written");
+    })
 }
 
-fn write_tensors(folder: &Path, dtype: Dtype, tensors: &[Tensor]) {
+pub(crate) fn write_tensors(folder: &Path, dtype: Dtype, tensors: &[Tensor]) {
     let kind = match dtype {
         Dtype::Bf16 => safetensors::Dtype::BF16,
         Dtype::F16 => safetensors::Dtype::F16,
         Dtype::F32 => safetensors::Dtype::F32,
     };
+    let is_words =
+        |name: &str| ["qweight", "qzeros", "g_idx"].iter().any(|part| name.ends_with(part));
     let views: HashMap<&str, TensorView<'_>> = tensors
         .iter()
         .map(|(name, size, bytes)| {
+            let kind = if is_words(name) { safetensors::Dtype::I32 } else { kind };
             (name.as_str(), TensorView::new(kind, size.clone(), bytes).expect("a tensor"))
         })
         .collect();
@@ -93,9 +103,10 @@ fn write_tensors(folder: &Path, dtype: Dtype, tensors: &[Tensor]) {
     safetensors::serialize_to_file(views, None, &path).expect("written");
 }
 
-type Tensor = (String, Vec<usize>, Vec<u8>);
+/// Name, shape, bytes.
+pub(crate) type Tensor = (String, Vec<usize>, Vec<u8>);
 
-fn tensors(random: &mut Random, s: &Shape) -> Vec<Tensor> {
+pub(crate) fn tensors(random: &mut Random, s: &Shape) -> Vec<Tensor> {
     let mut made = Vec::new();
     let mut matrix = |name: String, rows: usize, cols: usize| {
         let bytes = weights(random, s.dtype, rows, cols).bytes().to_vec();

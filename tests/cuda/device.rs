@@ -1,6 +1,6 @@
 //! The GPU of the tests, and a backend on it.
 
-use qwen::backend::cuda::{Cuda, CudaSettings, Device, StepLimits};
+use qwen::backend::cuda::{Cuda, CudaSettings, Device, QuantLimits, StepLimits};
 use qwen::tensor::Dtype;
 
 /// Device 0; or nothing, said aloud (and a failure if a GPU is required).
@@ -35,7 +35,29 @@ pub(crate) fn backend(
     limits: StepLimits,
     (mlp_width, vocab): (usize, usize),
 ) -> Cuda {
-    let limits = StepLimits { usable_ids: vocab, ..limits };
-    let settings = CudaSettings { dtype, limits, mlp_width, host_embedding: false, autotune: true };
+    let settings = settings(dtype, limits, (mlp_width, vocab));
     Cuda::new(device.clone(), settings).expect("a backend on the GPU")
+}
+
+/// The same for quantised weights (and f16).
+pub(crate) fn quantised_backend(
+    device: &Device,
+    limits: StepLimits,
+    sizes: (usize, usize),
+) -> Cuda {
+    // What they need is taken as they come.
+    let quantised = Some(QuantLimits::default());
+    let settings = CudaSettings { quantised, ..settings(Dtype::F16, limits, sizes) };
+    Cuda::new(device.clone(), settings).expect("a backend on the GPU")
+}
+
+fn settings(dtype: Dtype, limits: StepLimits, (mlp_width, vocab): (usize, usize)) -> CudaSettings {
+    CudaSettings {
+        dtype,
+        limits: StepLimits { usable_ids: vocab, ..limits },
+        mlp_width,
+        quantised: None,
+        host_embedding: false,
+        autotune: true,
+    }
 }

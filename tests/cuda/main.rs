@@ -12,6 +12,7 @@ mod demo;
 mod device;
 mod faults;
 mod fed;
+mod gptq;
 mod host;
 #[cfg(feature = "test-hooks")]
 mod injected;
@@ -21,5 +22,7 @@ mod memory;
 mod model;
 mod opened;
 mod ops;
+mod packed;
 mod products;
+mod quantised;
 mod random;

@@ -5,11 +5,13 @@
 
 use qwen::backend::cuda::{CallerContext, Device, Footprint};
 use qwen::engine::{Engine, EngineOptions};
+use qwen::quant::Bits;
 use qwen::tensor::Dtype;
 
-use crate::checkpoint::Shape;
+use crate::checkpoint::{Shape, write_json};
 use crate::common::Random;
 use crate::device::gpu;
+use crate::gptq::{Format, quantised_config};
 use crate::host::HostContext;
 use crate::opened::{Folder, options, reply};
 
@@ -62,7 +64,22 @@ const SHAPE: Shape = Shape {
 #[test]
 fn an_engine_takes_what_was_estimated() {
     let Some(device) = gpu() else { return };
-    let folder = Folder::new("estimate", &SHAPE);
+    check_estimates(&device, &Folder::new("estimate", &SHAPE));
+}
+
+#[test]
+fn a_quantised_engine_takes_what_was_estimated() {
+    let Some(device) = gpu() else { return };
+    let shape = Shape { dtype: Dtype::F16, ..SHAPE };
+    for (bits, size) in [(Bits::Four, 128), (Bits::Eight, 32)] {
+        let format = Format { bits, size, symmetric: true, act_order: false, biased: false };
+        let folder = Folder::new("estimate-gptq", &shape);
+        write_json(folder.path(), &quantised_config(&shape, &format));
+        check_estimates(&device, &folder);
+    }
+}
+
+fn check_estimates(device: &Device, folder: &Folder) {
     let host = HostContext::new();
     for (kv_cache_tokens, max_batch_sequences, embedding) in
         [(16384, 64, "device"), (8192, 8, "host")]
@@ -75,7 +92,7 @@ fn an_engine_takes_what_was_estimated() {
             ..options()
         };
         // Asked inside a context like the engine's, which is not part of the estimate.
-        let free_bytes = free_bytes(&device);
+        let free_bytes = free_bytes(device);
         let context_bytes = host.free_bytes() - free_bytes;
         let estimate = Engine::estimate(folder.path(), &options).expect("an estimate");
         assert!(estimate.fits && estimate.available_bytes.abs_diff(free_bytes) < 8 << 20);

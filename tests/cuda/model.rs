@@ -139,7 +139,7 @@ fn logits_agree_with_the_reference() {
         let mut cpu = load(&folder, Reference::new(Arc::new(Solo), 0));
         let config = ModelConfig::open(&folder).expect("config.json");
         let mut gpu = on_gpu(&device, &folder, dtype, &config);
-        compare_steps(&mut *cpu, &mut *gpu, &mut random, &shape);
+        compare_steps(&mut *cpu, &mut *gpu, &mut random, &shape, allowed(&shape));
         std::fs::remove_dir_all(&folder).expect("removed");
     }
 }
@@ -150,11 +150,17 @@ pub(crate) fn allowed(shape: &Shape) -> f64 {
     2.0 * (8.0 * shape.layers as f64).sqrt() * eps / 12_f64.sqrt()
 }
 
-fn compare_steps(cpu: &mut dyn Rank, gpu: &mut dyn Rank, random: &mut Random, shape: &Shape) {
+/// Logits of a series of steps, within `allowed` (the rms of the error, relative).
+pub(crate) fn compare_steps(
+    cpu: &mut dyn Rank,
+    gpu: &mut dyn Rank,
+    random: &mut Random,
+    shape: &Shape,
+    allowed: f64,
+) {
     let token = |random: &mut Random| random.below(shape.vocab) as u32;
     let sequences = (0..5).map(|_| ((0..300).map(|_| token(random)).collect(), 0)).collect();
     let mut script = Script { sequences };
-    let allowed = allowed(shape);
     let (mut want, mut got) = (Vec::new(), Vec::new());
     for (step, counts) in [
         [100, 1, 17, 0, 0],

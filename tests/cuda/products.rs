@@ -1,7 +1,7 @@
 //! Products by cuBLAS: whatever ran before, wherever the buffers lie and whoever computes them, a shape
 //! gives the same bits; and timing its algorithms touches nothing but the output.
 
-use qwen::backend::cuda::{Cuda, CudaSettings, Device, DeviceBuffer, DeviceMatrix, StepLimits};
+use qwen::backend::cuda::{Cuda, CudaSettings, Device, DeviceBuffer, StepLimits, Weight};
 use qwen::backend::random::{Normal, seed_of};
 use qwen::backend::{Backend, BufferKind, RopeStep, StepStart};
 use qwen::batch::Batch;
@@ -21,6 +21,7 @@ fn untimed(device: &Device, dtype: Dtype) -> Cuda {
         dtype,
         limits: StepLimits { usable_ids: 64, ..limits(64) },
         mlp_width: 64,
+        quantised: None,
         host_embedding: false,
         autotune: false,
     };
@@ -75,7 +76,7 @@ fn product(
     cuda: &mut Cuda,
     rows: usize,
     x: &DeviceBuffer,
-    matrix: &DeviceMatrix,
+    matrix: &Weight,
     out: &mut DeviceBuffer,
 ) {
     begin(cuda, rows.max(2), vec![]);

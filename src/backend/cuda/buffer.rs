@@ -1,6 +1,7 @@
 //! What the backend's ops work on: weights, vectors, activations and the KV cache, on the device.
 
 use super::memory::{DeviceMemory, PinnedMemory};
+pub use super::packed::PackedMatrix;
 pub use crate::backend::BufferKind as Kind;
 use crate::backend::KvSpec;
 use crate::batch::PAGE_TOKENS;
@@ -12,6 +13,29 @@ pub struct DeviceMatrix {
     pub(super) rows: usize,
     pub(super) cols: usize,
 }
+
+/// A weight matrix as a backend of this kind keeps it.
+pub enum Weight {
+    /// Of 16-bit elements.
+    Plain(DeviceMatrix),
+    /// Of codes.
+    Packed(PackedMatrix),
+}
+
+impl Weight {
+    /// The matrix of 16-bit elements that this must be.
+    #[expect(clippy::panic, reason = "whoever makes it knows what it is")]
+    pub(super) fn plain(&self) -> &DeviceMatrix {
+        match self {
+            Weight::Plain(matrix) => matrix,
+            Weight::Packed(_) => panic!("an embedding table of codes"),
+        }
+    }
+}
+
+/// A gate and an up matrix as one: `[2 * width, hidden]`, rows in blocks of 16, eight of the gate
+/// and then the eight of up that go with them.
+pub struct GateUp(pub(super) Weight);
 
 /// Where a matrix is; kernels read both by address.
 pub(super) enum Storage {

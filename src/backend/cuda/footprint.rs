@@ -8,6 +8,7 @@ use super::blas::WORKSPACE_BYTES;
 use super::decode::DecodeAttention;
 use super::driver::Device;
 use super::graph::bucket;
+use super::quant::Quant;
 use super::sample::TokenSampler;
 use super::step::StepInputs;
 use super::{Cuda, CudaSettings, buffer};
@@ -25,8 +26,10 @@ const GRAIN_BYTES: u64 = 512;
 const CODE_BYTES: u64 = 32 * MIB;
 /// One kernel of a recorded step, on the device.
 const NODE_BYTES: u64 = 8 << 10;
-/// Kernels of a recorded step: of each layer, and outside of them.
+/// Kernels of a recorded step: of each layer (also where four linears are quantised, each dequantised
+/// before the product, or its input gathered), and outside of them.
 const LAYER_NODES: u64 = 7;
+const QUANTISED_NODES: u64 = 4;
 const OTHER_NODES: u64 = 8;
 
 /// Device memory that a number of allocations take.
@@ -84,14 +87,19 @@ impl Cuda {
             TokenSampler::device_bytes(limits, device.num_sms),
         ];
         single.into_iter().for_each(|bytes| taken.add(1, bytes as u64));
+        if let Some(quantised) = &settings.quantised {
+            let shared = Quant::device_bytes(quantised, limits.max_tokens);
+            shared.into_iter().for_each(|bytes| taken.add(1, bytes as u64));
+        }
     }
 
-    /// What CUDA takes beside allocations for a model of `num_layers`: code, and decode steps of up to
-    /// `max_sequences` recorded.
-    pub fn overhead_bytes(max_sequences: usize, num_layers: usize) -> u64 {
-        let mut sizes: Vec<usize> = (1..=max_sequences).map(bucket).collect();
+    /// What CUDA takes beside allocations for a model of `num_layers`: code, and decode steps of as many
+    /// sequences as `settings` say recorded.
+    pub fn overhead_bytes(settings: &CudaSettings, num_layers: usize) -> u64 {
+        let mut sizes: Vec<usize> = (1..=settings.limits.max_sequences).map(bucket).collect();
         sizes.dedup();
-        let nodes = LAYER_NODES * num_layers as u64 + OTHER_NODES;
+        let quantised = settings.quantised.map_or(0, |_| QUANTISED_NODES);
+        let nodes = (LAYER_NODES + quantised) * num_layers as u64 + OTHER_NODES;
         let graphs = (sizes.len() as u64).saturating_mul(nodes).saturating_mul(NODE_BYTES);
         CODE_BYTES.saturating_add(graphs)
     }

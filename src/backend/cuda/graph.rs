@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use cudarc::driver::sys;
 
+use super::Cuda;
 use super::driver::{Context, Stream, check};
 use super::faults::{self, INSTANTIATE, RECORD, REPLAY};
+use crate::batch::Batch;
 use crate::error::Result;
 
 /// Work that can be launched again and again.
@@ -75,6 +77,16 @@ impl Drop for Graph {
         let _ = self.context.enter();
         // SAFETY: made here, destroyed once; the stream is waited for before graphs are dropped.
         let _ = unsafe { sys::cuGraphExecDestroy(self.handle) };
+    }
+}
+
+impl Cuda {
+    /// The rows of the graph that a decode step of `batch` runs in; none for other steps.
+    pub(super) fn graph_rows(&self, batch: &Batch) -> Option<usize> {
+        let rows = batch.num_tokens();
+        let is_decode = rows == batch.num_sequences() && rows == batch.logits_rows.len();
+        let most = self.settings.limits.max_sequences;
+        (is_decode && rows > 0 && rows <= most).then(|| bucket(rows).min(most))
     }
 }
 

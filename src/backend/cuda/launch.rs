@@ -6,7 +6,7 @@ use std::ptr::null_mut;
 
 use cudarc::driver::sys::{self, CUlaunchAttributeID_enum as AttributeId};
 
-use super::buffer::{DeviceBuffer, DeviceKv, DeviceMatrix, DeviceVector, Kind};
+use super::buffer::{DeviceBuffer, DeviceKv, DeviceVector, Kind, Weight};
 use super::driver::{Stream, check};
 use super::faults::{self, LAUNCH};
 use super::kernels::{Kernel, Kernels};
@@ -102,11 +102,12 @@ impl Launcher {
     pub(super) fn embed(
         &self,
         step: &StepInputs,
-        table: &DeviceMatrix,
+        table: &Weight,
         drawn: u64,
         out: &mut DeviceBuffer,
     ) -> Result<()> {
         out.set_rows(step.extents.rows);
+        let table = table.plain();
         assert!(table.cols == out.cols && out.kind == Kind::Stream);
         let ids = step.addresses().token_ids;
         let arguments = [out.address(), table.address(), ids, drawn, int(out.cols)];

@@ -1,8 +1,9 @@
 //! Weights from host memory to the device: through two pinned blocks, so that the next piece is
-//! copied by the processor while the last one travels.
+//! copied by the processor while the last one travels. Quantised ones are put together in `pack`.
 
 use std::sync::Arc;
 
+use super::Cuda;
 use super::buffer::{DeviceMatrix, DeviceVector, Storage, half_offset};
 use super::driver::{Context, Stream};
 use super::launch::Launcher;
@@ -11,7 +12,8 @@ use crate::backend::random::Normal;
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, HostTensor};
 
-const BLOCK_BYTES: usize = 64 << 20;
+/// Of a pinned block, and of the staging memory.
+pub(super) const BLOCK_BYTES: usize = 64 << 20;
 /// Rows of gate, then of up, that lie side by side.
 const INTERLEAVE_ROWS: usize = 8;
 
@@ -20,13 +22,34 @@ pub(super) struct Uploader {
     context: Arc<Context>,
     blocks: [PinnedMemory; 2],
     next: usize,
+    /// A block on the device, from which weights are packed.
+    staging: Option<DeviceMemory>,
 }
 
 impl Uploader {
-    /// Device memory it needs: none. Pinned memory: two blocks.
+    /// Device memory it needs: none, but for `take_staging`. Pinned memory: two blocks.
     pub(super) fn new(context: &Arc<Context>) -> Result<Uploader> {
         let block = || PinnedMemory::new(context, BLOCK_BYTES, "upload of weights");
-        Ok(Uploader { context: Arc::clone(context), blocks: [block()?, block()?], next: 0 })
+        let (context, blocks) = (Arc::clone(context), [block()?, block()?]);
+        Ok(Uploader { context, blocks, next: 0, staging: None })
+    }
+
+    /// The staging memory, a block long; made if it is not there.
+    pub(super) fn take_staging(&mut self) -> Result<DeviceMemory> {
+        match self.staging.take() {
+            Some(memory) => Ok(memory),
+            None => DeviceMemory::new(&self.context, BLOCK_BYTES, "upload of weights"),
+        }
+    }
+
+    /// Keeps it for the next matrix.
+    pub(super) fn keep_staging(&mut self, memory: DeviceMemory) {
+        self.staging = Some(memory);
+    }
+
+    /// Gives it back, so that there is never more than weights beside it.
+    pub(super) fn free_staging(&mut self) {
+        self.staging = None;
     }
 
     /// A matrix as it is.
@@ -107,8 +130,9 @@ impl Uploader {
         Ok(DeviceVector { memory, len })
     }
 
-    /// Fills the next block with `fill` (which says how many bytes) and queues its copy.
-    fn send(
+    /// Fills the next block with `fill` (which says how many bytes) and queues its copy, after all that
+    /// was queued before has been done.
+    pub(super) fn send(
         &mut self,
         stream: &Stream,
         to: &mut DeviceMemory,
@@ -123,6 +147,20 @@ impl Uploader {
         self.next = 1 - self.next;
         Ok(())
     }
+}
+
+impl Cuda {
+    /// The uploader, and the stream that its copies go to.
+    pub(super) fn uploader(&mut self) -> Result<(&mut Uploader, &Stream)> {
+        let Cuda { uploader, launcher, .. } = self;
+        Ok((uploader.as_mut().ok_or_else(late_weights)?, &launcher.stream))
+    }
+}
+
+/// The error of weights that come when the cache is made.
+pub(super) fn late_weights() -> Error {
+    let reason = "a bug in the library: weights after loading".to_string();
+    Error::EngineFailed { reason }
 }
 
 /// A matrix of random numbers, made on the device.

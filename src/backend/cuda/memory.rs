@@ -69,6 +69,11 @@ impl DeviceMemory {
         self.address
     }
 
+    /// Its length.
+    pub(super) fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+
     /// Queues a copy of the bytes `range` of `from` to `offset` bytes into this memory. The pinned
     /// memory must not change until the stream has passed the copy.
     pub(super) fn upload(

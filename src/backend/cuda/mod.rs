@@ -20,10 +20,14 @@ mod gemm;
 mod graph;
 mod kernels;
 mod launch;
+mod linear;
 mod load;
 mod memory;
+mod pack;
+mod packed;
 mod peek;
 mod prefill;
+mod quant;
 mod sample;
 mod skinny;
 mod step;
@@ -32,7 +36,7 @@ mod tuning;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-pub use buffer::{DeviceBuffer, DeviceKv, DeviceMatrix, DeviceVector};
+pub use buffer::{DeviceBuffer, DeviceKv, DeviceMatrix, DeviceVector, GateUp, Weight};
 use decode::DecodeAttention;
 pub use driver::{CallerContext, Device, has_nccl};
 use driver::{Context, Mark, Stream};
@@ -43,15 +47,18 @@ use kernels::Kernels;
 use launch::{Launcher, RopeTables};
 use load::Uploader;
 use memory::{DeviceMemory, PinnedMemory};
+pub use packed::{PackedMatrix, QuantLimits, packed_bytes};
 use prefill::PrefillAttention;
+use quant::Quant;
 use sample::TokenSampler;
 use step::StepInputs;
 pub use step::StepLimits;
 
-use super::random::Normal;
+use super::random::{Normal, RandomCodes};
 use super::{Backend, BufferKind, HeadShape, KvSpec, RopeStep, StepStart};
 use crate::batch::{Batch, Output};
 use crate::error::{Error, Result};
+use crate::quant::QuantTensor;
 use crate::tensor::{Dtype, HostTensor};
 
 /// Head sizes that the attention kernels are made for.
@@ -66,6 +73,8 @@ pub struct CudaSettings {
     pub limits: StepLimits,
     /// Half the columns of the largest gate-and-up product on this rank.
     pub mlp_width: usize,
+    /// What quantised linears need; none where the model has none.
+    pub quantised: Option<QuantLimits>,
     /// Keep the embedding table in host memory.
     pub host_embedding: bool,
     /// Time cuBLAS's algorithms and keep the fastest; else its first suggestions are taken.
@@ -81,6 +90,7 @@ pub struct Cuda {
     decode: DecodeAttention,
     prefill: PrefillAttention,
     gemm: Gemm,
+    quant: Option<Quant>,
     step: StepInputs,
     sampler: TokenSampler,
     angles: RopeTables,
@@ -108,10 +118,6 @@ struct Pending {
     logits: Option<PinnedMemory>,
 }
 
-/// A gate and an up matrix as one: `[2 * width, hidden]`, rows in blocks of 16, eight of the gate
-/// and then the eight of up that go with them.
-pub struct GateUp(DeviceMatrix);
-
 impl Cuda {
     /// A backend on `device`. Takes its workspaces at once, so that what is free afterwards can be
     /// counted on.
@@ -135,6 +141,9 @@ impl Cuda {
         let decode = DecodeAttention::new(&stream, &kernels, dtype, dim)?;
         let prefill = PrefillAttention::new(&stream, &kernels, dtype, dim)?;
         let sampler = TokenSampler::new(&stream, &kernels, &limits)?;
+        let quant = settings
+            .quantised
+            .map(|quantised| Quant::new(&stream, &kernels, &quantised, limits.max_tokens));
         Ok(Cuda {
             settings,
             graphs: HashMap::new(),
@@ -146,6 +155,7 @@ impl Cuda {
             sampler,
             angles: RopeTables { cos: table()?, sin: table()? },
             gate_up,
+            quant: quant.transpose()?,
             uploader: Some(Uploader::new(&context)?),
             rehearsed: HashSet::new(),
             recording: None,
@@ -168,32 +178,16 @@ impl Cuda {
         self.launcher.stream.context()
     }
 
-    fn uploader(&mut self) -> Result<(&mut Uploader, &Stream)> {
-        let Cuda { uploader, launcher, .. } = self;
-        let uploader = uploader.as_mut().ok_or_else(|| Error::EngineFailed {
-            reason: "a bug in the library: weights after loading".to_string(),
-        })?;
-        Ok((uploader, &launcher.stream))
-    }
-
     /// Remembers the first op of a step that failed.
     fn note(&mut self, result: Result<()>) {
         if let Err(error) = result {
             self.failed.get_or_insert(error);
         }
     }
-
-    /// The rows of the graph that a decode step of `batch` runs in; none for other steps.
-    fn graph_rows(&self, batch: &Batch) -> Option<usize> {
-        let rows = batch.num_tokens();
-        let is_decode = rows == batch.num_sequences() && rows == batch.logits_rows.len();
-        let most = self.settings.limits.max_sequences;
-        (is_decode && rows > 0 && rows <= most).then(|| bucket(rows).min(most))
-    }
 }
 
 impl Backend for Cuda {
-    type Matrix = DeviceMatrix;
+    type Matrix = Weight;
     type GateUp = GateUp;
     type Vector = DeviceVector;
     type Buffer = DeviceBuffer;
@@ -202,31 +196,49 @@ impl Backend for Cuda {
     const HOST_ANGLES: bool = false;
     const DRAWS: bool = true;
 
-    fn matrix(&mut self, source: &HostTensor) -> Result<DeviceMatrix> {
+    fn matrix(&mut self, source: &HostTensor) -> Result<Weight> {
         let dtype = self.settings.dtype;
         let (uploader, stream) = self.uploader()?;
-        uploader.matrix(stream, source, dtype)
+        uploader.matrix(stream, source, dtype).map(Weight::Plain)
     }
 
-    fn embedding(&mut self, source: &HostTensor) -> Result<DeviceMatrix> {
+    fn embedding(&mut self, source: &HostTensor) -> Result<Weight> {
         if !self.settings.host_embedding {
             return self.matrix(source);
         }
-        load::host_matrix(self.context(), source, self.settings.dtype)
+        load::host_matrix(self.context(), source, self.settings.dtype).map(Weight::Plain)
     }
 
     fn gate_up(&mut self, gate: &HostTensor, up: &HostTensor) -> Result<GateUp> {
         let dtype = self.settings.dtype;
         let (uploader, stream) = self.uploader()?;
-        Ok(GateUp(uploader.interleaved(stream, (gate, up), dtype)?))
+        Ok(GateUp(Weight::Plain(uploader.interleaved(stream, (gate, up), dtype)?)))
     }
 
-    fn random_matrix(&mut self, normal: &Normal) -> Result<DeviceMatrix> {
-        load::random_matrix(&self.launcher, normal)
+    fn quantised_matrix(&mut self, source: &QuantTensor) -> Result<Weight> {
+        self.packed(|quant, (launcher, uploader)| quant.stored(launcher, uploader, &[source]))
+    }
+
+    fn quantised_gate_up(&mut self, gate: &QuantTensor, up: &QuantTensor) -> Result<GateUp> {
+        self.packed(|quant, (launcher, uploader)| quant.stored(launcher, uploader, &[gate, up]))
+            .map(GateUp)
+    }
+
+    fn random_matrix(&mut self, normal: &Normal) -> Result<Weight> {
+        load::random_matrix(&self.launcher, normal).map(Weight::Plain)
     }
 
     fn random_gate_up(&mut self, gate: &Normal, up: &Normal) -> Result<GateUp> {
-        Ok(GateUp(load::random_interleaved(&self.launcher, (gate, up))?))
+        load::random_interleaved(&self.launcher, (gate, up)).map(Weight::Plain).map(GateUp)
+    }
+
+    fn random_quantised_matrix(&mut self, codes: &RandomCodes) -> Result<Weight> {
+        self.packed(|quant, (launcher, uploader)| quant.random(launcher, uploader, &[codes]))
+    }
+
+    fn random_quantised_gate_up(&mut self, gate: &RandomCodes, up: &RandomCodes) -> Result<GateUp> {
+        self.packed(|quant, (launcher, uploader)| quant.random(launcher, uploader, &[gate, up]))
+            .map(GateUp)
     }
 
     fn vector(&mut self, source: &HostTensor) -> Result<DeviceVector> {
@@ -236,6 +248,9 @@ impl Backend for Cuda {
     }
 
     fn buffer(&mut self, kind: BufferKind, max_rows: usize, cols: usize) -> Result<DeviceBuffer> {
+        if let Some(uploader) = &mut self.uploader {
+            uploader.free_staging();
+        }
         let element_bytes = if kind == BufferKind::Stream { 4 } else { 2 };
         let bytes = max_rows * cols * element_bytes;
         // Rows of padding are multiplied before anything has written them.
@@ -285,7 +300,7 @@ impl Backend for Cuda {
         Ok(StepStart::Run)
     }
 
-    fn embed(&mut self, table: &DeviceMatrix, _token_ids: &[u32], out: &mut DeviceBuffer) {
+    fn embed(&mut self, table: &Weight, _token_ids: &[u32], out: &mut DeviceBuffer) {
         let result = self.launcher.embed(&self.step, table, self.sampler.drawn(), out);
         self.note(result);
     }
@@ -305,36 +320,16 @@ impl Backend for Cuda {
     fn linear(
         &mut self,
         x: &DeviceBuffer,
-        weight: &DeviceMatrix,
+        weight: &Weight,
         bias: Option<&DeviceVector>,
         out: &mut DeviceBuffer,
     ) {
-        out.set_rows(x.rows());
-        let Cuda { launcher, gemm, .. } = self;
-        let result = match launcher.skinny.fits(x.rows(), weight) {
-            true => launcher.skinny.linear(launcher, x, weight, bias, out),
-            false => {
-                launcher.flush().and_then(|()| gemm.linear(&launcher.stream, x, weight, bias, out))
-            }
-        };
+        let result = self.product(x, weight, bias, out);
         self.note(result);
     }
 
     fn swiglu(&mut self, x: &DeviceBuffer, gate_up: &GateUp, out: &mut DeviceBuffer) {
-        let weight = &gate_up.0;
-        if self.launcher.skinny.fits(x.rows(), weight) {
-            out.set_rows(x.rows());
-            let result = self.launcher.skinny.gate_up(&self.launcher, x, weight, out);
-            return self.note(result);
-        }
-        let result = self.launcher.flush();
-        self.note(result);
-        self.gate_up.set_rows(x.rows());
-        self.gate_up.cols = weight.rows;
-        let stream = &self.launcher.stream;
-        let product = self.gemm.linear(stream, x, weight, None, &self.gate_up);
-        self.note(product);
-        let result = self.launcher.silu_mul(&self.gate_up, out);
+        let result = self.gate_up_product(x, &gate_up.0, out);
         self.note(result);
     }
 

@@ -15,6 +15,7 @@ use crate::tensor::Dtype;
 
 /// A row-major matrix of 16-bit elements without gaps, as the copy engine sees it.
 #[derive(Clone, Copy)]
+#[repr(transparent)]
 pub(super) struct MatrixMap(sys::CUtensorMap);
 
 impl MatrixMap {

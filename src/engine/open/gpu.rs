@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 use super::target::{Needs, unsupported};
 use super::{FEWEST_PAGES, kv_token_bytes, limits};
 use crate::backend::cuda::{
-    Cuda, CudaSettings, Device, Footprint, HEAD_DIMS, StepLimits, has_nccl,
+    Cuda, CudaSettings, Device, Footprint, HEAD_DIMS, QuantLimits, StepLimits, has_nccl,
+    packed_bytes,
 };
 use crate::batch::PAGE_TOKENS;
 use crate::engine::EngineOptions;
@@ -43,15 +44,7 @@ impl Gpu {
             let reason = format!("heads of {} elements; on CUDA 64 and 128 work", config.head_dim);
             return Err(unsupported(needs, "kv_channels", reason));
         }
-        if let Some(format) = &config.quantisation {
-            let reason =
-                format!("{} weights run on the CPU; on CUDA bf16 and f16 work", format.name());
-            return Err(unsupported(needs, "quantization_config", reason));
-        }
-        if needs.dtype == Dtype::F32 {
-            let reason = "f32 weights run on the CPU; on CUDA bf16 and f16 work".to_string();
-            return Err(unsupported(needs, "torch_dtype", reason));
-        }
+        check_dtype(needs)?;
         let odd = |size: usize| !size.is_multiple_of(8);
         for (field, size) in
             [("hidden_size", config.hidden_size), ("intermediate_size", config.intermediate_size)]
@@ -109,23 +102,21 @@ impl Gpu {
     /// Weights on the device, each tensor an allocation.
     pub(super) fn weight_bytes(&self, needs: &Needs<'_>) -> u64 {
         let config = needs.config;
-        let (layers, hidden, width) =
-            (config.num_layers, config.hidden_size, config.intermediate_size);
-        let heads = config.num_heads * config.head_dim;
-        let qkv = qkv_cols(config);
+        let (layers, hidden) = (config.num_layers, config.hidden_size);
         let tables = if self.host_embedding { 1 } else { 2 };
         let mut taken = Footprint::default();
-        for (count, rows, cols) in [
-            (tables, config.vocab_size, hidden),
-            (layers, qkv, hidden),
-            (layers, hidden, heads),
-            (layers, 2 * width, hidden),
-            (layers, hidden, width),
-        ] {
-            taken.add_matrices(count, rows, cols, self.dtype);
+        taken.add_matrices(tables, config.vocab_size, hidden, self.dtype);
+        for (rows, cols) in linears(config) {
+            let Some(format) = &config.quantisation else {
+                taken.add_matrices(layers, rows, cols, self.dtype);
+                continue;
+            };
+            let (weights, order) = packed_bytes(format, rows, cols);
+            taken.add(layers, weights);
+            taken.add(if order > 0 { layers } else { 0 }, order);
         }
         taken.add_vectors(2 * layers + 1, hidden);
-        taken.add_vectors(layers, qkv);
+        taken.add_vectors(layers, qkv_cols(config));
         taken.num_bytes()
     }
 
@@ -146,7 +137,7 @@ impl Gpu {
         taken.add_matrices(1, rows, config.vocab_size, Dtype::F32);
         let settings = self.settings(config, options, config.vocab_size);
         Cuda::add_workspace(&mut taken, &settings, &self.device);
-        let overhead = Cuda::overhead_bytes(rows, config.num_layers);
+        let overhead = Cuda::overhead_bytes(&settings, config.num_layers);
         taken.num_bytes().saturating_add(overhead)
     }
 
@@ -174,6 +165,7 @@ impl Gpu {
                 usable_ids,
             },
             mlp_width: config.intermediate_size,
+            quantised: config.quantisation.map(|format| QuantLimits::of(&format, &linears(config))),
             host_embedding: self.host_embedding,
             autotune: options.autotune,
         }
@@ -222,6 +214,25 @@ impl Gpu {
 /// Columns of queries, keys and values together.
 fn qkv_cols(config: &ModelConfig) -> usize {
     (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+}
+
+/// Outputs and inputs of the linears of a layer, gate and up as one.
+fn linears(config: &ModelConfig) -> [(usize, usize); 4] {
+    let (hidden, width) = (config.hidden_size, config.intermediate_size);
+    let heads = config.num_heads * config.head_dim;
+    [(qkv_cols(config), hidden), (hidden, heads), (2 * width, hidden), (hidden, width)]
+}
+
+/// Weights of 16 bits, or codes among those of f16: the scales are f16, and so is what is multiplied.
+fn check_dtype(needs: &Needs<'_>) -> Result<()> {
+    let name = needs.dtype.name();
+    let reason = match needs.config.quantisation {
+        Some(_) if needs.dtype == Dtype::F16 => return Ok(()),
+        Some(format) => format!("{} among {name} weights: on CUDA f16 works", format.name()),
+        None if needs.dtype != Dtype::F32 => return Ok(()),
+        None => "f32 weights run on the CPU; on CUDA bf16 and f16 work".to_string(),
+    };
+    Err(unsupported(needs, "torch_dtype", reason))
 }
 
 /// `0` or, as errors and estimates write it, `cuda:0`.

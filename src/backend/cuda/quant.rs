@@ -1,0 +1,333 @@
+//! Products with quantised weights: by our own kernel where rows are few (Hopper), else by cuBLAS with
+//! the matrix dequantised into one scratch matrix, which all of them share in turn.
+//!
+//! Weights are packed as `cuda/quant_layout.cuh` says; `pack` makes them so.
+
+use super::buffer::{DeviceBuffer, DeviceMatrix, DeviceVector, Kind, Storage};
+use super::driver::Stream;
+use super::gemm::Gemm;
+use super::kernels::{Kernel, Kernels};
+use super::launch::{Config, Launcher, int};
+use super::load::Uploader;
+use super::memory::DeviceMemory;
+use super::pack::Packer;
+use super::packed::{CHUNK_INPUTS, PackedMatrix, QuantLimits};
+use super::tensor_map::MatrixMap;
+use crate::backend::random::RandomCodes;
+use crate::error::Result;
+use crate::quant::{Bits, QuantTensor};
+use crate::tensor::Dtype;
+
+/// Most rows that go to our own kernel.
+const FEW_ROWS: usize = 16;
+/// Threads of its blocks.
+const THREADS: u32 = 640;
+/// Most rows of each variant, and its shared memory.
+const VARIANTS: [(usize, usize); 2] = [(8, 218_376), (16, 200_968)];
+/// Threads of a block that dequantises, gathers or adds.
+const DEQUANTISE_THREADS: u32 = 128;
+const ROW_THREADS: u32 = 256;
+/// Elements that a thread gathers.
+const GATHER_ELEMENTS: usize = 8;
+
+/// What is done with a product.
+#[derive(Clone, Copy)]
+enum Epilogue {
+    /// f16, with a bias if there is one.
+    Bias = 0,
+    /// f32, the same.
+    Stream = 1,
+    /// `up * silu(gate)` of interleaved rows, in f16.
+    GateUp = 3,
+}
+
+/// The one argument of the linear kernel; field by field as in `quant_layout.cuh`.
+#[repr(C, align(128))]
+struct Arguments {
+    x: MatrixMap,
+    weights: u64,
+    bias: u64,
+    out: u64,
+    rows: u32,
+    n: u32,
+    k: u32,
+    epilogue: u32,
+    groups: u32,
+    has_zeros: u32,
+}
+
+const _: () = assert!(size_of::<Arguments>() == 256, "as the kernels have it");
+
+/// A linear kernel for up to `rows` rows.
+#[derive(Clone, Copy)]
+struct Variant {
+    rows: usize,
+    shared_bytes: usize,
+    kernel: Kernel,
+}
+
+/// The kernels for one width of codes.
+pub(super) struct Width {
+    pub(super) pack: Kernel,
+    pub(super) random: Kernel,
+    dequantise: Kernel,
+    /// For one group a chunk and no zeros, and for any, by their rows.
+    variants: Vec<[Variant; 2]>,
+}
+
+impl Width {
+    fn new(kernels: &Kernels, bits: Bits) -> Result<Width> {
+        let bits = bits.count();
+        let is_used = |rows: usize| kernels.is_hopper() && rows <= FEW_ROWS;
+        let variants = VARIANTS.iter().filter(|(rows, _)| is_used(*rows)).map(|&(rows, bytes)| {
+            let get = |tail: &str| {
+                let kernel = kernels.get(&format!("quant_linear_{bits}_{rows}{tail}"), bytes)?;
+                Ok(Variant { rows, shared_bytes: bytes, kernel })
+            };
+            Ok([get("")?, get("_any")?])
+        });
+        Ok(Width {
+            pack: kernels.get(&format!("quant_pack_{bits}"), 0)?,
+            random: kernels.get(&format!("quant_random_{bits}"), 0)?,
+            dequantise: kernels.get(&format!("quant_dequantise_{bits}"), 0)?,
+            variants: variants.collect::<Result<_>>()?,
+        })
+    }
+}
+
+/// Kernels for quantised weights, and the memory they share.
+pub(super) struct Quant {
+    /// 4 bits, 8 bits.
+    widths: [Width; 2],
+    gather: Kernel,
+    add_bias: [Kernel; 2],
+    /// The matrix that cuBLAS multiplies by, f16.
+    dense: DeviceMatrix,
+    /// Elements that it has room for.
+    dense_elements: usize,
+    /// Inputs in the order of a matrix that has one of its own.
+    gathered: Option<DeviceBuffer>,
+    max_tokens: usize,
+}
+
+impl Quant {
+    /// Takes the memory that `limits` says, for steps of up to `max_tokens` rows.
+    pub(super) fn new(
+        stream: &Stream,
+        kernels: &Kernels,
+        limits: &QuantLimits,
+        max_tokens: usize,
+    ) -> Result<Quant> {
+        let bias = |kind: &str| kernels.get(&format!("quant_add_bias_{kind}"), 0);
+        let gathers = limits.gathered_inputs > 0;
+        let gathered = gathers.then(|| gathered(stream, max_tokens, limits.gathered_inputs));
+        Ok(Quant {
+            widths: [Width::new(kernels, Bits::Four)?, Width::new(kernels, Bits::Eight)?],
+            gather: kernels.get("quant_gather", 0)?,
+            add_bias: [bias("f16")?, bias("f32")?],
+            dense: dense(stream, limits.dense_elements)?,
+            dense_elements: limits.dense_elements,
+            gathered: gathered.transpose()?,
+            max_tokens,
+        })
+    }
+
+    /// Bytes of each allocation that `new` makes.
+    pub(super) fn device_bytes(limits: &QuantLimits, max_tokens: usize) -> [usize; 2] {
+        [2 * limits.dense_elements, 2 * limits.gathered_inputs * max_tokens]
+    }
+
+    /// Packs a matrix, or two as one whose rows are interleaved in eights.
+    pub(super) fn stored(
+        &mut self,
+        launcher: &Launcher,
+        uploader: &mut Uploader,
+        sources: &[&QuantTensor],
+    ) -> Result<PackedMatrix> {
+        let matrix = Packer { launcher, uploader, widths: &self.widths }.stored(sources)?;
+        self.make_room(&launcher.stream, &matrix)?;
+        Ok(matrix)
+    }
+
+    /// The same of random codes.
+    pub(super) fn random(
+        &mut self,
+        launcher: &Launcher,
+        uploader: &mut Uploader,
+        sources: &[&RandomCodes],
+    ) -> Result<PackedMatrix> {
+        let matrix = Packer { launcher, uploader, widths: &self.widths }.random(sources)?;
+        self.make_room(&launcher.stream, &matrix)?;
+        Ok(matrix)
+    }
+
+    /// Takes more memory if this matrix needs more than the limits said.
+    fn make_room(&mut self, stream: &Stream, matrix: &PackedMatrix) -> Result<()> {
+        let elements = matrix.form.rows * matrix.form.cols;
+        if self.dense_elements < elements {
+            self.dense = dense(stream, elements)?;
+            self.dense_elements = elements;
+        }
+        let needed = 2 * matrix.form.cols * self.max_tokens;
+        let has = self.gathered.as_ref().map_or(0, |buffer| buffer.memory.len_bytes());
+        if matrix.order.is_some() && has < needed {
+            self.gathered = Some(gathered(stream, self.max_tokens, matrix.form.cols)?);
+        }
+        Ok(())
+    }
+
+    /// The kernel for `rows` rows.
+    fn variant(&self, rows: usize, weight: &PackedMatrix) -> Option<Variant> {
+        let variants = &self.widths[weight.form.width()].variants;
+        let is_any = weight.form.groups > 1 || weight.form.has_zeros;
+        variants.iter().map(|two| two[usize::from(is_any)]).find(|variant| rows <= variant.rows)
+    }
+
+    /// `out = x W^T (+ bias)`, with the matrix's own bias in any case.
+    pub(super) fn linear(
+        &mut self,
+        (launcher, gemm): (&Launcher, &mut Gemm),
+        (x, weight, bias): (&DeviceBuffer, &PackedMatrix, Option<&DeviceVector>),
+        out: &DeviceBuffer,
+    ) -> Result<()> {
+        assert!(x.cols() == weight.inputs && x.kind() == Kind::Activation);
+        assert!(out.cols() == weight.form.rows && out.rows() == x.rows());
+        assert!(bias.is_none_or(|bias| bias.len == weight.form.rows));
+        assert!(bias.is_none() || out.kind() == Kind::Activation, "a bias goes with an activation");
+        if x.rows() == 0 {
+            return Ok(());
+        }
+        let own = weight.bias.as_ref();
+        let rest = match self.variant(x.rows(), weight) {
+            Some(variant) => {
+                let epilogue = match out.kind() {
+                    Kind::Activation => Epilogue::Bias,
+                    Kind::Stream => Epilogue::Stream,
+                };
+                let x = self.ordered(launcher, x, weight)?;
+                launch(launcher, variant, (x, weight, bias.or(own)), out, epilogue)?;
+                own.filter(|_| bias.is_some())
+            }
+            None => {
+                self.dequantise(launcher, weight)?;
+                self.ordered(launcher, x, weight)?;
+                let x = self.gathered.as_ref().filter(|_| weight.order.is_some()).unwrap_or(x);
+                launcher.flush()?;
+                gemm.linear(&launcher.stream, x, &self.dense, bias, out)?;
+                own
+            }
+        };
+        rest.map_or(Ok(()), |own| self.add_bias(launcher, own, out))
+    }
+
+    /// `out = up * silu(gate)` of an interleaved matrix, if there is a kernel that does it: false,
+    /// and nothing done, if there is none.
+    pub(super) fn gate_up(
+        &mut self,
+        launcher: &Launcher,
+        (x, weight): (&DeviceBuffer, &PackedMatrix),
+        out: &DeviceBuffer,
+    ) -> Result<bool> {
+        assert!(x.cols() == weight.inputs && x.kind() == Kind::Activation);
+        assert!(2 * out.cols() == weight.form.rows && out.kind() == Kind::Activation);
+        // The kernel adds no bias before the product of the two.
+        let variant = self.variant(x.rows(), weight).filter(|_| weight.bias.is_none());
+        let Some(variant) = variant.filter(|_| x.rows() > 0) else { return Ok(false) };
+        let x = self.ordered(launcher, x, weight)?;
+        launch(launcher, variant, (x, weight, None), out, Epilogue::GateUp)?;
+        Ok(true)
+    }
+
+    /// `x` with its columns as the packed inputs of `weight` lie.
+    fn ordered<'a>(
+        &'a mut self,
+        launcher: &Launcher,
+        x: &'a DeviceBuffer,
+        weight: &PackedMatrix,
+    ) -> Result<&'a DeviceBuffer> {
+        let (Some(order), Some(to)) = (&weight.order, &mut self.gathered) else { return Ok(x) };
+        to.cols = weight.form.cols;
+        to.set_rows(x.rows());
+        let (inputs, cols) = (int(weight.inputs), int(to.cols));
+        let arguments = [to.address(), x.address(), order.address(), inputs, cols];
+        let blocks = to.cols.div_ceil(GATHER_ELEMENTS * ROW_THREADS as usize);
+        launcher.launch(self.gather, config((x.rows(), blocks), ROW_THREADS), &arguments)?;
+        Ok(to)
+    }
+
+    /// Makes `dense` the matrix `[rows, cols]` of `weight`, its inputs in their packed order.
+    pub(super) fn dequantise(&mut self, launcher: &Launcher, weight: &PackedMatrix) -> Result<()> {
+        let form = &weight.form;
+        assert!(form.rows * form.cols <= self.dense_elements);
+        (self.dense.rows, self.dense.cols) = (form.rows, form.cols);
+        let arguments = [
+            self.dense.address(),
+            weight.memory.address(),
+            int(form.rows),
+            int(form.cols),
+            int(form.groups),
+            int(usize::from(form.has_zeros)),
+        ];
+        let grid = (form.cols / CHUNK_INPUTS, form.tiles());
+        let kernel = self.widths[form.width()].dequantise;
+        launcher.launch(kernel, config(grid, DEQUANTISE_THREADS), &arguments)
+    }
+
+    /// Where `dequantise` leaves a matrix. For tests.
+    pub(super) fn dense_memory(&self) -> &DeviceMemory {
+        match &self.dense.storage {
+            Storage::Device(memory) => memory,
+            Storage::Host { .. } => unreachable!("made by `dense`"),
+        }
+    }
+
+    fn add_bias(&self, launcher: &Launcher, bias: &DeviceVector, out: &DeviceBuffer) -> Result<()> {
+        assert!(bias.len == out.cols());
+        let kernel = self.add_bias[usize::from(out.kind() == Kind::Stream)];
+        let grid = (out.rows(), out.cols().div_ceil(ROW_THREADS as usize));
+        let arguments = [out.address(), bias.address(), int(out.cols())];
+        launcher.launch(kernel, config(grid, ROW_THREADS), &arguments)
+    }
+}
+
+/// One launch of the linear kernel, on every multiprocessor.
+fn launch(
+    launcher: &Launcher,
+    variant: Variant,
+    (x, weight, bias): (&DeviceBuffer, &PackedMatrix, Option<&DeviceVector>),
+    out: &DeviceBuffer,
+    epilogue: Epilogue,
+) -> Result<()> {
+    assert!(x.cols() == weight.form.cols);
+    let arguments = Arguments {
+        x: MatrixMap::new(x.address(), Dtype::F16, (x.rows(), x.cols()), variant.rows)?,
+        weights: weight.memory.address(),
+        bias: bias.map_or(0, DeviceVector::address),
+        out: out.address(),
+        rows: x.rows() as u32,
+        n: weight.form.rows as u32,
+        k: weight.form.cols as u32,
+        epilogue: epilogue as u32,
+        groups: weight.form.groups as u32,
+        has_zeros: u32::from(weight.form.has_zeros),
+    };
+    let grid = (launcher.num_sms() as usize, 1);
+    let config = Config { shared_bytes: variant.shared_bytes as u32, ..config(grid, THREADS) };
+    launcher.launch_struct(variant.kernel, config, &arguments)
+}
+
+fn config((x, y): (usize, usize), threads: u32) -> Config {
+    Config { grid: (x as u32, y as u32, 1), threads, shared_bytes: 0, cooperative: false }
+}
+
+/// Room for a matrix of up to `elements`.
+fn dense(stream: &Stream, elements: usize) -> Result<DeviceMatrix> {
+    let memory = DeviceMemory::new(stream.context(), 2 * elements, "dequantised weights")?;
+    Ok(DeviceMatrix { storage: Storage::Device(memory), rows: 0, cols: 0 })
+}
+
+/// Room for `max_rows` rows of up to `cols`.
+fn gathered(stream: &Stream, max_rows: usize, cols: usize) -> Result<DeviceBuffer> {
+    let memory = DeviceMemory::zeroed(stream, 2 * max_rows * cols, "activations")?;
+    Ok(DeviceBuffer { memory, kind: Kind::Activation, max_rows, cols, rows: 0 })
+}
