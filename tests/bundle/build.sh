@@ -53,7 +53,7 @@ for oracle in tests/data/transformers_logits.py tests/cuda/*.py; do
     [ -e "$oracle" ] && cp "$oracle" "$OUT/oracles/"
 done
 
-find "$OUT/bin" "$OUT/tests" "$OUT/kernels" -type f -exec strip --strip-debug {} +
+find "$OUT/bin" "$OUT/tests" "$OUT/kernels" -type f -exec strip --strip-unneeded {} +
 cp tests/bundle/{common,run-tests,run-benchmarks}.sh "$OUT/"
 git describe --always --dirty > "$OUT/commit"
 
