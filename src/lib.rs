@@ -18,6 +18,8 @@ pub mod error;
 pub mod kv;
 pub mod model;
 pub mod quant;
+#[doc(hidden)]
+pub mod reader;
 pub mod sample;
 pub mod tensor;
 pub mod text;

@@ -223,7 +223,7 @@ impl Checkpoint {
         }
         let rows = slice.row_ranges.iter().cloned().flatten();
         let cut = gather(
-            &(**owner).as_ref()[bytes],
+            &owner.bytes()[bytes],
             (cols, dtype.size_bytes()),
             rows,
             std::slice::from_ref(&slice.cols),
