@@ -88,7 +88,9 @@ impl<B: Backend> Loader<'_, B> {
             _ => return Ok(None),
         };
         self.bring(tensor.codes().bytes())?;
-        self.report(quant_bytes(&tensor))?;
+        if !B::STREAMS {
+            self.report(quant_bytes(&tensor))?;
+        }
         Ok(Some(Codes::Stored(tensor)))
     }
 }

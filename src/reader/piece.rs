@@ -40,8 +40,8 @@ pub(super) struct Opener {
 impl Opener {
     /// Reads `span` into `block`, and says where in it the bytes are.
     pub(super) fn read(&mut self, span: &Span, block: &mut [u8]) -> Result<Range<usize>> {
-        let way = if is_resident(span.bytes()) { Way::Buffered } else { Way::Direct };
-        self.read_by(way, span, block)
+        let is_cold = span.stored().is_some() && !is_resident(span.bytes());
+        self.read_by(if is_cold { Way::Direct } else { Way::Buffered }, span, block)
     }
 
     fn read_by(&mut self, way: Way, span: &Span, block: &mut [u8]) -> Result<Range<usize>> {
