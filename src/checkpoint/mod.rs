@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::tensor::{ByteOwner, Dtype, HostTensor};
+use crate::tensor::{ByteOwner, Dtype, HostTensor, Span};
 use names::{QuantPart, Role};
 use shard::Slice;
 
@@ -229,6 +229,17 @@ impl Checkpoint {
             std::slice::from_ref(&slice.cols),
         )?;
         Ok(HostTensor::from_vec(dtype, slice.num_rows(), slice.cols.len(), cut))
+    }
+
+    /// The bytes of all tensors, in the order in which they lie in the files.
+    pub fn spans(&self) -> Vec<Span> {
+        let mut places: Vec<&Place> = self.places.values().collect();
+        places.sort_by_key(|place| (place.file, place.range.start));
+        let span = |place| {
+            let (owner, bytes) = self.bytes(place);
+            Span::new(owner.clone(), bytes)
+        };
+        places.into_iter().map(span).collect()
     }
 
     /// The bytes of a tensor: a range of what owns them.
