@@ -5,14 +5,16 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use qwen::backend::Backend;
 use qwen::backend::comm::Solo;
 use qwen::backend::cpu::fast::Fast;
 use qwen::backend::cuda::Device;
 use qwen::checkpoint::Checkpoint;
+use qwen::checkpoint::shard::{Split, slice};
 use qwen::error::{Error, Result};
 use qwen::model::config::ModelConfig;
 use qwen::model::{Model, Placement, Rank};
-use qwen::tensor::Dtype;
+use qwen::tensor::{Dtype, HostTensor};
 
 use crate::checkpoint::{Shape, write};
 use crate::common::Random;
@@ -77,6 +79,60 @@ fn logits(rank: &mut dyn Rank) -> Vec<u32> {
     let mut logits = Vec::new();
     rank.forward(&script.step(&[200]), &mut logits).expect("a step");
     logits.iter().map(|x| x.to_bits()).collect()
+}
+
+/// The whole of matrix `name`.
+fn tensor(checkpoint: &Checkpoint, name: &str) -> HostTensor {
+    let (_, rows, cols) = checkpoint.shape(name).expect("it is there");
+    let whole = slice(Split::Replicated, rows, cols, 0, 1).expect("a slice");
+    checkpoint.tensor(name, rows, cols, &whole).expect("it is there")
+}
+
+/// Weights that are given out before they are in place, whatever the readers are ahead.
+#[test]
+fn what_is_read_ahead_arrives_whole() {
+    let Some(device) = gpu() else { return };
+    let folder = Folder::new("ahead");
+    let checkpoint = Checkpoint::open(&folder.0).expect("a checkpoint");
+    for (ahead_bytes, is_cold) in [(0, false), (20 << 20, true), (u64::MAX, false), (1, true)] {
+        if is_cold {
+            forget(&folder.0.join("model.safetensors"));
+        }
+        let sizes = limits(SHAPE.hidden / SHAPE.heads);
+        let mut cuda = backend(&device, SHAPE.dtype, sizes, (SHAPE.width, SHAPE.vocab));
+        cuda.begin_load();
+        let mut given = Vec::new();
+        let mut told = 0;
+        let names = ["wte", "h.0.attn.c_attn", "h.0.attn.c_proj", "h.0.mlp.c_proj"];
+        for layer in 0..SHAPE.layers {
+            for name in
+                names.map(|name| format!("transformer.{}", name.replace('0', &layer.to_string())))
+            {
+                let source = tensor(&checkpoint, &format!("{name}.weight"));
+                let weight = cuda.matrix(&source).expect("memory");
+                given.push((weight, source.bytes().to_vec(), name));
+                while let Some(bytes) = cuda.advance(ahead_bytes).expect("it arrives") {
+                    told += bytes;
+                }
+            }
+            let [gate, up] = ["w2", "w1"].map(|name| {
+                tensor(&checkpoint, &format!("transformer.h.{layer}.mlp.{name}.weight"))
+            });
+            let pair = cuda.gate_up(&gate, &up).expect("memory");
+            let eight = 8 * SHAPE.hidden * 2;
+            let eights = gate.bytes().chunks(eight).zip(up.bytes().chunks(eight));
+            let want = eights.flat_map(|(gate, up)| [gate, up].concat()).collect();
+            given.push((pair.into_matrix(), want, format!("gate and up of {layer}")));
+        }
+        while let Some(bytes) = cuda.advance(0).expect("it arrives") {
+            told += bytes;
+        }
+        assert_eq!(told, given.iter().map(|(_, want, _)| want.len() as u64).sum::<u64>());
+        for (weight, want, name) in &given {
+            let got = cuda.plain_bytes(weight).expect("read");
+            assert!(got == *want, "{name}, {ahead_bytes} bytes ahead");
+        }
+    }
 }
 
 #[test]
