@@ -110,7 +110,15 @@ fn a_small_one_opens_and_answers() {
         assert_eq!(dtype, Dtype::F16);
 
         let options = EngineOptions { backend: "cpu".to_string(), ..EngineOptions::default() };
-        let engine = Engine::open(&folder.0, &options, None, &mut |_| true).expect("it opens");
+        let options = EngineOptions { weights: "map".to_string(), ..options };
+        let mut told = 0;
+        let engine = Engine::open(&folder.0, &options, None, &mut |progress| {
+            assert!(told < progress.done_bytes && progress.done_bytes <= progress.total_bytes);
+            told = progress.done_bytes;
+            true
+        })
+        .expect("it opens");
+        assert_eq!(told, checkpoint.total_bytes(), "bytes told of");
         let mut params = engine.generation_defaults();
         (params.max_tokens, params.ignore_eos) = (12, true);
         let session = Session::new(&engine, None);

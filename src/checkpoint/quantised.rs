@@ -72,6 +72,14 @@ impl Checkpoint {
         }
     }
 
+    /// Bytes of the parts of linear `weight` that are looked at and not kept as they are: zero points,
+    /// groups, a bias that only quantisation gives.
+    pub fn looked_at_bytes(&self, weight: &str) -> u64 {
+        let parts = [QuantPart::Zeros, QuantPart::Groups].map(|part| names::part(weight, part));
+        let names = parts.into_iter().chain(names::extra_bias(weight));
+        names.filter_map(|name| self.places.get(&name)).map(|place| place.range.len() as u64).sum()
+    }
+
     /// Every part belongs to a linear that has codes and no plain weight beside them.
     pub(super) fn check_parts(&self) -> Result<()> {
         for (name, place) in &self.places {

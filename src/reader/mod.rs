@@ -23,12 +23,14 @@ use piece::{ALIGN_BYTES, Opener};
 pub const PIECE_BYTES: usize = 8 << 20;
 /// Bytes that a block must have: a piece that is read directly begins and ends with a whole sector.
 pub const BLOCK_BYTES: usize = PIECE_BYTES + 2 * ALIGN_BYTES;
-/// One thread copies some 8 GB/s out of the page cache; more than this many find no more bandwidth.
+/// One thread copies some 8 GB/s out of the page cache: more than these find no more bandwidth. Disks
+/// want several requests at a time, however few the cores.
+const FEWEST_THREADS: usize = 4;
 const MOST_THREADS: usize = 8;
 
 /// Threads that this machine's files are read by.
 pub fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS)
+    std::thread::available_parallelism().map_or(1, usize::from).clamp(FEWEST_THREADS, MOST_THREADS)
 }
 
 /// Threads that fill blocks.
