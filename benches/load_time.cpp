@@ -36,6 +36,12 @@ struct Times {
     }
 };
 
+/// A value that is no JSON, or not of the key's kind, is taken as text.
+void set(qwen::Options &options, const std::string &key, const std::string &value) {
+    if (!options.try_merge("{\"" + key + "\": " + value + "}"))
+        options.set(key, value);
+}
+
 void load(const std::string &folder, const qwen::Options &options) {
     Times times;
     const double start = now_s();
@@ -66,7 +72,7 @@ int main(int argc, char **argv) {
                 std::fprintf(stderr, "load-time: %s is no KEY=VALUE\n", argv[at]);
                 return 2;
             }
-            options.set(setting.substr(0, equals), setting.substr(equals + 1));
+            set(options, setting.substr(0, equals), setting.substr(equals + 1));
         }
         load(argv[1], options);
     } catch (const std::exception &error) {
