@@ -122,6 +122,10 @@ build/bin/qwen-bench: benches/qwen_bench.cpp $(BENCH_PARTS) include/qwen.hpp $(H
 	@mkdir -p build/bin
 	$(CXX) -std=c++17 -Wall -Wextra $(CXXFLAGS) -O3 -Iinclude $< -o $@ -Lbuild/lib -lqwen -pthread $(RUNPATH)
 
+build/bin/load-time: benches/load_time.cpp include/qwen.hpp $(HPP_PARTS) include/qwen.h build/lib/libqwen.so
+	@mkdir -p build/bin
+	$(CXX) -std=c++17 -Wall -Wextra $(CXXFLAGS) -Iinclude $< -o $@ -Lbuild/lib -lqwen -pthread $(RUNPATH)
+
 # As build.rs chooses: the fetched compiler if it is there, or the machine's own.
 FOUND_NVCC = $(or $(wildcard $(NVCC)),$(shell command -v nvcc),$(NVCC))
 
@@ -133,5 +137,5 @@ build/bin/ceilings: benches/ceilings.cu | cuda-toolkit
 .PHONY: qwen-bench gpu-bundle
 qwen-bench: build/bin/qwen-bench $(if $(filter 1,$(CUDA)),build/bin/ceilings) ## the benchmark of a model, in build/bin
 gpu-bundle: CUDA := 1
-gpu-bundle: cuda-toolkit lib examples build/bin/qwen-bench build/bin/ceilings ## build/gpu-bundle: tests and benchmarks for a GPU host
+gpu-bundle: cuda-toolkit lib examples build/bin/qwen-bench build/bin/load-time build/bin/ceilings $(VOCABULARY) ## build/gpu-bundle: tests and benchmarks for a GPU host
 	NVCC="$(FOUND_NVCC)" tests/bundle/build.sh

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! C ABI (capi) -> engine (scheduler) -> model graph -> backend trait -> kernels
-//! side rooms, pure, knowing no device: text, checkpoint, quant, sample, kv, tensor
+//! side rooms, knowing no device: text, checkpoint, quant, sample, kv, tensor, reader
 //! ```
 //!
 //! Rooms and what each may import are listed in `tests/tidy/rooms.rs`, which holds them to it.
@@ -18,6 +18,8 @@ pub mod error;
 pub mod kv;
 pub mod model;
 pub mod quant;
+#[doc(hidden)]
+pub mod reader;
 pub mod sample;
 pub mod tensor;
 pub mod text;

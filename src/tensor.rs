@@ -4,6 +4,7 @@
 //! must), the model hands them to a backend, the backend keeps or uploads them.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Element type of a stored tensor.
@@ -36,8 +37,71 @@ impl Dtype {
     }
 }
 
-/// Owner of tensor bytes: a memory map or a heap block.
-pub type ByteOwner = Arc<dyn AsRef<[u8]> + Send + Sync>;
+/// What tensor bytes are windows of: a memory map or a heap block.
+pub trait Bytes: Send + Sync {
+    /// All of them.
+    fn bytes(&self) -> &[u8];
+
+    /// The file that is mapped here whole, from its first byte on; none where they are a copy.
+    fn file(&self) -> Option<&StoredFile> {
+        None
+    }
+}
+
+impl Bytes for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
+/// A file by its name, and what tells whether the name still means the same file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its device and its number there, as the system counts them.
+    pub identity: (u64, u64),
+}
+
+/// Owner of tensor bytes.
+pub type ByteOwner = Arc<dyn Bytes>;
+
+/// Some bytes of an owner.
+#[derive(Clone)]
+pub struct Span {
+    owner: ByteOwner,
+    range: Range<usize>,
+}
+
+impl Span {
+    /// Bytes `range` of `owner`. Panics when that has fewer.
+    pub fn new(owner: ByteOwner, range: Range<usize>) -> Span {
+        assert!(range.start <= range.end && range.end <= owner.bytes().len(), "outside its owner");
+        Span { owner, range }
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.owner.bytes()[self.range.clone()]
+    }
+
+    /// How many.
+    pub fn num_bytes(&self) -> usize {
+        self.range.len()
+    }
+
+    /// Bytes `range` of these.
+    pub fn part(&self, range: Range<usize>) -> Span {
+        assert!(range.start <= range.end && range.end <= self.range.len(), "outside the span");
+        let start = self.range.start;
+        Span { owner: self.owner.clone(), range: start + range.start..start + range.end }
+    }
+
+    /// The file they are mapped from, and the first one's offset in it.
+    pub fn stored(&self) -> Option<(&StoredFile, usize)> {
+        self.owner.file().map(|file| (file, self.range.start))
+    }
+}
 
 /// A row-major matrix `[rows, cols]` (a vector `[n]` is `[n, 1]`), little-endian, with no promise about
 /// the alignment of its first byte.
@@ -46,8 +110,7 @@ pub struct HostTensor {
     dtype: Dtype,
     rows: usize,
     cols: usize,
-    owner: ByteOwner,
-    range: Range<usize>,
+    span: Span,
 }
 
 impl HostTensor {
@@ -60,9 +123,8 @@ impl HostTensor {
         owner: ByteOwner,
         range: Range<usize>,
     ) -> HostTensor {
-        assert!(range.end <= (*owner).as_ref().len(), "tensor window outside its owner");
         assert_eq!(range.len(), rows * cols * dtype.size_bytes(), "tensor window has a wrong size");
-        HostTensor { dtype, rows, cols, owner, range }
+        HostTensor { dtype, rows, cols, span: Span::new(owner, range) }
     }
 
     /// A tensor that owns its bytes.
@@ -88,7 +150,12 @@ impl HostTensor {
 
     /// The elements' bytes, row after row.
     pub fn bytes(&self) -> &[u8] {
-        &(*self.owner).as_ref()[self.range.clone()]
+        self.span.bytes()
+    }
+
+    /// Where these bytes are.
+    pub fn span(&self) -> &Span {
+        &self.span
     }
 
     /// All elements as f32, in order (exact for every dtype).
@@ -103,16 +170,14 @@ impl HostTensor {
 pub struct HostWords {
     rows: usize,
     cols: usize,
-    owner: ByteOwner,
-    range: Range<usize>,
+    span: Span,
 }
 
 impl HostWords {
     /// A window of `owner`. Panics as `HostTensor::new` does.
     pub fn new(rows: usize, cols: usize, owner: ByteOwner, range: Range<usize>) -> HostWords {
-        assert!(range.end <= (*owner).as_ref().len(), "window of words outside its owner");
         assert_eq!(range.len(), rows * cols * 4, "window of words has a wrong size");
-        HostWords { rows, cols, owner, range }
+        HostWords { rows, cols, span: Span::new(owner, range) }
     }
 
     /// Words that own their bytes.
@@ -133,7 +198,12 @@ impl HostWords {
 
     /// The words' bytes, row after row.
     pub fn bytes(&self) -> &[u8] {
-        &(*self.owner).as_ref()[self.range.clone()]
+        self.span.bytes()
+    }
+
+    /// Where these bytes are.
+    pub fn span(&self) -> &Span {
+        &self.span
     }
 
     /// The word at (`row`, `col`).
@@ -145,9 +215,9 @@ impl HostWords {
 
     /// Rows `rows` of it, in place.
     pub fn rows_of(&self, rows: Range<usize>) -> HostWords {
-        let (row_bytes, first) = (self.cols * 4, self.range.start);
-        let range = first + rows.start * row_bytes..first + rows.end * row_bytes;
-        HostWords::new(rows.len(), self.cols, self.owner.clone(), range)
+        let row_bytes = self.cols * 4;
+        let span = self.span.part(rows.start * row_bytes..rows.end * row_bytes);
+        HostWords { rows: rows.len(), cols: self.cols, span }
     }
 
     /// All words in order.

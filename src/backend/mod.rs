@@ -112,6 +112,20 @@ pub trait Backend: Send {
     /// Does it want cosines and sines from the host? Otherwise frequencies are enough.
     const HOST_ANGLES: bool = true;
 
+    /// Does it read the bytes of weights itself, by `advance`? Otherwise they are in memory when it
+    /// gets them.
+    const STREAMS: bool = false;
+
+    /// From now on weights may be given out before they are in place: `advance` brings them.
+    fn begin_load(&mut self) {}
+
+    /// Brings the next piece of the weights given out so far, unless only `ahead_bytes` of them, or
+    /// less, are still to come: how many bytes came since it was asked last. None: no more than those
+    /// are missing. Errors are those of any weight before.
+    fn advance(&mut self, _ahead_bytes: u64) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// Makes a weight matrix ready. `Error::OutOfHostMemory` when it must be copied and cannot.
     fn matrix(&mut self, source: &HostTensor) -> Result<Self::Matrix>;
     /// Makes the embedding table ready, of which only a few rows are read in a step.

@@ -5,11 +5,12 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::tensor::ByteOwner;
+use crate::tensor::{ByteOwner, Bytes, StoredFile};
 
 /// An opened regular file and its length when it was opened.
 pub(super) struct OpenFile {
@@ -77,6 +78,31 @@ pub(super) fn reserve(len: usize, purpose: &'static str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// A file in memory, as the system maps it.
+struct Mapped {
+    map: memmap2::Mmap,
+    file: StoredFile,
+}
+
+impl Bytes for Mapped {
+    fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    fn file(&self) -> Option<&StoredFile> {
+        Some(&self.file)
+    }
+}
+
+/// Bytes of a file, read into memory.
+struct Copied(memmap2::Mmap);
+
+impl Bytes for Copied {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 /// Maps the file, which must still hold `data_len` bytes of tensors at `data_offset`.
 #[allow(unsafe_code, reason = "a memory map is the only way to share weights between processes")]
 pub(super) fn map(
@@ -92,7 +118,9 @@ pub(super) fn map(
     if map.len().saturating_sub(data_offset) < data_len {
         return Err(Error::corrupt(path, "the file shrank while it was opened"));
     }
-    Ok(Arc::new(map))
+    let metadata = file.metadata().map_err(|e| Error::io(path, "map", &e))?;
+    let identity = (metadata.dev(), metadata.ino());
+    Ok(Arc::new(Mapped { map, file: StoredFile { path: path.to_path_buf(), identity } }))
 }
 
 /// Bytes read between two reports of progress.
@@ -131,5 +159,5 @@ pub(super) fn copy(
         }
     }
     let memory = memory.make_read_only().map_err(|e| Error::io(path, "map", &e))?;
-    Ok(Arc::new(memory))
+    Ok(Arc::new(Copied(memory)))
 }

@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::tensor::{ByteOwner, Dtype, HostTensor};
+use crate::tensor::{ByteOwner, Dtype, HostTensor, Span};
 use names::{QuantPart, Role};
 use shard::Slice;
 
@@ -223,12 +223,23 @@ impl Checkpoint {
         }
         let rows = slice.row_ranges.iter().cloned().flatten();
         let cut = gather(
-            &(**owner).as_ref()[bytes],
+            &owner.bytes()[bytes],
             (cols, dtype.size_bytes()),
             rows,
             std::slice::from_ref(&slice.cols),
         )?;
         Ok(HostTensor::from_vec(dtype, slice.num_rows(), slice.cols.len(), cut))
+    }
+
+    /// The bytes of all tensors, in the order in which they lie in the files.
+    pub fn spans(&self) -> Vec<Span> {
+        let mut places: Vec<&Place> = self.places.values().collect();
+        places.sort_by_key(|place| (place.file, place.range.start));
+        let span = |place| {
+            let (owner, bytes) = self.bytes(place);
+            Span::new(owner.clone(), bytes)
+        };
+        places.into_iter().map(span).collect()
     }
 
     /// The bytes of a tensor: a range of what owns them.

@@ -72,6 +72,14 @@ impl Checkpoint {
         }
     }
 
+    /// Bytes of the parts of linear `weight` that are looked at and not kept as they are: zero points,
+    /// groups, a bias that only quantisation gives.
+    pub fn looked_at_bytes(&self, weight: &str) -> u64 {
+        let parts = [QuantPart::Zeros, QuantPart::Groups].map(|part| names::part(weight, part));
+        let names = parts.into_iter().chain(names::extra_bias(weight));
+        names.filter_map(|name| self.places.get(&name)).map(|place| place.range.len() as u64).sum()
+    }
+
     /// Every part belongs to a linear that has codes and no plain weight beside them.
     pub(super) fn check_parts(&self) -> Result<()> {
         for (name, place) in &self.places {
@@ -129,7 +137,7 @@ impl Linear<'_> {
         col_ranges: &[Range<usize>],
     ) -> Result<Vec<u8>> {
         let (owner, bytes) = self.checkpoint.bytes(part.place);
-        gather(&(**owner).as_ref()[bytes], (part.cols, size), rows, col_ranges)
+        gather(&owner.bytes()[bytes], (part.cols, size), rows, col_ranges)
     }
 
     /// All `rows` rows of a part of words, in place.
@@ -154,9 +162,7 @@ impl Linear<'_> {
             return Err(self.cut_inside(per_word));
         }
         let rows = start / per_word..end / per_word;
-        if let [range] = &self.slice.row_ranges[..]
-            && *range == (0..self.outputs)
-        {
+        if self.has_all_outputs() {
             return Ok(self.whole(&part, self.inputs / per_word).rows_of(rows));
         }
         let cut = self.cut(&part, WORD_BYTES, rows.clone(), &self.slice.row_ranges)?;
@@ -197,8 +203,19 @@ impl Linear<'_> {
         Ok(start / size..end.div_ceil(size))
     }
 
+    fn has_all_outputs(&self) -> bool {
+        matches!(&self.slice.row_ranges[..], [range] if *range == (0..self.outputs))
+    }
+
     fn scales(&self, rows: Range<usize>) -> Result<HostTensor> {
         let part = self.part(QuantPart::Scales, &[self.num_groups(), self.outputs])?;
+        if self.has_all_outputs() {
+            let (owner, bytes) = self.checkpoint.bytes(part.place);
+            let (row_bytes, start) = (self.outputs * SCALE_BYTES, bytes.start);
+            let bytes = start + rows.start * row_bytes..start + rows.end * row_bytes;
+            let owner = owner.clone();
+            return Ok(HostTensor::new(Dtype::F16, rows.len(), self.outputs, owner, bytes));
+        }
         let cut = self.cut(&part, SCALE_BYTES, rows.clone(), &self.slice.row_ranges)?;
         Ok(HostTensor::from_vec(Dtype::F16, rows.len(), self.slice.num_rows(), cut))
     }
@@ -211,8 +228,11 @@ impl Linear<'_> {
         let part = self.part(QuantPart::Zeros, &[self.num_groups(), words])?;
         let stored = self.whole(&part, self.num_groups());
         let zero = |word: u32, index: usize| bits.code(word, index) + offset;
-        let is_middle = |word| (0..per_word).all(|index| zero(word, index) == bits.middle());
-        if stored.iter().all(is_middle) {
+        // A word of middles is one byte four times.
+        let middle = (0..8 / bits.count()).fold(0, |byte, index| {
+            byte | ((bits.middle() - offset) as u8) << (index * bits.count())
+        });
+        if is_all(stored.bytes(), middle) {
             return Ok(None);
         }
         let mut bytes = Vec::with_capacity(rows.len() * self.slice.num_rows() * SCALE_BYTES);
@@ -251,4 +271,11 @@ impl Linear<'_> {
         );
         Error::Argument { argument: "slice", reason }
     }
+}
+
+/// Is every one of `bytes` this one? Whole pieces at a time, which the compiler turns into wide
+/// comparisons: these are some hundred megabytes of a large model.
+fn is_all(bytes: &[u8], byte: u8) -> bool {
+    let differs = |piece: &[u8]| piece.iter().fold(0, |found, other| found | (other ^ byte)) != 0;
+    !bytes.chunks(4096).any(differs)
 }

@@ -53,6 +53,10 @@ const PAGE_BYTES: usize = 4096;
 /// Bytes touched between two reports of progress.
 const REPORT_BYTES: usize = 16 << 20;
 
+/// Bytes of weights that a backend which streams may be behind: they keep its readers busy while the
+/// next weights are looked at.
+const AHEAD_BYTES: u64 = 512 << 20;
+
 /// Reads tensors for one rank.
 pub(super) struct Loader<'a, B: Backend> {
     pub(super) backend: &'a mut B,
@@ -71,25 +75,44 @@ impl<B: Backend> Loader<'_, B> {
         shape: (usize, usize),
         split: Split,
     ) -> Result<B::Matrix> {
-        if let Some(matrix) = self.quantised_matrix(name, shape, split)? {
-            return Ok(matrix);
-        }
-        match self.weights {
-            Weights::Stored(checkpoint) => {
+        let quantised = self.quantised_matrix(name, shape, split)?;
+        let matrix = match (quantised, self.weights) {
+            (Some(matrix), _) => matrix,
+            (None, Weights::Stored(checkpoint)) => {
                 let tensor = self.fetch(checkpoint, name, shape, split)?;
-                self.backend.matrix(&tensor)
+                self.bring(tensor.bytes())?;
+                self.backend.matrix(&tensor)?
             }
-            Weights::Random(dtype) => {
+            (None, Weights::Random(dtype)) => {
                 let normal = self.random(dtype, name, shape, split)?;
-                self.backend.random_matrix(&normal)
+                self.report(normal.num_bytes())?;
+                self.backend.random_matrix(&normal)?
             }
+        };
+        self.stream(AHEAD_BYTES)?;
+        Ok(matrix)
+    }
+
+    /// Has the backend bring what it was given, but for the last `ahead_bytes`.
+    fn stream(&mut self, ahead_bytes: u64) -> Result<()> {
+        while let Some(num_bytes) = self.backend.advance(ahead_bytes)? {
+            self.report(num_bytes as usize)?;
         }
+        Ok(())
+    }
+
+    /// All weights are in place.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        self.stream(0)
     }
 
     /// The whole embedding table.
     pub(super) fn embedding(&mut self, name: &str, shape: (usize, usize)) -> Result<B::Matrix> {
         let tensor = self.host(name, shape, Split::Replicated, RANDOM_EMBEDDING)?;
-        self.backend.embedding(&tensor)
+        self.bring(tensor.bytes())?;
+        let table = self.backend.embedding(&tensor)?;
+        self.stream(AHEAD_BYTES)?;
+        Ok(table)
     }
 
     /// This rank's part of two matrices of one shape, by columns.
@@ -98,40 +121,51 @@ impl<B: Backend> Loader<'_, B> {
         (gate, up): (&str, &str),
         shape: (usize, usize),
     ) -> Result<B::GateUp> {
-        if let Some(pair) = self.quantised_gate_up((gate, up), shape)? {
-            return Ok(pair);
-        }
-        match self.weights {
-            Weights::Stored(checkpoint) => {
+        let quantised = self.quantised_gate_up((gate, up), shape)?;
+        let pair = match (quantised, self.weights) {
+            (Some(pair), _) => pair,
+            (None, Weights::Stored(checkpoint)) => {
                 same_dtype(checkpoint, gate, up)?;
                 let gate = self.fetch(checkpoint, gate, shape, Split::Column)?;
                 let up = self.fetch(checkpoint, up, shape, Split::Column)?;
-                self.backend.gate_up(&gate, &up)
+                self.bring(gate.bytes())?;
+                self.bring(up.bytes())?;
+                self.backend.gate_up(&gate, &up)?
             }
-            Weights::Random(dtype) => {
+            (None, Weights::Random(dtype)) => {
                 let gate = self.random(dtype, gate, shape, Split::Column)?;
                 let up = self.random(dtype, up, shape, Split::Column)?;
-                self.backend.random_gate_up(&gate, &up)
+                self.report(2 * gate.num_bytes())?;
+                self.backend.random_gate_up(&gate, &up)?
             }
-        }
+        };
+        self.stream(AHEAD_BYTES)?;
+        Ok(pair)
     }
 
     /// The weight `name` of a norm over `len` elements.
     pub(super) fn norm(&mut self, name: &str, len: usize) -> Result<B::Vector> {
         let tensor = self.host(name, (len, 1), Split::Replicated, RANDOM_NORM)?;
-        self.backend.vector(&tensor)
+        self.vector(&tensor)
     }
 
     /// This rank's part of bias `name` of `len` elements.
     pub(super) fn bias(&mut self, name: &str, len: usize, split: Split) -> Result<B::Vector> {
         let tensor = self.host(name, (len, 1), split, RANDOM_BIAS)?;
-        self.backend.vector(&tensor)
+        self.vector(&tensor)
+    }
+
+    /// No backend streams these.
+    fn vector(&mut self, tensor: &HostTensor) -> Result<B::Vector> {
+        touch(tensor.bytes());
+        self.report(tensor.bytes().len())?;
+        self.backend.vector(tensor)
     }
 
     /// This rank's part of a tensor that is wanted in host memory: stored, or random with the given
     /// mean and deviation.
     fn host(
-        &mut self,
+        &self,
         name: &str,
         shape: (usize, usize),
         split: Split,
@@ -148,7 +182,7 @@ impl<B: Backend> Loader<'_, B> {
 
     /// What this rank's part of the random linear `name` is; whole tensors are the same on all ranks.
     fn random(
-        &mut self,
+        &self,
         dtype: Dtype,
         name: &str,
         (rows, cols): (usize, usize),
@@ -156,24 +190,25 @@ impl<B: Backend> Loader<'_, B> {
     ) -> Result<Normal> {
         let part = slice(split, rows, cols, self.rank, self.world)?;
         let rank = if split == Split::Replicated { 0 } else { self.rank };
-        let normal = Normal {
+        Ok(Normal {
             dtype,
             rows: part.num_rows(),
             cols: part.cols.len(),
             mean: 0.0,
             deviation: 1.0 / (cols as f32).sqrt(),
             seed: seed_of(name, rank as u64),
-        };
-        self.report(normal.num_bytes())?;
-        Ok(normal)
+        })
     }
 
     pub(super) fn report(&mut self, num_bytes: usize) -> Result<()> {
         if (self.progress)(num_bytes as u64) { Ok(()) } else { Err(Error::Cancelled) }
     }
 
-    /// Brings `bytes` into memory, and says so.
+    /// Brings `bytes` into memory, and says so; a backend that streams does both itself.
     pub(super) fn bring(&mut self, bytes: &[u8]) -> Result<()> {
+        if B::STREAMS {
+            return Ok(());
+        }
         for chunk in bytes.chunks(REPORT_BYTES) {
             touch(chunk);
             self.report(chunk.len())?;
@@ -182,16 +217,14 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn fetch(
-        &mut self,
+        &self,
         checkpoint: &Checkpoint,
         name: &str,
         (rows, cols): (usize, usize),
         split: Split,
     ) -> Result<HostTensor> {
         let part = slice(split, rows, cols, self.rank, self.world)?;
-        let tensor = checkpoint.tensor(name, rows, cols, &part)?;
-        self.bring(tensor.bytes())?;
-        Ok(tensor)
+        checkpoint.tensor(name, rows, cols, &part)
     }
 }
 

@@ -7,7 +7,6 @@ use crate::backend::random::{RandomCodes, seed_of};
 use crate::checkpoint::shard::{Split, slice};
 use crate::error::{Error, Result};
 use crate::quant::{QuantConfig, QuantTensor};
-use crate::tensor::HostTensor;
 
 impl Weights<'_> {
     /// Files and configuration agree on whether the linears are quantised.
@@ -71,11 +70,15 @@ impl<B: Backend> Loader<'_, B> {
     ) -> Result<Option<Codes>> {
         let Some(format) = self.quantisation else { return Ok(None) };
         let part = slice(split, shape.0, shape.1, self.rank, self.world)?;
-        let tensor = match self.weights {
+        match self.weights {
             Weights::Stored(checkpoint) if checkpoint.has_codes(name) => {
                 // What is summed over ranks gets its bias once.
                 let with_bias = split != Split::Row || self.rank == 0;
-                checkpoint.quantised(name, shape, &format, &part, with_bias)?
+                let tensor = checkpoint.quantised(name, shape, &format, &part, with_bias)?;
+                self.report(checkpoint.looked_at_bytes(name) as usize / self.world)?;
+                self.bring(tensor.scales().bytes())?;
+                self.bring(tensor.codes().bytes())?;
+                Ok(Some(Codes::Stored(tensor)))
             }
             // lm_head, the one linear divided so, is never quantised.
             Weights::Random(_) if split != Split::Vocab => {
@@ -83,13 +86,10 @@ impl<B: Backend> Loader<'_, B> {
                 let (outputs, inputs) = (part.num_rows(), part.cols.len());
                 let codes = RandomCodes { format, outputs, inputs, seed };
                 self.report(codes.num_bytes())?;
-                return Ok(Some(Codes::Random(codes)));
+                Ok(Some(Codes::Random(codes)))
             }
-            _ => return Ok(None),
-        };
-        self.bring(tensor.codes().bytes())?;
-        self.report(quant_bytes(&tensor))?;
-        Ok(Some(Codes::Stored(tensor)))
+            _ => Ok(None),
+        }
     }
 }
 
@@ -97,12 +97,6 @@ impl<B: Backend> Loader<'_, B> {
 fn mixed(name: &str) -> Error {
     let reason = format!("`{name}` is not quantised, but the matrix beside it is");
     Error::Argument { argument: "checkpoint", reason }
-}
-
-/// Bytes of a tensor besides its codes.
-fn quant_bytes(tensor: &QuantTensor) -> usize {
-    let len = |tensor: &HostTensor| tensor.bytes().len();
-    len(tensor.scales()) + tensor.zeros().map_or(0, len) + tensor.bias().map_or(0, len)
 }
 
 /// Bytes of all weights of a model of this shape, its linears quantised without zeros and biases.

@@ -116,12 +116,14 @@ impl<B: Backend> Model<B> {
         let mut loader =
             Loader { backend: &mut backend, weights, quantisation, rank, world, progress };
         let dtype = loader.weights.dtype()?;
+        loader.backend.begin_load();
         let embedding = loader.embedding(names::EMBEDDING, (vocab, hidden))?;
         let layers = (0..config.num_layers)
             .map(|index| Layer::load(&mut loader, config, index))
             .collect::<Result<Vec<_>>>()?;
         let final_norm = loader.norm(names::FINAL_NORM, hidden)?;
         let lm_head = loader.matrix(names::LM_HEAD, (vocab, hidden), Split::Vocab)?;
+        loader.finish()?;
         let share = slice(Split::Vocab, vocab, hidden, rank, world)?;
         let vocab_share = share.row_ranges.iter().map(ExactSizeIterator::len).sum();
         let scratch = Scratch::new(&mut backend, config, heads, &limits, (world, vocab_share))?;

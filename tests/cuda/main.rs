@@ -26,3 +26,4 @@ mod packed;
 mod products;
 mod quantised;
 mod random;
+mod streamed;

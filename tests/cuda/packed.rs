@@ -236,6 +236,33 @@ fn gate_and_up_are_packed_in_eights() {
     }
 }
 
+/// In a load, one matrix after the other goes through the same staging memory, which grows: all of them
+/// are given out before the first one is packed.
+#[test]
+fn matrices_of_a_load_share_their_staging_memory() {
+    let Some(device) = gpu() else { return };
+    let mut random = Random::from_env();
+    let mut cuda = quantised_backend(&device, limits(64), (64, 64));
+    cuda.begin_load();
+    let mut given = Vec::new();
+    for _ in 0..12 {
+        let codes = random_codes(&mut random);
+        let what = format!("{random} {codes:?}");
+        let first = random_tensor(&mut random, &codes);
+        let second = tensor_with(&mut random, &codes, first.groups().clone());
+        let groups = groups_of(&codes);
+        let alone = cuda.quantised_matrix(&first).expect("memory");
+        let pair = cuda.quantised_gate_up(&first, &second).expect("memory").into_matrix();
+        given.push((alone, vec![first.clone()], groups, what.clone()));
+        given.push((pair, vec![first, second], groups, what));
+    }
+    while cuda.advance(0).expect("it arrives").is_some() {}
+    for (weight, sources, groups, what) in &given {
+        let sources: Vec<&QuantTensor> = sources.iter().collect();
+        check(&mut cuda, weight, &sources, *groups, what);
+    }
+}
+
 /// Codes made on the device are those that are sent there, also in more than one piece (64 MiB).
 #[test]
 fn random_codes_are_those_of_the_host() {

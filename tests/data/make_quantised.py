@@ -1,12 +1,8 @@
 #!/usr/bin/env python3
-"""Writes quantised checkpoints of random codes: the committed ones, and large ones of a published shape.
+"""Writes the committed quantised checkpoints of random codes, tests/data/quantised/, with oracles.
+`make_published.py` writes large ones of a published shape.
 
-    make_quantised.py --tiny                                  tests/data/quantised/, with oracles
-    make_quantised.py OUT --shape qwen-72b-chat --bits 4      names, shapes, index and configurations
-                                                              of Qwen-72B-Chat-Int4, 41 GB
-    make_quantised.py OUT --shape qwen-72b-chat --bits 8 --layers 2
-
-A tiny folder holds, besides the checkpoint, dequantised.safetensors (each linear [outputs, inputs] in
+A folder holds, besides the checkpoint, dequantised.safetensors (each linear [outputs, inputs] in
 f32, from the codes before they were packed) and golden.safetensors (as oracle.py describes it; the
 oracle unpacks what was written in its own way). Between them the folders have both widths,
 groups of 32 and of all inputs, a last group cut short, both conventions of zeros and zeros that wrap
@@ -29,7 +25,7 @@ sys.path.append(str(HERE.parent.parent / "examples"))
 
 import make_checkpoint
 import oracle
-from quantise_model import INDEX, LINEARS, linear, quantisation, write_configs, write_shards
+from quantise_model import LINEARS, linear, quantisation, write_configs, write_shards
 
 # name: (heads, head_dim, ffn, shards, settings, symmetric, with biases)
 TINY = {
@@ -42,15 +38,6 @@ TINY = {
 }
 LAYERS, SEQ_LENGTH = 1, 16
 TINY_PROMPTS = [(1, 1), (17, 17), (40, 40), (20, 30)]
-
-# Layers, heads, FFN, rows of the vocabulary, rotary base, seq_length, NTK and log-n.
-SHAPES = {
-    "qwen-1.8b-chat": (24, 16, 5504, 151936, 10000, 8192, True),
-    "qwen-7b-chat": (32, 32, 11008, 151936, 10000, 8192, True),
-    "qwen-14b-chat": (40, 40, 13696, 152064, 10000, 2048, True),
-    "qwen-72b-chat": (80, 64, 24576, 152064, 1000000, 32768, False),
-}
-SHARD_BYTES = 2 << 30
 
 
 def generator_of(name):
@@ -150,82 +137,11 @@ def golden(folder, weights):
     save_file(arrays, folder / "golden.safetensors")
 
 
-def published_tensors(shape, layers, settings):
-    """Dictionaries of tensors, in the order of the model."""
-    _, heads, ffn, rows, *_ = shape
-    hidden = 128 * heads
-    yield {"transformer.wte.weight": plain("wte", (rows, hidden), 0, 0.02)}
-    for index in range(layers):
-        yield layer(index, hidden, ffn, settings)[0]
-    yield {"transformer.ln_f.weight": plain("ln_f", hidden, 1, 0.1)}
-    yield {"lm_head.weight": plain("lm_head", (rows, hidden), 0, 2 / hidden**0.5)}
-
-
-def shards(pieces, limit):
-    """Joins dictionaries of tensors to shards of about `limit` bytes."""
-    shard, size = {}, 0
-    for piece in pieces:
-        nbytes = sum(array.nbytes for array in piece.values())
-        if shard and size + nbytes > limit:
-            yield shard
-            shard, size = {}, 0
-        shard.update(piece)
-        size += nbytes
-    yield shard
-
-
-def published(folder, options):
-    """A checkpoint of a published shape, one shard in memory at a time."""
-    shape = SHAPES[options.shape]
-    layers = options.layers or shape[0]
-    settings = quantisation(options.bits, 128)
-    folder.mkdir(parents=True, exist_ok=True)
-    numbered = enumerate(shards(published_tensors(shape, layers, settings), options.shard_bytes), 1)
-    write_shards(folder, ((f"shard-{number:05}", tensors) for number, tensors in numbered))
-    rename_shards(folder)
-    _, heads, ffn, rows, base, seq_length, stretched = shape
-    sizes = argparse.Namespace(heads=heads, head_dim=128, ffn=ffn, layers=layers, vocab_rows=rows)
-    vars(sizes).update(ntk=stretched, logn=stretched, rope_base=base, seq_length=seq_length)
-    write_configs(folder, make_checkpoint.config(sizes), settings)
-    defaults = {**make_checkpoint.generation_config(), "eos_token_id": 151643, "pad_token_id": 151643}
-    make_checkpoint.write_json(folder / "generation_config.json", defaults)
-    if options.vocabulary:
-        shutil.copyfile(options.vocabulary, folder / "qwen.tiktoken")
-
-
-def rename_shards(folder):
-    """Gives the files the names that tell their number, known only at the end."""
-    paths = sorted(folder.glob("shard-*"))
-    index = folder / INDEX
-    text = index.read_text() if index.exists() else ""
-    for number, path in enumerate(paths, 1):
-        name = f"model-{number:05}-of-{len(paths):05}.safetensors"
-        if len(paths) == 1:
-            name = "model.safetensors"
-        text = text.replace(f'"{path.name}"', f'"{name}"')
-        path.rename(folder / name)
-    if text:
-        index.write_text(text)
-
-
 def main():
-    parser = argparse.ArgumentParser(description="Write quantised checkpoints of random codes.")
-    parser.add_argument("out", nargs="?", type=pathlib.Path, help="folder to write")
-    parser.add_argument("--tiny", action="store_true", help="write the committed ones")
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen-72b-chat")
-    parser.add_argument("--bits", type=int, choices=(4, 8), default=4)
-    parser.add_argument("--layers", type=int, help="fewer than the shape has")
-    parser.add_argument("--shard-bytes", type=int, default=SHARD_BYTES)
-    parser.add_argument("--vocabulary", type=pathlib.Path, help="a qwen.tiktoken to copy")
-    options = parser.parse_args()
-    if options.tiny:
-        shutil.rmtree(HERE / "quantised", ignore_errors=True)
-        for name in TINY:
-            tiny(name)
-    elif options.out:
-        published(options.out, options)
-    else:
-        parser.error("give a folder, or --tiny")
+    argparse.ArgumentParser(description="Write the committed quantised checkpoints.").parse_args()
+    shutil.rmtree(HERE / "quantised", ignore_errors=True)
+    for name in TINY:
+        tiny(name)
 
 
 if __name__ == "__main__":

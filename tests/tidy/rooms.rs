@@ -26,12 +26,13 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("model", &["backend", "checkpoint", "quant", "tensor", "batch", "error"]),
-    ("backend", &["quant", "tensor", "batch", "error"]),
+    ("backend", &["quant", "reader", "tensor", "batch", "error"]),
     ("checkpoint", &["quant", "tensor", "error"]),
     ("text", &["error"]),
     ("sample", &["error"]),
     ("kv", &["error"]),
     ("quant", &["tensor"]),
+    ("reader", &["tensor", "error"]),
     // Plain data and errors, known to all who need them, knowing nobody.
     ("batch", &[]),
     ("tensor", &[]),
@@ -54,6 +55,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("cudarc", &["backend::cuda"]),
     ("memmap2", &["checkpoint", "backend::cpu::fast::huge"]),
     ("tokenizers", &["text"]),
+    ("libc", &["reader"]),
 ];
 
 pub(crate) fn imports(source: &Source) -> Vec<Finding> {

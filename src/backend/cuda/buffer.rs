@@ -1,7 +1,10 @@
 //! What the backend's ops work on: weights, vectors, activations and the KV cache, on the device.
 
-use super::memory::{DeviceMemory, PinnedMemory};
+use std::sync::Arc;
+
+use super::memory::DeviceMemory;
 pub use super::packed::PackedMatrix;
+use super::upload::SharedPinned;
 pub use crate::backend::BufferKind as Kind;
 use crate::backend::KvSpec;
 use crate::batch::PAGE_TOKENS;
@@ -37,10 +40,10 @@ impl Weight {
 /// and then the eight of up that go with them.
 pub struct GateUp(pub(super) Weight);
 
-/// Where a matrix is; kernels read both by address.
+/// Where a matrix is; kernels read both by address. While it is on its way there, others hold it too.
 pub(super) enum Storage {
-    Device(DeviceMemory),
-    Host { address: u64, _memory: PinnedMemory },
+    Device(Arc<DeviceMemory>),
+    Host { address: u64, _memory: SharedPinned },
 }
 
 impl DeviceMatrix {

@@ -208,6 +208,13 @@ impl Context {
         check(unsafe { sys::cuCtxSetCurrent(self.handle) }, "enter the context")
     }
 
+    /// Waits for all work in it, whatever becomes of that: before memory is freed.
+    pub(super) fn finish(&self) {
+        let _ = self.enter();
+        // SAFETY: only waits; the context is current.
+        let _ = unsafe { sys::cuCtxSynchronize() };
+    }
+
     /// Free and total bytes of device memory.
     pub(super) fn memory(&self) -> Result<(u64, u64)> {
         self.enter()?;
@@ -303,6 +310,16 @@ impl Mark {
     pub(super) fn wait(&self) -> Result<()> {
         // SAFETY: the handle lives as long as self.
         check(unsafe { sys::cuEventSynchronize(self.event) }, "run a step")
+    }
+
+    /// Is all work before it done? Also if it was never set.
+    pub(super) fn is_reached(&self) -> Result<bool> {
+        // SAFETY: the handle lives as long as self.
+        let result = unsafe { sys::cuEventQuery(self.event) };
+        if result == CUresult::CUDA_ERROR_NOT_READY {
+            return Ok(false);
+        }
+        check(result, "run a step").map(|()| true)
     }
 
     /// Microseconds of the device's clock since it reached `earlier`. Both have been waited for.

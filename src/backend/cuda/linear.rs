@@ -4,8 +4,9 @@
 use super::Cuda;
 use super::buffer::{DeviceBuffer, DeviceVector, PackedMatrix, Weight};
 use super::launch::Launcher;
-use super::load::{Uploader, late_weights};
+use super::load::late_weights;
 use super::quant::Quant;
+use super::upload::Uploader;
 use crate::backend::no_quantised_kernels;
 use crate::error::{Error, Result};
 use crate::tensor::Dtype;

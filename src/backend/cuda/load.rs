@@ -1,84 +1,44 @@
-//! Weights from host memory to the device: through two pinned blocks, so that the next piece is
-//! copied by the processor while the last one travels. Quantised ones are put together in `pack`.
+//! Weights from host memory to the device, in the form that products want them: queued in the uploader,
+//! which brings them. Quantised ones are put together in `pack`.
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::Cuda;
 use super::buffer::{DeviceMatrix, DeviceVector, Storage, half_offset};
-use super::driver::{Context, Stream};
+use super::driver::Stream;
 use super::launch::Launcher;
 use super::memory::{DeviceMemory, PinnedMemory};
+use super::upload::{Target, Uploader};
 use crate::backend::random::Normal;
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, HostTensor};
 
-/// Of a pinned block, and of the staging memory.
-pub(super) const BLOCK_BYTES: usize = 64 << 20;
 /// Rows of gate, then of up, that lie side by side.
 const INTERLEAVE_ROWS: usize = 8;
 
-/// Two pinned blocks and which is next.
-pub(super) struct Uploader {
-    context: Arc<Context>,
-    blocks: [PinnedMemory; 2],
-    next: usize,
-    /// A block on the device, from which weights are packed.
-    staging: Option<DeviceMemory>,
-}
-
 impl Uploader {
-    /// Device memory it needs: none, but for `take_staging`. Pinned memory: two blocks.
-    pub(super) fn new(context: &Arc<Context>) -> Result<Uploader> {
-        let block = || PinnedMemory::new(context, BLOCK_BYTES, "upload of weights");
-        let (context, blocks) = (Arc::clone(context), [block()?, block()?]);
-        Ok(Uploader { context, blocks, next: 0, staging: None })
-    }
-
-    /// The staging memory, a block long; made if it is not there.
-    pub(super) fn take_staging(&mut self) -> Result<DeviceMemory> {
-        match self.staging.take() {
-            Some(memory) => Ok(memory),
-            None => DeviceMemory::new(&self.context, BLOCK_BYTES, "upload of weights"),
-        }
-    }
-
-    /// Keeps it for the next matrix.
-    pub(super) fn keep_staging(&mut self, memory: DeviceMemory) {
-        self.staging = Some(memory);
-    }
-
-    /// Gives it back, so that there is never more than weights beside it.
-    pub(super) fn free_staging(&mut self) {
-        self.staging = None;
-    }
-
     /// A matrix as it is.
     pub(super) fn matrix(
         &mut self,
-        stream: &Stream,
+        launcher: &Launcher,
         source: &HostTensor,
         dtype: Dtype,
     ) -> Result<DeviceMatrix> {
         same_dtype(source, dtype)?;
-        let bytes = source.bytes();
-        let mut memory = DeviceMemory::new(&self.context, bytes.len(), "weights")?;
-        for (index, piece) in bytes.chunks(BLOCK_BYTES).enumerate() {
-            self.send(stream, &mut memory, index * BLOCK_BYTES, |block| {
-                block[..piece.len()].copy_from_slice(piece);
-                piece.len()
-            })?;
-        }
-        Ok(DeviceMatrix {
-            storage: Storage::Device(memory),
-            rows: source.rows(),
-            cols: source.cols(),
-        })
+        let len = source.span().num_bytes();
+        let context = launcher.stream.context();
+        let memory = Arc::new(DeviceMemory::new(context, len, "weights")?);
+        self.copy(source.span(), &memory, Target::one(0, len))?;
+        self.settle(launcher)?;
+        Ok(device_matrix(memory, source.rows(), source.cols()))
     }
 
     /// Two matrices of one shape, rows interleaved in eights, the first one's first.
     pub(super) fn interleaved(
         &mut self,
-        stream: &Stream,
+        launcher: &Launcher,
         (first, second): (&HostTensor, &HostTensor),
         dtype: Dtype,
     ) -> Result<DeviceMatrix> {
@@ -88,25 +48,18 @@ impl Uploader {
         assert!(
             rows.is_multiple_of(INTERLEAVE_ROWS) && (second.rows(), second.cols()) == (rows, cols)
         );
-        let group_bytes = INTERLEAVE_ROWS * cols * dtype.size_bytes();
-        let mut memory = DeviceMemory::new(&self.context, 2 * first.bytes().len(), "weights")?;
-        let groups_a_block = (BLOCK_BYTES / (2 * group_bytes)).max(1);
-        let groups: Vec<(&[u8], &[u8])> =
-            first.bytes().chunks(group_bytes).zip(second.bytes().chunks(group_bytes)).collect();
-        for (index, some) in groups.chunks(groups_a_block).enumerate() {
-            let offset = index * groups_a_block * 2 * group_bytes;
-            self.send(stream, &mut memory, offset, |block| {
-                for ((a, b), to) in some.iter().zip(block.chunks_mut(2 * group_bytes)) {
-                    to[..group_bytes].copy_from_slice(a);
-                    to[group_bytes..2 * group_bytes].copy_from_slice(b);
-                }
-                some.len() * 2 * group_bytes
-            })?;
+        let width = INTERLEAVE_ROWS * cols * dtype.size_bytes();
+        let len = 2 * first.span().num_bytes();
+        let context = launcher.stream.context();
+        let memory = Arc::new(DeviceMemory::new(context, len, "weights")?);
+        for (source, offset) in [(first, 0), (second, width)] {
+            self.copy(source.span(), &memory, Target { offset, width, pitch: 2 * width })?;
         }
-        Ok(DeviceMatrix { storage: Storage::Device(memory), rows: 2 * rows, cols })
+        self.settle(launcher)?;
+        Ok(device_matrix(memory, 2 * rows, cols))
     }
 
-    /// A vector as f32 and in `dtype`.
+    /// A vector as f32 and in `dtype`; in place when this returns.
     pub(super) fn vector(
         &mut self,
         stream: &Stream,
@@ -114,47 +67,55 @@ impl Uploader {
         dtype: Dtype,
     ) -> Result<DeviceVector> {
         let len = source.rows() * source.cols();
-        let halves = half_offset(len);
         let values = source.to_f32();
+        let mut bytes = encode(&values, Dtype::F32);
+        bytes.resize(half_offset(len), 0);
         // The second copy is exact where the vector is stored in `dtype`, as published ones are.
-        let rounded = encode(&values, dtype);
-        let bytes = halves + rounded.len();
-        let mut memory = DeviceMemory::new(&self.context, bytes, "weights")?;
-        self.send(stream, &mut memory, 0, |block| {
-            for (to, x) in block.chunks_exact_mut(4).zip(&values) {
-                to.copy_from_slice(&x.to_le_bytes());
-            }
-            block[halves..bytes].copy_from_slice(&rounded);
-            bytes
-        })?;
+        bytes.extend(encode(&values, dtype));
+        let memory = DeviceMemory::new(stream.context(), bytes.len(), "weights")?;
+        self.send_now(stream, &bytes, &memory, 0)?;
         Ok(DeviceVector { memory, len })
     }
 
-    /// Fills the next block with `fill` (which says how many bytes) and queues its copy, after all that
-    /// was queued before has been done.
-    pub(super) fn send(
+    /// A matrix in pinned host memory that the device reads in place.
+    pub(super) fn host_matrix(
         &mut self,
-        stream: &Stream,
-        to: &mut DeviceMemory,
-        offset: usize,
-        fill: impl FnOnce(&mut [u8]) -> usize,
-    ) -> Result<()> {
-        let block = &mut self.blocks[self.next];
-        let len = fill(block.bytes_mut());
-        // The copy queued before this one reads the other block, which is filled next.
-        stream.wait()?;
-        to.upload(stream, offset, block, 0..len)?;
-        self.next = 1 - self.next;
-        Ok(())
+        launcher: &Launcher,
+        source: &HostTensor,
+        dtype: Dtype,
+    ) -> Result<DeviceMatrix> {
+        same_dtype(source, dtype)?;
+        let len = source.span().num_bytes();
+        let memory = PinnedMemory::new(launcher.stream.context(), len, "the embedding table")?;
+        let address = memory.device_address()?;
+        let memory = Arc::new(Mutex::new(memory));
+        self.keep(source.span(), &memory)?;
+        self.settle(launcher)?;
+        let storage = Storage::Host { address, _memory: memory };
+        Ok(DeviceMatrix { storage, rows: source.rows(), cols: source.cols() })
     }
 }
 
 impl Cuda {
-    /// The uploader, and the stream that its copies go to.
-    pub(super) fn uploader(&mut self) -> Result<(&mut Uploader, &Stream)> {
-        let Cuda { uploader, launcher, .. } = self;
-        Ok((uploader.as_mut().ok_or_else(late_weights)?, &launcher.stream))
+    /// The uploader, what it queues its work with, and the dtype of weights.
+    pub(super) fn uploader(&mut self) -> Result<(&mut Uploader, &Launcher, Dtype)> {
+        let Cuda { uploader, launcher, settings, .. } = self;
+        Ok((uploader.as_mut().ok_or_else(late_weights)?, launcher, settings.dtype))
     }
+
+    /// All weights are in place, and what loading took beside them goes back.
+    pub(super) fn end_load(&mut self) -> Result<()> {
+        if let Some(uploader) = &mut self.uploader {
+            uploader.finish(&self.launcher)?;
+        }
+        self.launcher.stream.wait()?;
+        self.uploader = None;
+        Ok(())
+    }
+}
+
+fn device_matrix(memory: Arc<DeviceMemory>, rows: usize, cols: usize) -> DeviceMatrix {
+    DeviceMatrix { storage: Storage::Device(memory), rows, cols }
 }
 
 /// The error of weights that come when the cache is made.
@@ -168,7 +129,7 @@ pub(super) fn random_matrix(launcher: &Launcher, normal: &Normal) -> Result<Devi
     let context = launcher.stream.context();
     let memory = DeviceMemory::new(context, normal.num_bytes(), "weights")?;
     launcher.random_normal(memory.address(), normal, 0)?;
-    Ok(DeviceMatrix { storage: Storage::Device(memory), rows: normal.rows, cols: normal.cols })
+    Ok(device_matrix(Arc::new(memory), normal.rows, normal.cols))
 }
 
 /// Two of one shape, interleaved as `Uploader::interleaved` has them.
@@ -184,24 +145,7 @@ pub(super) fn random_interleaved(
     let group_bytes = (group * first.dtype.size_bytes()) as u64;
     launcher.random_normal(memory.address(), first, group)?;
     launcher.random_normal(memory.address() + group_bytes, second, group)?;
-    Ok(DeviceMatrix { storage: Storage::Device(memory), rows: 2 * rows, cols })
-}
-
-/// A matrix in pinned host memory that the device reads in place.
-pub(super) fn host_matrix(
-    context: &Arc<Context>,
-    source: &HostTensor,
-    dtype: Dtype,
-) -> Result<DeviceMatrix> {
-    same_dtype(source, dtype)?;
-    let mut memory = PinnedMemory::new(context, source.bytes().len(), "the embedding table")?;
-    memory.bytes_mut()[..source.bytes().len()].copy_from_slice(source.bytes());
-    let address = memory.device_address()?;
-    Ok(DeviceMatrix {
-        storage: Storage::Host { address, _memory: memory },
-        rows: source.rows(),
-        cols: source.cols(),
-    })
+    Ok(device_matrix(Arc::new(memory), 2 * rows, cols))
 }
 
 fn same_dtype(source: &HostTensor, dtype: Dtype) -> Result<()> {

@@ -13,6 +13,32 @@ use super::driver::{Context, Stream, check};
 use super::faults::{self, ALLOCATE, UPLOAD};
 use crate::error::{Error, Result};
 
+/// Rows of bytes in device memory: `height` of them, `width` bytes each, which begin `pitch` apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rows {
+    pub(super) offset: usize,
+    pub(super) width: usize,
+    pub(super) height: usize,
+    pub(super) pitch: usize,
+}
+
+impl Rows {
+    /// `len` bytes from `offset` on.
+    pub(super) fn one(offset: usize, len: usize) -> Rows {
+        Rows { offset, width: len, height: 1, pitch: len }
+    }
+
+    /// Bytes of all rows.
+    pub(super) fn num_bytes(&self) -> usize {
+        self.width * self.height
+    }
+
+    /// Where the last one ends.
+    pub(super) fn end(&self) -> usize {
+        self.offset + self.height.saturating_sub(1) * self.pitch + self.width
+    }
+}
+
 /// Bytes on a device. Not initialised unless it says so.
 pub(super) struct DeviceMemory {
     context: Arc<Context>,
@@ -93,6 +119,34 @@ impl DeviceMemory {
         check(result, UPLOAD)
     }
 
+    /// Queues a copy of bytes that lie together in `from`, from `start` on, to `rows` of this memory. The
+    /// pinned memory must not change until the stream has passed the copy.
+    pub(super) fn upload_rows(
+        &self,
+        stream: &Stream,
+        rows: Rows,
+        from: &PinnedMemory,
+        start: usize,
+    ) -> Result<()> {
+        assert!(rows.end() <= self.len_bytes && start + rows.num_bytes() <= from.len_bytes);
+        assert!(rows.height < 2 || rows.pitch >= rows.width, "rows that overlap");
+        if rows.num_bytes() == 0 {
+            return Ok(());
+        }
+        let to = self.address + rows.offset as u64;
+        let start = from.start.cast::<u8>().wrapping_add(start).cast::<c_void>();
+        let result = faults::attempt(UPLOAD, || match rows.height {
+            // SAFETY: both ranges are inside their allocations (checked above).
+            1 => unsafe { sys::cuMemcpyHtoDAsync_v2(to, start, rows.width, stream.raw()) },
+            _ => {
+                let copy = strided_copy(to, start, &rows);
+                // SAFETY: the same, of every row.
+                unsafe { sys::cuMemcpy2DAsync_v2(&copy, stream.raw()) }
+            }
+        });
+        check(result, UPLOAD)
+    }
+
     /// Queues a copy of the first `len_bytes` to pinned memory.
     pub(super) fn download(
         &self,
@@ -109,11 +163,32 @@ impl DeviceMemory {
     }
 }
 
+/// Rows that lie together at `start` on the host, to where `rows` are from device address `to` on.
+fn strided_copy(to: sys::CUdeviceptr, start: *const c_void, rows: &Rows) -> sys::CUDA_MEMCPY2D {
+    sys::CUDA_MEMCPY2D {
+        srcXInBytes: 0,
+        srcY: 0,
+        srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+        srcHost: start,
+        srcDevice: 0,
+        srcArray: null_mut(),
+        srcPitch: rows.width,
+        dstXInBytes: 0,
+        dstY: 0,
+        dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+        dstHost: null_mut(),
+        dstDevice: to,
+        dstArray: null_mut(),
+        dstPitch: rows.pitch,
+        WidthInBytes: rows.width,
+        Height: rows.height,
+    }
+}
+
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        let _ = self.context.enter();
-        // SAFETY: waits for whatever still uses the memory, where a load was given up half-way.
-        let _ = unsafe { sys::cuCtxSynchronize() };
+        // Whatever still uses the memory, where a load was given up half-way.
+        self.context.finish();
         // SAFETY: allocated here, freed once. In a poisoned context the call fails, and the memory
         // goes with the context.
         let _ = unsafe { sys::cuMemFree_v2(self.address) };
@@ -186,6 +261,12 @@ impl PinnedMemory {
         assert!(len * 4 <= self.len_bytes);
         // SAFETY: page-aligned, initialised, long enough.
         unsafe { std::slice::from_raw_parts_mut(self.start.cast(), len) }
+    }
+}
+
+impl AsMut<[u8]> for PinnedMemory {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self.bytes_mut()
     }
 }
 

@@ -33,6 +33,7 @@ mod skinny;
 mod step;
 mod tensor_map;
 mod tuning;
+mod upload;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -45,7 +46,6 @@ use gemm::Gemm;
 use graph::{Graph, bucket};
 use kernels::Kernels;
 use launch::{Launcher, RopeTables};
-use load::Uploader;
 use memory::{DeviceMemory, PinnedMemory};
 pub use packed::{PackedMatrix, QuantLimits, packed_bytes};
 use prefill::PrefillAttention;
@@ -53,6 +53,7 @@ use quant::Quant;
 use sample::TokenSampler;
 use step::StepInputs;
 pub use step::StepLimits;
+use upload::Uploader;
 
 use super::random::{Normal, RandomCodes};
 use super::{Backend, BufferKind, HeadShape, KvSpec, RopeStep, StepStart};
@@ -195,24 +196,33 @@ impl Backend for Cuda {
 
     const HOST_ANGLES: bool = false;
     const DRAWS: bool = true;
+    const STREAMS: bool = true;
+
+    fn begin_load(&mut self) {
+        self.uploader.iter_mut().for_each(Uploader::begin_load);
+    }
+
+    fn advance(&mut self, ahead_bytes: u64) -> Result<Option<u64>> {
+        let (uploader, launcher, _) = self.uploader()?;
+        uploader.advance(launcher, ahead_bytes)
+    }
 
     fn matrix(&mut self, source: &HostTensor) -> Result<Weight> {
-        let dtype = self.settings.dtype;
-        let (uploader, stream) = self.uploader()?;
-        uploader.matrix(stream, source, dtype).map(Weight::Plain)
+        let (uploader, launcher, dtype) = self.uploader()?;
+        uploader.matrix(launcher, source, dtype).map(Weight::Plain)
     }
 
     fn embedding(&mut self, source: &HostTensor) -> Result<Weight> {
         if !self.settings.host_embedding {
             return self.matrix(source);
         }
-        load::host_matrix(self.context(), source, self.settings.dtype).map(Weight::Plain)
+        let (uploader, launcher, dtype) = self.uploader()?;
+        uploader.host_matrix(launcher, source, dtype).map(Weight::Plain)
     }
 
     fn gate_up(&mut self, gate: &HostTensor, up: &HostTensor) -> Result<GateUp> {
-        let dtype = self.settings.dtype;
-        let (uploader, stream) = self.uploader()?;
-        Ok(GateUp(Weight::Plain(uploader.interleaved(stream, (gate, up), dtype)?)))
+        let (uploader, launcher, dtype) = self.uploader()?;
+        Ok(GateUp(Weight::Plain(uploader.interleaved(launcher, (gate, up), dtype)?)))
     }
 
     fn quantised_matrix(&mut self, source: &QuantTensor) -> Result<Weight> {
@@ -242,15 +252,12 @@ impl Backend for Cuda {
     }
 
     fn vector(&mut self, source: &HostTensor) -> Result<DeviceVector> {
-        let dtype = self.settings.dtype;
-        let (uploader, stream) = self.uploader()?;
-        uploader.vector(stream, source, dtype)
+        let (uploader, launcher, dtype) = self.uploader()?;
+        uploader.vector(&launcher.stream, source, dtype)
     }
 
     fn buffer(&mut self, kind: BufferKind, max_rows: usize, cols: usize) -> Result<DeviceBuffer> {
-        if let Some(uploader) = &mut self.uploader {
-            uploader.free_staging();
-        }
+        self.uploader.iter_mut().for_each(Uploader::free_staging);
         let element_bytes = if kind == BufferKind::Stream { 4 } else { 2 };
         let bytes = max_rows * cols * element_bytes;
         // Rows of padding are multiplied before anything has written them.
@@ -259,9 +266,7 @@ impl Backend for Cuda {
     }
 
     fn kv_cache(&mut self, spec: KvSpec) -> Result<DeviceKv> {
-        // Loading is over: its staging memory goes back.
-        self.launcher.stream.wait()?;
-        self.uploader = None;
+        self.end_load()?;
         let bytes = spec.num_layers * buffer::kv_layer_bytes(&spec);
         let memory = DeviceMemory::zeroed(&self.launcher.stream, bytes, "KV cache")?;
         self.launcher.stream.wait()?;

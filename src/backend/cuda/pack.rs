@@ -1,25 +1,22 @@
-//! Quantised matrices on their way to the device: in what order their inputs lie there, and the pieces
-//! they travel in. What is done with them there is in
-//! `quant`.
+//! Quantised matrices on their way to the device: in what order their inputs lie there, and how they are
+//! packed. What is done with them there is in `quant`.
 //!
 //! Inputs of a group lie together, in units of 32, 64 or 128 of which each has a scale (groups of more
 //! have as many units as they need). What does not fill a unit, or the last chunk of 128, is padding:
 //! inputs of no number, which x has a zero for. So any order and any size of group fits; the published
 //! ones need neither padding nor another order.
 //!
-//! A piece is some columns (outputs) of the published form with all of their inputs. It goes through a
-//! pinned block into staging memory and is packed from there: beside the packed weights, the device
-//! never holds more of the published form than a block.
+//! The published form of one matrix at a time goes to staging memory and is packed from there: beside
+//! the packed weights, the device never holds more of it than the largest matrix, or pair.
 
-use std::ops::Range;
+use std::sync::Arc;
 
-use super::driver::Stream;
 use super::kernels::Kernel;
 use super::launch::{Config, Launcher};
-use super::load::{BLOCK_BYTES, Uploader};
 use super::memory::DeviceMemory;
-use super::packed::{CHUNK_INPUTS, Form, PackedMatrix, TILE_ROWS};
+use super::packed::{CHUNK_INPUTS, Form, PackedMatrix};
 use super::quant::Width;
+use super::upload::{Target, Uploader};
 use crate::backend::random::RandomCodes;
 use crate::error::{Error, Result};
 use crate::quant::QuantTensor;
@@ -31,10 +28,8 @@ const NONE: u32 = u32::MAX;
 const UNITS: [usize; 3] = [128, 64, 32];
 /// Rows of the first of two matrices, then of the second, that lie side by side.
 const INTERLEAVE_ROWS: usize = 8;
-/// Parts of a piece begin on multiples of this.
-const ALIGN_BYTES: usize = 16;
-/// Most parts of a piece.
-const MAX_PARTS: usize = 7;
+/// Parts of a published form begin on multiples of this in staging memory.
+const ALIGN_BYTES: usize = 256;
 const THREADS: u32 = 256;
 
 /// The largest unit that groups of these lengths are made of; the last may be cut short.
@@ -107,7 +102,7 @@ impl Arguments {
     fn new(matrix: &PackedMatrix, sources: usize) -> Arguments {
         Arguments {
             packed: matrix.memory.address(),
-            order: matrix.order.as_ref().map_or(0, DeviceMemory::address),
+            order: matrix.order.as_ref().map_or(0, |memory| memory.address()),
             sources: sources as u32,
             k: matrix.form.cols as u32,
             groups: matrix.form.groups as u32,
@@ -117,28 +112,34 @@ impl Arguments {
     }
 }
 
-/// Parts of a piece, one behind the other.
-struct Piece<'a> {
-    block: &'a mut [u8],
-    len: usize,
+/// Where the parts of a published form lie in staging memory; of each source.
+#[derive(Debug, PartialEq, Eq)]
+struct Layout {
+    scales: [usize; 2],
+    zeros: [usize; 2],
+    codes: [usize; 2],
+    len_bytes: usize,
 }
 
-impl Piece<'_> {
-    /// Puts bytes `range` of every row of `row_bytes` at the end, and says where.
-    fn add(&mut self, bytes: &[u8], row_bytes: usize, range: Range<usize>) -> u64 {
-        let start = self.len.next_multiple_of(ALIGN_BYTES);
-        self.len = start;
-        for row in bytes.chunks_exact(row_bytes) {
-            let some = &row[range.clone()];
-            self.block[self.len..self.len + some.len()].copy_from_slice(some);
-            self.len += some.len();
+impl Layout {
+    /// Behind the group of each unit, the parts in the order in which they are read.
+    fn new(sources: &[&QuantTensor], order: &Order) -> Layout {
+        let mut layout = Layout { scales: [0; 2], zeros: [0; 2], codes: [0; 2], len_bytes: 0 };
+        layout.add(order.group_of.len() * 4);
+        for (index, source) in sources.iter().enumerate() {
+            layout.scales[index] = layout.add(source.scales().span().num_bytes());
+            let zeros = source.zeros().map_or(0, |zeros| zeros.span().num_bytes());
+            layout.zeros[index] = layout.add(zeros);
+            layout.codes[index] = layout.add(source.codes().span().num_bytes());
         }
-        start as u64
+        layout
     }
 
-    fn add_words(&mut self, words: &[u32]) -> u64 {
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        self.add(&bytes, bytes.len().max(1), 0..bytes.len())
+    /// Room for `len` bytes: where it begins.
+    fn add(&mut self, len: usize) -> usize {
+        let start = self.len_bytes.next_multiple_of(ALIGN_BYTES);
+        self.len_bytes = start + len;
+        start
     }
 }
 
@@ -151,10 +152,9 @@ pub(super) struct Packer<'a> {
 }
 
 impl Packer<'_> {
-    /// Packs `sources`.
+    /// Queues `sources`, and the packing of them.
     pub(super) fn stored(&mut self, sources: &[&QuantTensor]) -> Result<PackedMatrix> {
         let order = common_order(sources)?;
-        let step = piece_columns(sources, &order)?;
         let form = Form {
             bits: sources[0].bits(),
             rows: sources.len() * sources[0].outputs(),
@@ -166,13 +166,27 @@ impl Packer<'_> {
         if let Some(bias) = common_bias(sources) {
             matrix.bias = Some(self.uploader.vector(&self.launcher.stream, &bias, Dtype::F16)?);
         }
-        let outputs = sources[0].outputs();
-        let mut staging = self.uploader.take_staging()?;
-        for first in (0..outputs).step_by(step) {
-            let columns = first..(first + step).min(outputs);
-            self.piece(&mut staging, &matrix, sources, &order, columns)?;
+        let layout = Layout::new(sources, &order);
+        let staging = self.uploader.staging(layout.len_bytes)?;
+        let base = staging.address();
+        let mut arguments = Arguments {
+            columns: sources[0].outputs() as u32,
+            group_of: base,
+            ..Arguments::new(&matrix, sources.len())
+        };
+        self.uploader.send(encode(&order.group_of), &staging, 0);
+        for (index, source) in sources.iter().enumerate() {
+            let zeros = source.zeros().map(|zeros| (zeros.span(), layout.zeros[index]));
+            let scales = (source.scales().span(), layout.scales[index]);
+            let codes = (source.codes().span(), layout.codes[index]);
+            for (span, start) in [Some(scales), zeros, Some(codes)].into_iter().flatten() {
+                self.uploader.copy(span, &staging, Target::one(start, span.num_bytes()))?;
+            }
+            arguments.scales[index] = base + scales.1 as u64;
+            arguments.zeros[index] = zeros.map_or(0, |(_, start)| base + start as u64);
+            arguments.codes[index] = base + codes.1 as u64;
         }
-        self.uploader.keep_staging(staging);
+        self.pack(self.widths[form.width()].pack, arguments, &matrix, staging)?;
         Ok(matrix)
     }
 
@@ -190,7 +204,7 @@ impl Packer<'_> {
             has_zeros: false,
         };
         let matrix = self.empty(form, first.inputs, &order)?;
-        let mut staging = self.uploader.take_staging()?;
+        let staging = self.uploader.staging(order.group_of.len() * 4)?;
         let mut arguments = Arguments {
             columns: first.outputs as u32,
             scale: u32::from(first.scale().to_bits()),
@@ -200,78 +214,48 @@ impl Packer<'_> {
         for (to, source) in arguments.seeds.iter_mut().zip(sources) {
             *to = source.seed;
         }
-        self.uploader.send(&self.launcher.stream, &mut staging, 0, |block| {
-            let mut piece = Piece { block, len: 0 };
-            piece.add_words(&order.group_of);
-            piece.len
-        })?;
-        self.uploader.keep_staging(staging);
-        self.launch(self.widths[form.width()].random, &arguments, form.tiles())?;
+        self.uploader.send(encode(&order.group_of), &staging, 0);
+        self.pack(self.widths[form.width()].random, arguments, &matrix, staging)?;
         Ok(matrix)
     }
 
     /// Memory for a packed matrix, and the order of its inputs.
     fn empty(&mut self, form: Form, inputs: usize, order: &Order) -> Result<PackedMatrix> {
-        let launcher = self.launcher;
-        let context = launcher.stream.context();
-        let memory = DeviceMemory::new(context, form.num_bytes(), "weights")?;
+        let stream = &self.launcher.stream;
+        let memory = Arc::new(DeviceMemory::new(stream.context(), form.num_bytes(), "weights")?);
         let mut matrix = PackedMatrix { memory, form, inputs, order: None, bias: None };
         if !order.is_plain {
-            matrix.order = Some(self.words(&launcher.stream, &order.inputs)?);
+            let words = encode(&order.inputs);
+            let memory = DeviceMemory::new(stream.context(), words.len(), "weights")?;
+            self.uploader.send_now(stream, &words, &memory, 0)?;
+            matrix.order = Some(Arc::new(memory));
         }
         Ok(matrix)
     }
 
-    fn words(&mut self, stream: &Stream, words: &[u32]) -> Result<DeviceMemory> {
-        let mut memory = DeviceMemory::new(stream.context(), words.len() * 4, "weights")?;
-        self.uploader.send(stream, &mut memory, 0, |block| {
-            let mut piece = Piece { block, len: 0 };
-            piece.add_words(words);
-            piece.len
-        })?;
-        Ok(memory)
-    }
-
-    /// Sends columns `columns` of each source and packs them.
-    fn piece(
+    /// Queues the launch of `kernel` for all tiles of `matrix`.
+    fn pack(
         &mut self,
-        staging: &mut DeviceMemory,
+        kernel: Kernel,
+        arguments: Arguments,
         matrix: &PackedMatrix,
-        sources: &[&QuantTensor],
-        order: &Order,
-        columns: Range<usize>,
+        staging: Arc<DeviceMemory>,
     ) -> Result<()> {
-        let base = staging.address();
-        let mut arguments = Arguments::new(matrix, sources.len());
-        arguments.columns = columns.len() as u32;
-        self.uploader.send(&self.launcher.stream, staging, 0, |block| {
-            let mut piece = Piece { block, len: 0 };
-            arguments.group_of = base + piece.add_words(&order.group_of);
-            let range = |size: usize| columns.start * size..columns.end * size;
-            for (index, source) in sources.iter().enumerate() {
-                let outputs = source.outputs();
-                let tables = [Some(source.scales()), source.zeros()].map(|table| {
-                    let bytes = table.map(HostTensor::bytes);
-                    bytes.map_or(0, |bytes| base + piece.add(bytes, 2 * outputs, range(2)))
-                });
-                [arguments.scales[index], arguments.zeros[index]] = tables;
-                let codes = piece.add(source.codes().bytes(), 4 * outputs, range(4));
-                arguments.codes[index] = base + codes;
-            }
-            piece.len
-        })?;
-        let rows = columns.len() * sources.len();
-        let first_tile = columns.start * sources.len() / TILE_ROWS;
-        arguments.packed += (first_tile * matrix.form.tile_bytes()) as u64;
-        let width = &self.widths[matrix.form.width()];
-        self.launch(width.pack, &arguments, rows.div_ceil(TILE_ROWS))
-    }
-
-    fn launch(&self, kernel: Kernel, arguments: &Arguments, tiles: usize) -> Result<()> {
-        let grid = (arguments.k / CHUNK_INPUTS as u32, tiles as u32, 1);
+        let grid = (arguments.k / CHUNK_INPUTS as u32, matrix.form.tiles() as u32, 1);
         let config = Config { grid, threads: THREADS, shared_bytes: 0, cooperative: false };
-        self.launcher.launch_struct(kernel, config, arguments)
+        let kept = (staging, Arc::clone(&matrix.memory), matrix.order.clone());
+        self.uploader.run(move |launcher| {
+            launcher.launch_struct(kernel, config, &arguments)?;
+            // What the kernel reads and writes has not been freed: memory waits for it then.
+            drop(kept);
+            Ok(())
+        });
+        self.uploader.settle(self.launcher)
     }
+}
+
+fn encode(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
 /// The order of inputs that all `sources` have.
@@ -305,24 +289,6 @@ fn common_bias(sources: &[&QuantTensor]) -> Option<HostTensor> {
     Some(HostTensor::from_vec(Dtype::F32, bytes.len() / 4, 1, bytes))
 }
 
-/// Columns of each source that go into a block: whole tiles.
-fn piece_columns(sources: &[&QuantTensor], order: &Order) -> Result<usize> {
-    let column_bytes = |source: &&QuantTensor| {
-        let groups = source.scales().rows() * if source.zeros().is_some() { 4 } else { 2 };
-        source.codes().rows() * 4 + groups
-    };
-    let one: usize = sources.iter().map(column_bytes).sum();
-    let taken = (order.inputs.len() + order.group_of.len()) * 4 + MAX_PARTS * ALIGN_BYTES;
-    let step = TILE_ROWS / sources.len();
-    let columns = BLOCK_BYTES.saturating_sub(taken) / one.max(1) / step * step;
-    if columns > 0 {
-        return Ok(columns);
-    }
-    let inputs = sources[0].inputs();
-    let reason = format!("a quantised linear of {inputs} inputs: too many for the CUDA backend");
-    Err(Error::Argument { argument: "checkpoint", reason })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -337,6 +303,20 @@ mod tests {
         let codes = HostWords::from_vec(inputs / 8, 8, vec![0; inputs * 4]);
         let scales = HostTensor::from_vec(Dtype::F16, num_groups, 8, vec![0; num_groups * 16]);
         QuantTensor::new(Bits::Four, codes, scales, groups)
+    }
+
+    #[test]
+    fn parts_of_a_published_form_lie_apart() {
+        let source = tensor(512, Groups::Runs(128));
+        let zeros = HostTensor::from_vec(Dtype::F16, 4, 8, vec![0; 64]);
+        let with_zeros = source.clone().with_zeros(zeros);
+        let order = Order::of(&source);
+        // Groups of 4 units; 64 bytes of scales, and of zeros; 2048 of codes.
+        let one = Layout::new(&[&source], &order);
+        assert_eq!((one.scales[0], one.codes[0], one.len_bytes), (256, 512, 2560));
+        let two = Layout::new(&[&source, &with_zeros], &order);
+        assert_eq!((two.scales, two.codes), ([256, 2560], [512, 3072]));
+        assert_eq!((two.zeros[1], two.len_bytes), (2816, 5120));
     }
 
     /// Every input once, each in a unit of its own group.

@@ -1,6 +1,8 @@
 //! What quantised weights take on the device: the extents of the packed form, which
 //! `cuda/quant_layout.cuh` describes, and the memory that products with it share.
 
+use std::sync::Arc;
+
 use super::buffer::DeviceVector;
 use super::memory::DeviceMemory;
 use super::pack::unit_of;
@@ -67,12 +69,12 @@ impl Form {
 
 /// A quantised weight matrix `[rows, inputs]`, packed.
 pub struct PackedMatrix {
-    pub(super) memory: DeviceMemory,
+    pub(super) memory: Arc<DeviceMemory>,
     pub(super) form: Form,
     /// Columns of what it is multiplied by.
     pub(super) inputs: usize,
     /// Which of them each packed input is; none: all in their order.
-    pub(super) order: Option<DeviceMemory>,
+    pub(super) order: Option<Arc<DeviceMemory>>,
     /// `[rows]`, added to every product.
     pub(super) bias: Option<DeviceVector>,
 }

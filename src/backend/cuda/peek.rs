@@ -1,7 +1,7 @@
 //! What tests and measurements look at and no step does: contents of activation buffers, from and to
 //! the host; how products are computed; what quantised weights have become.
 
-use super::buffer::{DeviceBuffer, GateUp, PackedMatrix, Weight};
+use super::buffer::{DeviceBuffer, GateUp, PackedMatrix, Storage, Weight};
 use super::memory::{DeviceMemory, PinnedMemory};
 use super::{Cuda, load};
 use crate::error::Result;
@@ -40,6 +40,14 @@ impl Cuda {
         self.bytes_of(&packed(weight).memory)
     }
 
+    /// The bytes of a matrix of 16-bit elements in device memory. For tests.
+    pub fn plain_bytes(&self, weight: &Weight) -> Result<Vec<u8>> {
+        match &weight.plain().storage {
+            Storage::Device(memory) => self.bytes_of(memory),
+            Storage::Host { .. } => unreachable!("a test of a matrix on the host"),
+        }
+    }
+
     /// Which input each packed one is, if another than its place says. For tests.
     pub fn input_order(&self, weight: &Weight) -> Result<Option<Vec<u32>>> {
         let Some(order) = &packed(weight).order else { return Ok(None) };
@@ -75,6 +83,11 @@ impl GateUp {
     /// Both as one matrix.
     pub fn matrix(&self) -> &Weight {
         &self.0
+    }
+
+    /// The same, owned.
+    pub fn into_matrix(self) -> Weight {
+        self.0
     }
 }
 

@@ -3,16 +3,18 @@
 //!
 //! Weights are packed as `cuda/quant_layout.cuh` says; `pack` makes them so.
 
+use std::sync::Arc;
+
 use super::buffer::{DeviceBuffer, DeviceMatrix, DeviceVector, Kind, Storage};
 use super::driver::Stream;
 use super::gemm::Gemm;
 use super::kernels::{Kernel, Kernels};
 use super::launch::{Config, Launcher, int};
-use super::load::Uploader;
 use super::memory::DeviceMemory;
 use super::pack::Packer;
 use super::packed::{CHUNK_INPUTS, PackedMatrix, QuantLimits};
 use super::tensor_map::MatrixMap;
+use super::upload::Uploader;
 use crate::backend::random::RandomCodes;
 use crate::error::Result;
 use crate::quant::{Bits, QuantTensor};
@@ -323,7 +325,7 @@ fn config((x, y): (usize, usize), threads: u32) -> Config {
 /// Room for a matrix of up to `elements`.
 fn dense(stream: &Stream, elements: usize) -> Result<DeviceMatrix> {
     let memory = DeviceMemory::new(stream.context(), 2 * elements, "dequantised weights")?;
-    Ok(DeviceMatrix { storage: Storage::Device(memory), rows: 0, cols: 0 })
+    Ok(DeviceMatrix { storage: Storage::Device(Arc::new(memory)), rows: 0, cols: 0 })
 }
 
 /// Room for `max_rows` rows of up to `cols`.
