@@ -1,6 +1,5 @@
-// The packed form of quantised weights W[n, k], as the device keeps them, and the argument of the
-// linear kernel. No kernels here: quant_pack.cu writes the form, quant_linear.cu and quant_pack.cu
-// read it.
+// The packed form of quantised weights W[n, k], as the device keeps them. No kernels here:
+// quant_pack.cu writes the form, quant_linear.cu and quant_pack.cu read it.
 //
 //   W[n][k] = scale[n][k / group] * (code[n][k] - zero[n][k / group])
 //
@@ -23,8 +22,6 @@
 //           those of k + 2 t + 0, 1, 8, 9
 #pragma once
 
-#include <cuda.h>
-
 #include <cstdint>
 
 namespace quant {
@@ -44,19 +41,5 @@ struct Packed {
         chunks = k / CHUNK_K;
     }
 };
-
-enum Epilogue : uint32_t { BIAS = 0, STORE_F32 = 1, ADD_F32 = 2, GATE_UP = 3 };
-
-struct alignas(128) Arguments {
-    CUtensorMap x; //   0  [rows, k] f16, in boxes of 64 k and 8 or 16 rows (the kernel's most)
-    const void *weights; // 128  packed
-    const float *bias;   // 136  [n], or null
-    void *out;           // 144  see the epilogues in quant_linear.cu
-    uint32_t rows, n, k; // 152
-    uint32_t epilogue;   // 164
-    uint32_t groups;     // 168  of a chunk that have a scale of their own: 1, 2 or 4
-    uint32_t has_zeros;  // 172  1: there are zeros; else all are the middle, 8 or 128
-};
-static_assert(sizeof(Arguments) == 256, "as the host has it");
 
 } // namespace quant

@@ -11,16 +11,12 @@ namespace skinny {
 __device__ inline float4 operator+(float4 a, float4 b) {
     return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
-__device__ inline float4 operator*(float4 a, float4 b) {
-    return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w);
-}
 __device__ inline float4 operator*(float4 a, float b) {
     return make_float4(a.x * b, a.y * b, a.z * b, a.w * b);
 }
 __device__ inline float square_sum(float4 a) {
     return a.x * a.x + a.y * a.y + (a.z * a.z + a.w * a.w);
 }
-__device__ inline float gated(float gate, float up) { return up * (gate / (1.0f + expf(-gate))); }
 
 __device__ inline void narrow(float v, __nv_bfloat16 *to) { *to = __float2bfloat16_rn(v); }
 __device__ inline void narrow(float v, __half *to) { *to = __float2half_rn(v); }
@@ -85,13 +81,15 @@ __device__ inline float store(const Arguments &m, uint64_t at, uint32_t n, float
     y = stream + y; // zero, for STORE_F32
     *reinterpret_cast<float4 *>(static_cast<float *>(m.out) + at) = y;
     if (m.epilogue == ADD_NORM)
-        store_rounded<T>(m.weighted, at, y * gain);
+        store_rounded<T>(m.weighted, at,
+                         make_float4(weigh<T>(y.x, gain.x), weigh<T>(y.y, gain.y),
+                                     weigh<T>(y.z, gain.z), weigh<T>(y.w, gain.w)));
     return square_sum(y);
 }
 
 template <typename T>
-__device__ inline void finish(const Arguments &m, uint32_t tile, Item item,
-                              const float4 (&y)[2], const Ahead &ahead) {
+__device__ inline void finish(const Arguments &m, uint32_t tile, Item item, const float4 (&y)[2],
+                              const Ahead &ahead) {
     if (m.epilogue == GATE_UP) {
         uint64_t at = static_cast<uint64_t>(item.row) * (m.n / 2) + tile * 8 + item.r;
         store_rounded<T>(m.out, at,
@@ -106,9 +104,8 @@ __device__ inline void finish(const Arguments &m, uint32_t tile, Item item,
         sum += store<T>(m, place.at + 8 * half, place.n + 8 * half, half ? y[1] : y[0],
                         half ? ahead.stream[1] : ahead.stream[0],
                         half ? ahead.gain[1] : ahead.gain[0]);
-    uint32_t tiles = (m.n + TILE_ROWS - 1) / TILE_ROWS;
     if (m.epilogue == ADD_NORM)
-        m.squares[(item.row * tiles + tile) * 2 + item.r / 4] = sum;
+        m.squares[squares_at(item.row, tile * TILE_ROWS, m.n) + item.r / 4] = sum;
 }
 
 // An item's outputs: the warps' sums, always added in the same order. A warp's accumulators of a
@@ -126,8 +123,8 @@ template <int MT> __device__ inline void add_warps(const float *sums, Item item,
 
 // The epilogue of a group. `ahead` is that of the thread's first item.
 template <typename T, int MT>
-__device__ inline void finish_group(const Arguments &m, const Shared &s,
-                                    uint32_t first, uint32_t tiles, Ahead &ahead) {
+__device__ inline void finish_group(const Arguments &m, const Shared &s, uint32_t first,
+                                    uint32_t tiles, Ahead &ahead) {
     consumers_sync();
 #pragma unroll 1
     for (int j = 0; j < MT; j++) {

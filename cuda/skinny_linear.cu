@@ -3,21 +3,12 @@
 //   skinny_linear_{bf16,f16}_8    1..8 rows of x        T is the type of the weights and of x
 //   skinny_linear_{bf16,f16}_16   1..16 rows
 //
-// Arguments (one struct by value, see `Arguments`; every pointer 16-byte aligned):
-//   weights [n, k] T, row-major      x [rows, k] T      bias [n] f32 or NULL (BIAS only)
-//   epilogue BIAS:      out [rows, n] T    = y (+ bias)
-//            STORE_F32: out [rows, n] f32  = y                      (logits)
-//            ADD_F32:   out [rows, n] f32 += y                      (the residual stream)
-//            GATE_UP:   out [rows, n/2] T  = up * silu(gate); the rows of W are interleaved in
-//                       blocks of 16: 8 gate rows, then the up rows of the same 8 outputs
-//            ADD_NORM:  out += y, weighted [rows, n] T = out * gain [n], squares = sums of out^2
-//   normalised: x and squares are `weighted` and `squares` of an ADD_NORM, and y is multiplied by
-//               1 / sqrt(mean of the row's squares + epsilon). Together that is the norm between
-//               the two linears, but that x is rounded before it is scaled: T must have the range
-//               of `out * gain`, which f16 may not have.
-// n is a multiple of 8 (of 16 for GATE_UP), k a multiple of 64, 1 <= rows <= 8 (16).
-// f32 accumulation, one rounding to T. A row's bits depend on that row and the matrices only: not
-// on the number of rows, the kernel (_8 or _16), the grid or the run.
+// Arguments (one struct by value) and epilogues: linear_arguments.cuh; every pointer 16-byte
+// aligned, weights [n, k] T row-major. A normalised y is multiplied by 1 / sqrt(mean of the row's
+// squares + epsilon): with the ADD_NORM before, that is the norm between two linears, but that x is
+// rounded before it is scaled. n is a multiple of 8 (of 16 for GATE_UP), k a multiple of 64, 1 <=
+// rows <= 8 (16). f32 accumulation, one rounding to T. A row's bits depend on that row and the
+// matrices only: not on the number of rows, the kernel (_8 or _16), the grid or the run.
 //
 // Launch: grid = number of SMs (any grid is right, but `divide` must know it), block = 192, dynamic
 // shared memory = shared_bytes<1> (_8) or shared_bytes<2> (_16), one block an SM. Needs sm_90; the
@@ -230,7 +221,7 @@ template <typename T, int MT> struct Multiplication {
         uint32_t passes = (share.tiles + share.group - 1) / share.group;
         Slices<MT> x(a, s.x, passes * share.slices);
         if (a.normalised)
-            row_scales(a, s.scales);
+            row_scales<T>(a, s.scales);
 #pragma unroll 1
         for (uint32_t done = 0; done < share.tiles; done += share.group) {
             uint32_t tiles = min(share.tiles - done, share.group), first = share.first + done;

@@ -72,22 +72,13 @@ template <int MT> struct Slices {
     }
 };
 
-// What normalises each row: 1 / sqrt(mean of its squares + epsilon), from the sums that the
-// ADD_NORM before left, always added in the same order.
-__device__ inline void row_scales(const Arguments &a, float *scales) {
-    uint32_t lane = threadIdx.x % 32, tiles = (a.k + TILE_ROWS - 1) / TILE_ROWS;
+// What the rows of a normalised x must still be multiplied by.
+template <typename T> __device__ inline void row_scales(const Arguments &a, float *scales) {
 #pragma unroll 1
     for (uint32_t row = threadIdx.x / 32; row < a.rows; row += NUM_WARPS) {
-        const float2 *from = reinterpret_cast<const float2 *>(a.squares) + row * tiles;
-        float sum = 0;
-#pragma unroll 8
-        for (uint32_t i = lane; i < tiles; i += 32) {
-            float2 two = __ldcg(from + i);
-            sum += two.x + two.y;
-        }
-        sum = qwen::warp_sum(sum);
-        if (lane == 0)
-            scales[row] = 1.0f / sqrtf(sum / static_cast<float>(a.k) + a.epsilon);
+        const float scale = row_scale<T>(a, row);
+        if (threadIdx.x % 32 == 0)
+            scales[row] = scale;
     }
 }
 

@@ -3,7 +3,7 @@
 // skinny_linear.cu has the story.
 #pragma once
 
-#include "common.cuh"
+#include "linear_arguments.cuh"
 
 namespace skinny {
 
@@ -20,28 +20,11 @@ constexpr int WARP_K = SLICE_K / NUM_WARPS;
 constexpr int WARP_BLOCKS = WARP_K / 32; // one 16-byte load of a lane covers 32 k of its row
 constexpr int GROUP_TILES = 8;           // most tiles that share one pass over x
 constexpr int CONSUMER_BARRIER = 1;
-constexpr int FEW_TILES = 4;             // in groups up to this, x is loaded further ahead
+constexpr int FEW_TILES = 4;                 // in groups up to this, x is loaded further ahead
 constexpr int SCRATCH_PITCH = TILE_ROWS + 4; // of one row of x; a warp's stores do not conflict
 constexpr int SCRATCH_TILE = 8 * SCRATCH_PITCH;
 
-
-enum Epilogue : uint32_t { BIAS = 0, STORE_F32 = 1, ADD_F32 = 2, GATE_UP = 3, ADD_NORM = 4 };
-
-struct Arguments {
-    const void *weights; //  0  [n, k] T
-    const void *x;       //  8  [rows, k] T
-    const float *bias;   // 16  [n], or null
-    void *out;           // 24  see the epilogues in skinny_linear.cu
-    const float *gain;   // 32  [n], the weight of the norm that follows (ADD_NORM only)
-    void *weighted;      // 40  [rows, n] T, out times gain (ADD_NORM only)
-    float *squares;      // 48  of an ADD_NORM, sums of eight: [rows, 2 * tiles of 16 outputs]
-    uint32_t rows, n, k; // 56
-    uint32_t epilogue;   // 68
-    uint32_t normalised; // 72  x is `weighted` of an ADD_NORM, `squares` its sums
-    uint32_t tiles;      // 76  of a block, but for the last ones
-    uint32_t group;      // 80  tiles that share a pass over x
-    float epsilon;       // 84  of the norm that x still needs
-};
+using namespace qwen::linear;
 
 // Divides the tiles among the blocks of a grid; for the host.
 inline void divide(Arguments &a, uint32_t grid) {
@@ -54,7 +37,7 @@ inline void divide(Arguments &a, uint32_t grid) {
 // Shared memory of a block with MT tiles of eight rows of x: ring, slices of x, accumulators, the
 // rows' scales, barriers.
 template <int MT> constexpr int num_stages = 12 - MT;
-template <int MT> constexpr int x_slices = 4 / MT; // on their way or in use
+template <int MT> constexpr int x_slices = 4 / MT;         // on their way or in use
 constexpr int X_BYTES = NUM_WARPS * WARP_BLOCKS * 32 * 16; // of a slice and eight rows
 template <int MT> constexpr int x_bytes = x_slices<MT> * MT * X_BYTES;
 constexpr int SUMS_BYTES = 32 * 16; // a warp's accumulators of a tile and eight rows of x
@@ -66,7 +49,6 @@ constexpr int shared_bytes =
 
 static_assert(STAGE_PITCH % 128 == 0, "the copy engine writes whole 128-byte lines");
 static_assert(GROUP_TILES * 16 <= NUM_WARPS * 32, "a thread finishes one item of eight outputs");
-static_assert(sizeof(Arguments) == 88, "as the host has it");
 static_assert(WARP_K % 64 == 0, "k ends at a multiple of 64");
 static_assert(shared_bytes<1> == 229616 && shared_bytes<2> == 229600, "the launch contract");
 static_assert(shared_bytes<1> <= 227 * 1024, "what a block may have");

@@ -1,12 +1,14 @@
 // quant_linear against a slow float64 twin that dequantises code by code, then its times.
 //
-//   quant_linear [check | time | check,time | once]        (once: each shape once at 8 rows, to
-//   profile)
+//   quant_linear [check | time | chain | check,time | once]
+//   (time: each shape and the chain of 72B's linears; once: each shape once, to profile)
 //
 // Codes, scales, zeros and x are random; the twin reads them unpacked, so that it also judges the
 // packing. A check fails where an error passes the bound of f32 sums and one rounding: of the sum S
-// of |scale (code - zero) x|, (k / 512 + 24) 2^-24 (a chunk's products are added one mma after
-// another, chunks after each other, warpgroups at the end), and 2^-11 of |y| for an output in f16.
+// of |scale x| (code + zero), (k / 512 + 48) 2^-24, and 2^-11 of |y| for an output in f16. An mma
+// cuts off what a f32 has no room for, up to two times 2^-24 of what it adds to: products pass
+// through five (and sums of x through two more), then seven roundings of a part, twelve of the
+// parts' sums, of scale, bias and stream, and one for each of a part's k / 1024 parts.
 
 #include "../../cuda/quant_linear.cu"
 
@@ -14,6 +16,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
@@ -27,12 +30,14 @@ static void check_cuda(cudaError_t status, const char *what, int line) {
 #define CHECK(x) check_cuda((x), #x, __LINE__)
 
 #include "graph_timing.cuh"
-#include "tensor_map.cuh"
 
 namespace {
 
+using qwen::linear::Arguments;
+namespace linear = qwen::linear;
+
 struct Kernel {
-    void (*entry)(const quant::Arguments);
+    void (*entry)(const Arguments);
     uint32_t shared_bytes;
 };
 
@@ -62,23 +67,34 @@ int num_sms() {
     return sms;
 }
 
-// x [rows, k] in f16 for the kernel that takes so many rows.
-CUtensorMap map_of(const void *x, uint32_t rows, uint32_t k) {
-    return matrix_map(x, k, rows, rows <= 8 ? 8 : 16, true);
+// A product with `weights`, as packed; what only some epilogues want is set by the caller.
+Arguments product(const void *weights, const void *x, void *out, uint32_t rows, uint32_t n,
+                  uint32_t k, uint32_t epilogue) {
+    Arguments a = {};
+    a.weights = weights, a.x = x, a.out = out;
+    a.rows = rows, a.n = n, a.k = k, a.epilogue = epilogue, a.groups = 1;
+    return a;
 }
 
-void launch(int bits, const quant::Arguments &a, cudaStream_t stream, bool dependent, int grid) {
+void launch(int bits, Arguments a, cudaStream_t stream, bool dependent, int grid) {
     const Kernel kernel = kernel_of(bits, a.rows, a.groups > 1 || a.has_zeros);
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
+    // Pairs have but one pass: a smaller grid would be too small for them.
+    a.split = quant::split_of(a.rows, a.n, num_sms());
+    grid = a.split == 2 ? std::max(grid, num_sms()) : grid;
+    quant::divide(a, grid);
+    cudaLaunchAttribute attributes[2] = {};
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim.x = a.split;
+    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
+    config.gridDim = grid / a.split * a.split;
     config.blockDim = quant::NUM_THREADS;
     config.dynamicSmemBytes = kernel.shared_bytes;
     config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = dependent;
+    config.attrs = attributes;
+    config.numAttrs = 1 + dependent;
     CHECK(cudaLaunchKernelEx(&config, kernel.entry, a));
 }
 
@@ -93,6 +109,11 @@ struct Matrix {
 
     uint32_t num_groups() const { return k / group; }
     uint32_t chunk_groups() const { return group < 128 ? 128 / group : 1; }
+    // Codes and zeros are summed apart: what the errors of their sums are in proportion to.
+    double weight_size(uint32_t row, uint32_t at) const {
+        size_t g = size_t(row) * num_groups() + at / group;
+        return double(scales[g]) * (int(codes[size_t(row) * k + at]) + int(zeros[g]));
+    }
     double weight(uint32_t row, uint32_t at) const {
         size_t g = size_t(row) * num_groups() + at / group;
         return double(scales[g]) * (int(codes[size_t(row) * k + at]) - int(zeros[g]));
@@ -181,25 +202,45 @@ template <typename T> T *upload(const std::vector<T> &from) {
 
 // ---- check -------------------------------------------------------------------------------------
 
+constexpr float EPSILON = 1e-6f;
+
 struct Problem {
     Matrix m;
     uint32_t rows, epilogue;
     bool has_bias;
     std::vector<__half> x;
-    std::vector<float> bias, before; // `before` is in out already: ADD_F32
+    std::vector<float> bias, before;  // `before` is in out already: ADD_F32, ADD_NORM
+    std::vector<float> gain, squares; // of the norm after, and, unless empty, of the one before
+
+    bool adds() const { return epilogue == linear::ADD_F32 || epilogue == linear::ADD_NORM; }
+    double scale(uint32_t row) const {
+        if (squares.empty())
+            return 1;
+        const size_t of_row = squares.size() / rows;
+        double sum = 0;
+        for (size_t i = 0; i < of_row; i++)
+            sum += squares[row * of_row + i];
+        return linear::weighted_range<__half> / std::sqrt(sum / m.k + double(EPSILON));
+    }
 };
 
 // Products of the twin and the sums of their sizes, [rows][n].
 void twin(const Problem &p, std::vector<double> &y, std::vector<double> &size) {
     const Matrix &m = p.m;
     y.assign(size_t(p.rows) * m.n, 0), size = y;
+    std::vector<double> x(p.x.size());
+    for (uint32_t row = 0; row < p.rows; row++) {
+        const double scale = p.scale(row);
+        for (uint32_t k = 0; k < m.k; k++)
+            x[size_t(row) * m.k + k] = double(__half2float(p.x[size_t(row) * m.k + k])) * scale;
+    }
     for (uint32_t n = 0; n < m.n; n++)
         for (uint32_t k = 0; k < m.k; k++) {
-            const double w = m.weight(n, k);
+            const double w = m.weight(n, k), w_size = m.weight_size(n, k);
             for (uint32_t row = 0; row < p.rows; row++) {
-                double product = w * double(__half2float(p.x[size_t(row) * m.k + k]));
-                y[size_t(row) * m.n + n] += product;
-                size[size_t(row) * m.n + n] += std::fabs(product);
+                const double v = x[size_t(row) * m.k + k];
+                y[size_t(row) * m.n + n] += w * v;
+                size[size_t(row) * m.n + n] += w_size * std::fabs(v);
             }
         }
     for (size_t i = 0; i < y.size(); i++)
@@ -211,13 +252,13 @@ double judge(const Problem &p, const std::vector<uint8_t> &got) {
     std::vector<double> y, size;
     twin(p, y, size);
     const uint32_t n = p.m.n;
-    const double eps = (p.m.k / 512 + 24) * std::pow(2.0, -24), round = std::pow(2.0, -11);
+    const double eps = (p.m.k / 512 + 48) * std::pow(2.0, -24), round = std::pow(2.0, -11);
     double worst = 0;
     for (uint32_t row = 0; row < p.rows; row++)
         for (uint32_t i = 0; i < n; i++) {
             size_t at = size_t(row) * n + i;
             double want = y[at], bound = eps * size[at] + 1e-7, have;
-            if (p.epilogue == quant::GATE_UP) {
+            if (p.epilogue == linear::GATE_UP) {
                 if (i % 16 >= 8)
                     continue;
                 double gate = y[at], up = y[at + 8], silu = gate / (1 + std::exp(-gate));
@@ -226,12 +267,12 @@ double judge(const Problem &p, const std::vector<uint8_t> &got) {
                         4e-7 * std::fabs(want) + round * std::fabs(want) + 1e-7;
                 size_t out = size_t(row) * (n / 2) + i / 16 * 8 + i % 8;
                 have = __half2float(reinterpret_cast<const __half *>(got.data())[out]);
-            } else if (p.epilogue == quant::BIAS) {
+            } else if (p.epilogue == linear::BIAS) {
                 bound += round * std::fabs(want);
                 have = __half2float(reinterpret_cast<const __half *>(got.data())[at]);
             } else {
                 have = reinterpret_cast<const float *>(got.data())[at];
-                want += p.epilogue == quant::ADD_F32 ? p.before[at] : 0.0f;
+                want += p.adds() ? p.before[at] : 0.0f;
                 bound += std::pow(2.0, -23) * (std::fabs(want) + 1);
             }
             worst = std::max(worst, std::fabs(have - want) / bound);
@@ -241,60 +282,108 @@ double judge(const Problem &p, const std::vector<uint8_t> &got) {
     return worst;
 }
 
-std::vector<uint8_t> run(const Problem &p, int grid, uint32_t rows) {
+// What a launch leaves: `out`, and the rest of an ADD_NORM.
+struct Result {
+    std::vector<uint8_t> out;
+    std::vector<__half> weighted;
+    std::vector<float> squares;
+    bool operator==(const Result &o) const {
+        return out == o.out && squares == o.squares &&
+               !std::memcmp(weighted.data(), o.weighted.data(), weighted.size() * 2);
+    }
+};
+
+Result run(const Problem &p, int grid, uint32_t rows) {
     const Matrix &m = p.m;
+    Result result;
+    result.out.resize(size_t(rows) * m.n * 4);
+    std::copy_n(reinterpret_cast<const uint8_t *>(p.before.data()), result.out.size(),
+                result.out.data());
+    result.weighted.resize(size_t(rows) * m.n);
+    result.squares.resize(size_t(rows) * ((m.n + 15) / 16) * 2);
     const std::vector<uint8_t> packed = pack(m);
-    uint8_t *weights = upload(packed);
-    __half *x = upload(p.x);
-    float *bias = upload(p.bias);
-    std::vector<uint8_t> out(size_t(rows) * m.n * 4);
-    std::copy_n(reinterpret_cast<const uint8_t *>(p.before.data()), out.size(), out.data());
-    uint8_t *to = upload(out);
-    const quant::Arguments a = {map_of(x, rows, m.k),
-                                weights,
-                                p.has_bias ? bias : nullptr,
-                                to,
-                                rows,
-                                m.n,
-                                m.k,
-                                p.epilogue,
-                                m.chunk_groups(),
-                                m.has_zeros};
+    uint8_t *weights = upload(packed), *out = upload(result.out);
+    __half *x = upload(p.x), *weighted = upload(result.weighted);
+    float *bias = upload(p.bias), *gain = upload(p.gain),
+          *squares = upload(p.squares.empty() ? result.squares : p.squares);
+    Arguments a = product(weights, x, out, rows, m.n, m.k, p.epilogue);
+    a.bias = p.has_bias ? bias : nullptr;
+    a.groups = m.chunk_groups(), a.has_zeros = m.has_zeros;
+    a.gain = gain, a.weighted = weighted, a.squares = squares;
+    a.normalised = !p.squares.empty(), a.epsilon = EPSILON;
     launch(m.bits, a, nullptr, false, grid);
     CHECK(cudaDeviceSynchronize());
-    CHECK(cudaMemcpy(out.data(), to, out.size(), cudaMemcpyDefault));
-    CHECK(cudaFree(weights)), CHECK(cudaFree(x)), CHECK(cudaFree(bias)), CHECK(cudaFree(to));
-    return out;
+    CHECK(cudaMemcpy(result.out.data(), out, result.out.size(), cudaMemcpyDefault));
+    CHECK(cudaMemcpy(result.weighted.data(), weighted, result.weighted.size() * 2,
+                     cudaMemcpyDefault));
+    if (p.epilogue == linear::ADD_NORM)
+        CHECK(cudaMemcpy(result.squares.data(), squares, result.squares.size() * 4,
+                         cudaMemcpyDefault));
+    for (void *memory : {(void *)weights, (void *)out, (void *)x, (void *)weighted, (void *)bias,
+                         (void *)gain, (void *)squares})
+        CHECK(cudaFree(memory));
+    return result;
 }
 
-bool check_one(std::mt19937 &random, int bits, uint32_t n, uint32_t k, uint32_t rows,
-               uint32_t group, bool zeros, uint32_t epilogue) {
+// Of an ADD_NORM: `weighted` and `squares` are what the stream that it left says.
+bool judge_norm(const Problem &p, const Result &got) {
+    const uint32_t n = p.m.n, blocks = (n + 15) / 16 * 2;
+    const float *stream = reinterpret_cast<const float *>(got.out.data());
+    for (uint32_t row = 0; row < p.rows; row++) {
+        double squares = 0, sums = 0;
+        for (uint32_t i = 0; i < n; i++) {
+            const float y = stream[size_t(row) * n + i];
+            squares += double(y) * y;
+            const __half want = __float2half(linear::weigh<__half>(y, p.gain[i]));
+            if (__half2float(want) != __half2float(got.weighted[size_t(row) * n + i]))
+                return false;
+        }
+        for (uint32_t i = 0; i < (n + 7) / 8; i++)
+            sums += got.squares[size_t(row) * blocks + i];
+        // Sums of eight squares, in f32: each is off by 8 roundings at most.
+        if (std::fabs(sums - squares) > 8 * std::pow(2.0, -24) * squares)
+            return false;
+    }
+    return true;
+}
+
+Problem random_problem(std::mt19937 &random, int bits, uint32_t n, uint32_t k, uint32_t rows,
+                       uint32_t group, bool zeros, uint32_t epilogue, bool normalised) {
     Problem p = {
-        random_matrix(random, bits, n, k, group, zeros), rows, epilogue, false, {}, {}, {}};
-    p.has_bias = epilogue != quant::GATE_UP && random() % 2;
+        random_matrix(random, bits, n, k, group, zeros), rows, epilogue, false, {}, {}, {}, {}, {}};
+    p.has_bias = epilogue != linear::GATE_UP && random() % 2;
     std::normal_distribution<float> normal;
     for (size_t i = 0; i < size_t(rows) * k; i++)
         p.x.push_back(__float2half(normal(random)));
     for (uint32_t i = 0; i < n; i++)
-        p.bias.push_back(normal(random));
+        p.bias.push_back(normal(random)), p.gain.push_back(normal(random));
     for (size_t i = 0; i < size_t(rows) * n; i++)
         p.before.push_back(normal(random));
-    const std::vector<uint8_t> all = run(p, num_sms(), rows),
-                               again = run(p, 1 + random() % 200, rows);
-    const double worst = judge(p, all);
+    for (size_t i = 0; normalised && i < size_t(rows) * ((k + 15) / 16) * 2; i++)
+        p.squares.push_back(std::fabs(normal(random)) * 32768); // x is of the size of a stream / 64
+    return p;
+}
+
+bool check_one(std::mt19937 &random, int bits, uint32_t n, uint32_t k, uint32_t rows,
+               uint32_t group, bool zeros, uint32_t epilogue, bool normalised) {
+    const Problem p = random_problem(random, bits, n, k, rows, group, zeros, epilogue, normalised);
+    const Result all = run(p, num_sms(), rows), again = run(p, 1 + random() % 200, rows);
+    const double worst = judge(p, all.out);
     // The first row alone, by whatever kernel that takes: the same bits.
-    const std::vector<uint8_t> alone = run(p, num_sms(), 1);
-    const size_t row_bytes = epilogue == quant::GATE_UP ? n
-                             : epilogue == quant::BIAS  ? 2 * n
-                                                        : 4 * n;
+    const Result alone = run(p, num_sms(), 1);
+    const size_t row_bytes = epilogue == linear::GATE_UP ? n
+                             : epilogue == linear::BIAS  ? 2 * n
+                                                         : 4 * n;
+    const bool as_alone = quant::split_of(1, n, num_sms()) == quant::split_of(rows, n, num_sms());
     const bool same =
-        all == again && std::equal(alone.begin(), alone.begin() + long(row_bytes), all.begin());
-    const bool ok = worst <= 1 && same;
-    std::printf(
-        "%s %d bits %5u x %5u rows %2u group %5u zeros %d epilogue %u bias %d: error/allowed "
-        "%.3f, %s\n",
-        ok ? "ok  " : "FAIL", bits, n, k, rows, group, zeros, epilogue, p.has_bias, worst,
-        same ? "same bits" : "OTHER BITS");
+        all == again &&
+        (!as_alone ||
+         std::equal(alone.out.begin(), alone.out.begin() + long(row_bytes), all.out.begin()));
+    const bool ok = worst <= 1 && same && (epilogue != linear::ADD_NORM || judge_norm(p, all));
+    std::printf("%s %d bits %5u x %5u rows %2u group %5u zeros %d epilogue %u bias %d normalised "
+                "%d: error/allowed %.3f, %s\n",
+                ok ? "ok  " : "FAIL", bits, n, k, rows, group, zeros, epilogue, p.has_bias,
+                normalised, worst, same ? "same bits" : "OTHER BITS");
     return ok;
 }
 
@@ -308,12 +397,13 @@ bool check() {
             for (int i = 0; i < 6; i++) {
                 uint32_t k = ks[random() % 6], rows = 1 + random() % 16;
                 uint32_t groups[] = {32, 64, 128, 128, k};
-                uint32_t group = groups[random() % 5];
+                uint32_t group = groups[random() % 5], epilogue = random() % 5;
                 good &= check_one(random, bits, n, k,
                                   i == 0   ? 1
                                   : i == 1 ? 8
                                            : rows,
-                                  group, random() % 3 == 0, random() % 4);
+                                  group, random() % 3 == 0, epilogue,
+                                  epilogue != linear::ADD_NORM && random() % 2 == 0);
             }
     std::printf("%s\n", good ? "all checks passed" : "CHECKS FAILED");
     return good;
@@ -329,7 +419,8 @@ int main(int argc, char **argv) {
     const bool good = what.find("check") == std::string::npos || check();
     if (what == "once")
         once();
-    if (good && what.find("time") != std::string::npos)
-        time_all();
+    const bool shapes = what.find("time") != std::string::npos;
+    if (good && (shapes || what.find("chain") != std::string::npos))
+        time_all(shapes);
     return good ? 0 : 1;
 }

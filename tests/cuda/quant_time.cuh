@@ -53,19 +53,12 @@ void once() {
     CHECK(cudaMalloc(&x, 16 * 32768 * 2)), CHECK(cudaMemset(x, 0x35, 16 * 32768 * 2));
     CHECK(cudaMalloc(&out, 16 * 160000 * 4));
     for (int bits : {4, 8})
-        for (const auto &shape : SHAPES) {
-            const quant::Arguments a = {map_of(x, 8, shape[1]),
-                                        pool.take(packed_bytes(bits, shape[0], shape[1])),
-                                        nullptr,
-                                        out,
-                                        8,
-                                        shape[0],
-                                        shape[1],
-                                        quant::STORE_F32,
-                                        1,
-                                        0};
-            launch(bits, a, nullptr, false, num_sms());
-        }
+        for (const auto &shape : SHAPES)
+            for (uint32_t rows : {8u, 16u})
+                launch(bits,
+                       product(pool.take(packed_bytes(bits, shape[0], shape[1])), x, out, rows,
+                               shape[0], shape[1], linear::STORE_F32),
+                       nullptr, false, num_sms());
     CHECK(cudaDeviceSynchronize());
 }
 
@@ -79,16 +72,8 @@ void time_shapes(Pool &pool, const __half *x, void *out, double read) {
                     float ms = graph_ms(
                         [&](cudaStream_t s) {
                             for (int i = 0; i < count; i++) {
-                                const quant::Arguments a = {map_of(x, rows, shape[1]),
-                                                            pool.take(bytes),
-                                                            nullptr,
-                                                            out,
-                                                            rows,
-                                                            shape[0],
-                                                            shape[1],
-                                                            quant::STORE_F32,
-                                                            1,
-                                                            0};
+                                const Arguments a = product(pool.take(bytes), x, out, rows,
+                                                            shape[0], shape[1], linear::STORE_F32);
                                 launch(bits, a, s, dependent, num_sms());
                             }
                         },
@@ -104,60 +89,68 @@ void time_shapes(Pool &pool, const __half *x, void *out, double read) {
             }
 }
 
-// The linears of 20 layers of 72B, with stand-ins for the norms and attention between them.
-void time_chain(Pool &pool, __half *x, void *out, double read) {
-    for (int bits : {4, 8})
-        for (uint32_t rows : {1u, 8u, 16u}) {
-            const uint32_t layer[][3] = {{24576, 8192, quant::BIAS},
-                                         {8192, 8192, quant::STORE_F32},
-                                         {49152, 8192, quant::GATE_UP},
-                                         {8192, 24576, quant::STORE_F32}};
-            size_t bytes = 0;
-            float ms = graph_ms(
-                [&](cudaStream_t s) {
-                    bytes = 0;
-                    for (int i = 0; i < 80; i++) {
-                        const auto &l = layer[i % 4];
-                        const size_t size = packed_bytes(bits, l[0], l[1]);
-                        bytes += size;
-                        const quant::Arguments a = {map_of(x, rows, l[1]),
-                                                    pool.take(size),
-                                                    nullptr,
-                                                    out,
-                                                    rows,
-                                                    l[0],
-                                                    l[1],
-                                                    l[2],
-                                                    1,
-                                                    0};
-                        launch(bits, a, s, true, num_sms());
-                        if (i % 4 == 2)
-                            continue;
-                        cudaLaunchAttribute attribute = {};
-                        attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-                        attribute.val.programmaticStreamSerializationAllowed = 1;
-                        cudaLaunchConfig_t config = {};
-                        config.gridDim = rows, config.blockDim = 256, config.stream = s;
-                        config.attrs = &attribute, config.numAttrs = 1;
-                        CHECK(cudaLaunchKernelEx(&config, small, (const uint4 *)out, (uint4 *)x,
-                                                 1024u));
-                    }
-                },
-                7);
-            std::printf("chain 72B, 20 layers, %d bits, rows %2u: %.3f ms, %.1f %%\n", bits, rows,
-                        ms, bytes / ms * 1e-6 / read * 100);
-        }
+// A layer of 72B: its linears; `fused`, where they do the norms between them.
+struct Linear {
+    uint32_t n, k, epilogue, fused;
+    bool normalised, norm_after, attention_after;
+};
+const Linear LAYER[] = {
+    {24576, 8192, linear::BIAS, linear::BIAS, true, false, true},
+    {8192, 8192, linear::STORE_F32, linear::ADD_NORM, false, true, false},
+    {49152, 8192, linear::GATE_UP, linear::GATE_UP, true, false, false},
+    {8192, 24576, linear::STORE_F32, linear::ADD_NORM, false, true, false},
+};
+
+void stand_in(uint32_t rows, const void *from, void *to, cudaStream_t s) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = rows, config.blockDim = 256, config.stream = s;
+    config.attrs = &attribute, config.numAttrs = 1;
+    CHECK(cudaLaunchKernelEx(&config, small, (const uint4 *)from, (uint4 *)to, 1024u));
 }
 
-void time_all() {
+// The linears of 20 layers, with stand-ins for attention and, unless they are fused, norms.
+void time_chain(Pool &pool, __half *x, float *out, double read) {
+    float *squares = out + 16 * 49152, *gain = squares + 16 * 1024;
+    for (int bits : {4, 8})
+        for (bool fused : {false, true})
+            for (uint32_t rows : {1u, 8u, 16u}) {
+                size_t bytes = 0;
+                float ms = graph_ms(
+                    [&](cudaStream_t s) {
+                        bytes = 0;
+                        for (int i = 0; i < 80; i++) {
+                            const Linear &l = LAYER[i % 4];
+                            const size_t size = packed_bytes(bits, l.n, l.k);
+                            bytes += size;
+                            Arguments a = product(pool.take(size), x, out, rows, l.n, l.k,
+                                                  fused ? l.fused : l.epilogue);
+                            a.normalised = fused && l.normalised, a.epsilon = 1e-6f;
+                            a.squares = squares, a.gain = gain, a.weighted = x;
+                            launch(bits, a, s, true, num_sms());
+                            if (l.attention_after || (l.norm_after && !fused))
+                                stand_in(rows, out, x, s);
+                        }
+                    },
+                    7);
+                std::printf("chain 72B, 20 layers, %d bits, norms %s, rows %2u: %.3f ms, %.1f %%\n",
+                            bits, fused ? "inside" : "apart", rows, ms,
+                            bytes / ms * 1e-6 / read * 100);
+            }
+}
+
+void time_all(bool shapes) {
     const double read = read_gb_s();
     std::printf("streaming read: %.0f GB/s\n", read);
     Pool pool;
     __half *x;
-    void *out;
+    float *out;
     CHECK(cudaMalloc(&x, 16 * 32768 * 2)), CHECK(cudaMemset(x, 0x35, 16 * 32768 * 2));
     CHECK(cudaMalloc(&out, 16 * 160000 * 4)), CHECK(cudaMemset(out, 0, 16 * 160000 * 4));
-    time_shapes(pool, x, out, read);
+    if (shapes)
+        time_shapes(pool, x, out, read);
     time_chain(pool, x, out, read);
 }
 

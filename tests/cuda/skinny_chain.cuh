@@ -3,7 +3,7 @@
 // before it really left. Part of skinny_linear.cu.
 #pragma once
 
-// x = T(stream * gain), and the row's 1 / rms, which multiplies what comes of it, in float64. One
+// x = T(stream * gain / range), and the row's range / rms, which multiplies what comes of it, in float64. One
 // block a row.
 template <typename T>
 __global__ void norm_twin(const float *stream, const float *gain, T *x, double *scales, uint32_t k,
@@ -21,9 +21,9 @@ __global__ void norm_twin(const float *stream, const float *gain, T *x, double *
         __syncthreads();
     }
     if (threadIdx.x == 0)
-        scales[blockIdx.x] = 1 / sqrt(sums[0] / k + epsilon);
+        scales[blockIdx.x] = qwen::linear::weighted_range<T> / sqrt(sums[0] / k + epsilon);
     for (uint32_t i = threadIdx.x; i < k; i += 256)
-        put(x + (uint64_t)blockIdx.x * k + i, row[i] * gain[i]);
+        put(x + (uint64_t)blockIdx.x * k + i, qwen::linear::weigh<T>(row[i], gain[i]));
 }
 
 // Device memory that frees itself.

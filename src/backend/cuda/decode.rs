@@ -61,6 +61,7 @@ impl DecodeAttention {
                 threads: 32 * WARPS as u32,
                 shared_bytes: shared_bytes as u32,
                 cooperative: false,
+                cluster: 1,
             },
             workspace: DeviceMemory::zeroed(stream, workspace_bytes, "attention workspace")?,
         })

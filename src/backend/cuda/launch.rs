@@ -11,6 +11,7 @@ use super::driver::{Stream, check};
 use super::faults::{self, LAUNCH};
 use super::kernels::{Kernel, Kernels};
 use super::memory::DeviceMemory;
+use super::pending::PendingLinear;
 use super::skinny::SkinnyLinear;
 use super::step::{Extents, StepInputs};
 use crate::backend::HeadShape;
@@ -40,12 +41,36 @@ pub(super) struct Config {
     pub(super) shared_bytes: u32,
     /// The blocks wait for each other: launch all at once or not at all.
     pub(super) cooperative: bool,
+    /// Blocks that run side by side and see each other's shared memory; 1 before Hopper.
+    pub(super) cluster: u32,
 }
 
 impl Config {
     /// A one-dimensional grid without dynamic shared memory.
     fn line(blocks: usize, threads: u32) -> Config {
-        Config { grid: (blocks as u32, 1, 1), threads, shared_bytes: 0, cooperative: false }
+        let grid = (blocks as u32, 1, 1);
+        Config { grid, threads, shared_bytes: 0, cooperative: false, cluster: 1 }
+    }
+
+    /// What the driver is told besides. On Hopper kernels may start while the one before still runs.
+    fn attributes(&self, is_hopper: bool) -> Vec<sys::CUlaunchAttribute> {
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let mut attributes = Vec::with_capacity(2);
+        if self.cooperative {
+            let value = sys::CUlaunchAttributeValue { cooperative: 1 };
+            attributes.push(attribute(AttributeId::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, value));
+        } else if is_hopper {
+            let id = AttributeId::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            let value = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+            attributes.push(attribute(id, value));
+        }
+        if self.cluster > 1 {
+            let size =
+                sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: self.cluster, y: 1, z: 1 };
+            let value = sys::CUlaunchAttributeValue { clusterDim: size };
+            attributes.push(attribute(AttributeId::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, value));
+        }
+        attributes
     }
 }
 
@@ -66,8 +91,9 @@ pub(super) struct Norm {
 pub(super) struct Launcher {
     pub(super) stream: Stream,
     pub(super) kernels: Kernels,
-    /// Linears of a few rows, each of which waits for the op after it.
     pub(super) skinny: SkinnyLinear,
+    /// A linear of a few rows, which waits for the op after it.
+    pub(super) pending: PendingLinear,
     dtype: Dtype,
     embed: Kernel,
     add_norm: Kernel,
@@ -91,6 +117,7 @@ impl Launcher {
             rope_kv_write: typed("rope_kv_write")?,
             random_normal: typed("random_normal")?,
             skinny: SkinnyLinear::new(&kernels, dtype)?,
+            pending: PendingLinear::default(),
             stream,
             kernels,
             dtype,
@@ -138,7 +165,7 @@ impl Launcher {
             rows: out.rows,
             cols: out.cols,
         };
-        if self.skinny.take_norm(&norm) { Ok(()) } else { self.launch_norm(&norm) }
+        if self.pending.take_norm(&norm) { Ok(()) } else { self.launch_norm(&norm) }
     }
 
     /// A norm by itself.
@@ -275,7 +302,7 @@ impl Launcher {
 
     /// Launches a linear that waits for the op after it: whatever else is queued comes after.
     pub(super) fn flush(&self) -> Result<()> {
-        self.skinny.flush(self)
+        self.pending.flush(self)
     }
 
     /// Nothing for an empty grid. Kernels may start while the one before still runs: each waits for
@@ -291,15 +318,7 @@ impl Launcher {
         if x == 0 || y == 0 || z == 0 {
             return Ok(());
         }
-        let mut attribute = sys::CUlaunchAttribute {
-            id: AttributeId::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
-        if config.cooperative {
-            attribute.id = AttributeId::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
-            attribute.value = sys::CUlaunchAttributeValue { cooperative: 1 };
-        }
+        let mut attributes = config.attributes(self.kernels.is_hopper());
         let launch = sys::CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -309,8 +328,8 @@ impl Launcher {
             blockDimZ: 1,
             sharedMemBytes: config.shared_bytes,
             hStream: self.stream.raw(),
-            attrs: &mut attribute,
-            numAttrs: u32::from(self.kernels.is_hopper() || config.cooperative),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
         let arguments = arguments.as_mut_ptr();
         let result = faults::attempt(LAUNCH, || {

@@ -26,6 +26,7 @@ mod memory;
 mod pack;
 mod packed;
 mod peek;
+mod pending;
 mod prefill;
 mod quant;
 mod sample;

@@ -242,7 +242,8 @@ impl Packer<'_> {
         staging: Arc<DeviceMemory>,
     ) -> Result<()> {
         let grid = (arguments.k / CHUNK_INPUTS as u32, matrix.form.tiles() as u32, 1);
-        let config = Config { grid, threads: THREADS, shared_bytes: 0, cooperative: false };
+        let config =
+            Config { grid, threads: THREADS, shared_bytes: 0, cooperative: false, cluster: 1 };
         let kept = (staging, Arc::clone(&matrix.memory), matrix.order.clone());
         self.uploader.run(move |launcher| {
             launcher.launch_struct(kernel, config, &arguments)?;

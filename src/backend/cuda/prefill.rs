@@ -82,6 +82,7 @@ impl PrefillAttention {
             threads: self.threads,
             shared_bytes: self.shared_bytes as u32,
             cooperative: false,
+            cluster: 1,
         };
         let Some(counter) = &self.counter else {
             // Each sequence may end in a tile of its own.

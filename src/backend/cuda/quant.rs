@@ -12,59 +12,35 @@ use super::kernels::{Kernel, Kernels};
 use super::launch::{Config, Launcher, int};
 use super::memory::DeviceMemory;
 use super::pack::Packer;
-use super::packed::{CHUNK_INPUTS, PackedMatrix, QuantLimits};
-use super::tensor_map::MatrixMap;
+use super::packed::{CHUNK_INPUTS, PackedMatrix, QuantLimits, TILE_ROWS};
+use super::pending::{Arguments, Epilogue, Linear};
 use super::upload::Uploader;
 use crate::backend::random::RandomCodes;
 use crate::error::Result;
 use crate::quant::{Bits, QuantTensor};
-use crate::tensor::Dtype;
 
-/// Most rows that go to our own kernel.
-const FEW_ROWS: usize = 16;
+/// Most rows that go to our own kernel, which takes up to `KERNEL_ROWS` of them at once: it reads the
+/// packed weights once for each such block of rows, which is less than to dequantise them.
+const FEW_ROWS: usize = 96;
+const KERNEL_ROWS: usize = 16;
 /// Threads of its blocks.
-const THREADS: u32 = 640;
-/// Most rows of each variant, and its shared memory.
-const VARIANTS: [(usize, usize); 2] = [(8, 218_376), (16, 200_968)];
+const THREADS: u32 = 384;
+/// Of each variant: most rows, shared memory, most tiles that share a pass over x.
+const VARIANTS: [(usize, usize, usize); 2] = [(8, 218_448, 6), (16, 201_040, 3)];
+/// Most tiles that a pair of blocks shares, by halves of their inputs.
+const PAIR_TILES: usize = 3;
 /// Threads of a block that dequantises, gathers or adds.
 const DEQUANTISE_THREADS: u32 = 128;
 const ROW_THREADS: u32 = 256;
 /// Elements that a thread gathers.
 const GATHER_ELEMENTS: usize = 8;
 
-/// What is done with a product.
-#[derive(Clone, Copy)]
-enum Epilogue {
-    /// f16, with a bias if there is one.
-    Bias = 0,
-    /// f32, the same.
-    Stream = 1,
-    /// `up * silu(gate)` of interleaved rows, in f16.
-    GateUp = 3,
-}
-
-/// The one argument of the linear kernel; field by field as in `quant_layout.cuh`.
-#[repr(C, align(128))]
-struct Arguments {
-    x: MatrixMap,
-    weights: u64,
-    bias: u64,
-    out: u64,
-    rows: u32,
-    n: u32,
-    k: u32,
-    epilogue: u32,
-    groups: u32,
-    has_zeros: u32,
-}
-
-const _: () = assert!(size_of::<Arguments>() == 256, "as the kernels have it");
-
 /// A linear kernel for up to `rows` rows.
 #[derive(Clone, Copy)]
 struct Variant {
     rows: usize,
     shared_bytes: usize,
+    group_tiles: usize,
     kernel: Kernel,
 }
 
@@ -80,11 +56,12 @@ pub(super) struct Width {
 impl Width {
     fn new(kernels: &Kernels, bits: Bits) -> Result<Width> {
         let bits = bits.count();
-        let is_used = |rows: usize| kernels.is_hopper() && rows <= FEW_ROWS;
-        let variants = VARIANTS.iter().filter(|(rows, _)| is_used(*rows)).map(|&(rows, bytes)| {
+        let variants = VARIANTS.iter().filter(|_| kernels.is_hopper());
+        let variants = variants.map(|&(rows, shared_bytes, group_tiles)| {
             let get = |tail: &str| {
-                let kernel = kernels.get(&format!("quant_linear_{bits}_{rows}{tail}"), bytes)?;
-                Ok(Variant { rows, shared_bytes: bytes, kernel })
+                let name = format!("quant_linear_{bits}_{rows}{tail}");
+                let kernel = kernels.get(&name, shared_bytes)?;
+                Ok(Variant { rows, shared_bytes, group_tiles, kernel })
             };
             Ok([get("")?, get("_any")?])
         });
@@ -178,11 +155,14 @@ impl Quant {
         Ok(())
     }
 
-    /// The kernel for `rows` rows.
-    fn variant(&self, rows: usize, weight: &PackedMatrix) -> Option<Variant> {
+    /// The kernels for some rows of `weight`, if there are any.
+    fn variants(&self, rows: usize, weight: &PackedMatrix) -> Option<[Variant; 2]> {
         let variants = &self.widths[weight.form.width()].variants;
-        let is_any = weight.form.groups > 1 || weight.form.has_zeros;
-        variants.iter().map(|two| two[usize::from(is_any)]).find(|variant| rows <= variant.rows)
+        let is_any = usize::from(weight.form.groups > 1 || weight.form.has_zeros);
+        match variants[..] {
+            [few, many] if rows <= FEW_ROWS => Some([few[is_any], many[is_any]]),
+            _ => None,
+        }
     }
 
     /// `out = x W^T (+ bias)`, with the matrix's own bias in any case.
@@ -200,14 +180,14 @@ impl Quant {
             return Ok(());
         }
         let own = weight.bias.as_ref();
-        let rest = match self.variant(x.rows(), weight) {
-            Some(variant) => {
+        let rest = match self.variants(x.rows(), weight) {
+            Some(variants) => {
                 let epilogue = match out.kind() {
-                    Kind::Activation => Epilogue::Bias,
+                    Kind::Activation => Epilogue::Activation,
                     Kind::Stream => Epilogue::Stream,
                 };
                 let x = self.ordered(launcher, x, weight)?;
-                launch(launcher, variant, (x, weight, bias.or(own)), out, epilogue)?;
+                queue(launcher, &variants, (x, weight, bias.or(own)), out, epilogue)?;
                 own.filter(|_| bias.is_some())
             }
             None => {
@@ -233,10 +213,10 @@ impl Quant {
         assert!(x.cols() == weight.inputs && x.kind() == Kind::Activation);
         assert!(2 * out.cols() == weight.form.rows && out.kind() == Kind::Activation);
         // The kernel adds no bias before the product of the two.
-        let variant = self.variant(x.rows(), weight).filter(|_| weight.bias.is_none());
-        let Some(variant) = variant.filter(|_| x.rows() > 0) else { return Ok(false) };
+        let variants = self.variants(x.rows(), weight).filter(|_| weight.bias.is_none());
+        let Some(variants) = variants.filter(|_| x.rows() > 0) else { return Ok(false) };
         let x = self.ordered(launcher, x, weight)?;
-        launch(launcher, variant, (x, weight, None), out, Epilogue::GateUp)?;
+        queue(launcher, &variants, (x, weight, None), out, Epilogue::GateUp)?;
         Ok(true)
     }
 
@@ -292,34 +272,74 @@ impl Quant {
     }
 }
 
-/// One launch of the linear kernel, on every multiprocessor.
-fn launch(
+/// Launches of the linear kernel on every multiprocessor, each for some rows; the last waits for the
+/// next op.
+fn queue(
     launcher: &Launcher,
-    variant: Variant,
+    variants: &[Variant; 2],
     (x, weight, bias): (&DeviceBuffer, &PackedMatrix, Option<&DeviceVector>),
     out: &DeviceBuffer,
     epilogue: Epilogue,
 ) -> Result<()> {
     assert!(x.cols() == weight.form.cols);
-    let arguments = Arguments {
-        x: MatrixMap::new(x.address(), Dtype::F16, (x.rows(), x.cols()), variant.rows)?,
-        weights: weight.memory.address(),
-        bias: bias.map_or(0, DeviceVector::address),
-        out: out.address(),
-        rows: x.rows() as u32,
-        n: weight.form.rows as u32,
-        k: weight.form.cols as u32,
-        epilogue: epilogue as u32,
-        groups: weight.form.groups as u32,
-        has_zeros: u32::from(weight.form.has_zeros),
+    let (n, k) = (weight.form.rows, weight.form.cols);
+    let out_row_bytes = match epilogue {
+        Epilogue::Activation => 2 * n,
+        Epilogue::GateUp => n,
+        Epilogue::Stream | Epilogue::AddNorm => 4 * n,
     };
-    let grid = (launcher.num_sms() as usize, 1);
-    let config = Config { shared_bytes: variant.shared_bytes as u32, ..config(grid, THREADS) };
-    launcher.launch_struct(variant.kernel, config, &arguments)
+    for first in (0..x.rows()).step_by(KERNEL_ROWS) {
+        let rows = (x.rows() - first).min(KERNEL_ROWS);
+        let variant = variants[usize::from(rows > variants[0].rows)];
+        let arguments = Arguments {
+            weights: weight.memory.address(),
+            x: x.address() + (first * 2 * k) as u64,
+            bias: bias.map_or(0, DeviceVector::address),
+            out: out.address() + (first * out_row_bytes) as u64,
+            rows: rows as u32,
+            n: n as u32,
+            k: k as u32,
+            epilogue: epilogue as u32,
+            groups: weight.form.groups as u32,
+            has_zeros: u32::from(weight.form.has_zeros),
+            ..Arguments::default()
+        };
+        launcher.pending.queue(launcher, divided(launcher, variant, arguments))?;
+    }
+    Ok(())
+}
+
+/// Divides a linear among the multiprocessors.
+fn divided(launcher: &Launcher, variant: Variant, mut arguments: Arguments) -> Linear {
+    let sms = launcher.num_sms() as usize;
+    let tiles = arguments.n.div_ceil(TILE_ROWS as u32) as usize;
+    let split = blocks_a_share(arguments.rows as usize, tiles, sms);
+    arguments.split = split as u32;
+    arguments.divide(
+        TILE_ROWS,
+        sms / split,
+        if split == 2 { PAIR_TILES } else { variant.group_tiles },
+    );
+    let config = Config {
+        shared_bytes: variant.shared_bytes as u32,
+        cluster: arguments.split,
+        ..config((sms / split * split, 1), THREADS)
+    };
+    Linear { kernel: variant.kernel, config, arguments }
+}
+
+/// 2 where pairs of blocks share tiles, by halves of the inputs; else 1. That pays where the tiles come
+/// out more even, and, for more than eight rows, where a block would have one tile, for which it reads
+/// as many bytes of x as of weights.
+fn blocks_a_share(rows: usize, tiles: usize, sms: usize) -> usize {
+    let (alone, paired) = (tiles.div_ceil(sms), tiles.div_ceil((sms / 2).max(1)));
+    let pays = paired < 2 * alone || (rows > 8 && alone == 1);
+    if paired <= PAIR_TILES && pays { 2 } else { 1 }
 }
 
 fn config((x, y): (usize, usize), threads: u32) -> Config {
-    Config { grid: (x as u32, y as u32, 1), threads, shared_bytes: 0, cooperative: false }
+    let grid = (x as u32, y as u32, 1);
+    Config { grid, threads, shared_bytes: 0, cooperative: false, cluster: 1 }
 }
 
 /// Room for a matrix of up to `elements`.

@@ -97,6 +97,7 @@ impl TokenSampler {
             shared_bytes: SHARED_BYTES as u32,
             // A cluster of Hopper runs at once by itself.
             cooperative: !is_hopper,
+            cluster: 1,
         };
         launcher.launch_struct(self.kernel, config, &arguments)
     }
