@@ -99,6 +99,11 @@
 // 14. Each linear its own launch again, the norms still fused: predicted 89.3 for 7B from times
 //     without norms, got 88.9 / 88.3 / 94.8, 92.7. Dependent launch costs 1.9 us a linear, a
 //     meeting 2.7.
+// 15. At most four stages on their way (2026-11-28, with stand-ins for attention, all else equal;
+// 72B,
+//     72B at 8 rows, 7B, 7B at 8): 96.3, 95.3, 90.2, 89.4 to 97.5, 96.7, 92.1, 90.1; six: 97.0,
+//     95.9, 91.4, 89.8; three: 96.0, 95.5, 91.6, 89.9. A ring that is asked for all at once fills
+//     no sooner, and x waits for all of it.
 // Also: eight multiplying warps instead of four, the same. Stores read back instead of the fence
 // before a meeting: up to 6 points worse. Attention's idle blocks ending before their wait: +0.3 /
 // -0.5 / -0.2. All of the L1 as shared memory, for every kernel: the same. A ring of 6 stages,
@@ -159,7 +164,7 @@ template <int STAGES>
 __device__ inline void feed(const Arguments &a, const Shared &s, uint32_t feeder) {
     Share share(a);
     Walk walk(share);
-    Ring<STAGES> at;
+    Ring<STAGES> at, oldest;
     uint32_t units = share.units();
     uint32_t to = s.ring + feeder * FEEDER_ROWS * STAGE_PITCH;
     uint64_t policy = evict_first_policy();
@@ -168,6 +173,10 @@ __device__ inline void feed(const Arguments &a, const Shared &s, uint32_t feeder
     for (uint32_t unit = 0; unit < units; unit++, walk.next(), at.next()) {
         if (unit >= STAGES)
             barrier_wait(s.empty + 8 * at.stage, at.parity ^ 1);
+        if (unit >= IN_FLIGHT) {
+            barrier_wait(s.full + 8 * oldest.stage, oldest.parity);
+            oldest.next();
+        }
         Rows(a, walk, feeder).copy(to + at.stage * STAGE_BYTES, s.full + 8 * at.stage, policy);
     }
 }

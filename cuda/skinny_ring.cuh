@@ -18,6 +18,7 @@ constexpr int NUM_THREADS = (NUM_WARPS + NUM_FEEDERS) * 32;
 constexpr int FEEDER_ROWS = TILE_ROWS / NUM_FEEDERS;
 constexpr int WARP_K = SLICE_K / NUM_WARPS;
 constexpr int WARP_BLOCKS = WARP_K / 32; // one 16-byte load of a lane covers 32 k of its row
+constexpr uint32_t IN_FLIGHT = 4;        // stages on their way, at most: x waits for all of them
 constexpr int GROUP_TILES = 8;           // most tiles that share one pass over x
 constexpr int CONSUMER_BARRIER = 1;
 constexpr int FEW_TILES = 4;                 // in groups up to this, x is loaded further ahead
