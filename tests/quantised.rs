@@ -139,7 +139,7 @@ fn random_case(random: &mut Random) -> Case {
     Case {
         bits: random.pick(&[Bits::Four, Bits::Eight]),
         rows: random.pick(&[0, 1, 2, 3, 4, 5, 7, 8, 13, 33]),
-        n: random.pick(&[8, 16, 24, 40, 56, 128, 136, 200, 576]),
+        n: random.pick(&[8, 16, 24, 40, 56, 128, 136, 200, 576, 2216]),
         k: random.pick(&[8, 32, 64, 72, 96, 200, 576, 1536]),
         size: random.pick(&[32, 64, 128, 1 << 12]),
         symmetric: random.below(2) == 0,

@@ -58,6 +58,16 @@ impl FastMatrix {
         }
     }
 
+    /// The words of output `col` and those behind it; nothing where there are none.
+    pub(super) fn words(&self, col: usize) -> *const u32 {
+        match self {
+            FastMatrix::Plain(_) => std::ptr::null(),
+            FastMatrix::Quantised(weight) => {
+                weight.tensor.codes().bytes().as_ptr().cast::<u32>().wrapping_add(col)
+            }
+        }
+    }
+
     /// The bytes that each thread reads first, as a range of what begins at the pointer.
     pub(super) fn first_bytes(
         &self,

@@ -9,6 +9,8 @@ mod attention;
 mod element;
 #[cfg(target_arch = "x86_64")]
 mod fixed;
+#[cfg(target_arch = "x86_64")]
+mod fixed_avx2;
 mod huge;
 mod linear;
 mod matrix;
@@ -86,10 +88,9 @@ impl Fast {
     /// Is `source` multiplied in whole numbers here?
     fn is_fixed(&self, source: &QuantTensor) -> bool {
         #[cfg(target_arch = "x86_64")]
-        let serves = fixed::serves(source);
+        return fixed::serves(source, self.isa);
         #[cfg(not(target_arch = "x86_64"))]
-        let serves = false;
-        self.isa == Isa::Avx512Bf16 && serves
+        false
     }
 
     /// Runs `work` over ranges of `rows`, on all threads where there are enough rows.

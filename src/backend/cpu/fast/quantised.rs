@@ -73,6 +73,8 @@ pub(super) struct QuantColumns<'a> {
     /// `[rows, outputs]`.
     pub(super) out: *mut f32,
     pub(super) cols: Range<usize>,
+    /// The first of the words that are read after these columns, if all goes as it usually does.
+    pub(super) then: *const u32,
 }
 
 impl Kernel for QuantColumns<'_> {

@@ -192,7 +192,10 @@ impl Staging {
         pool.run(&|worker| {
             while let Some(cols) = parts.take(worker) {
                 // SAFETY: threads have disjoint columns.
-                unsafe { self.columns(weight, bias, out.start(), cols) }
+                unsafe {
+                    let then = weight.words(cols.end);
+                    self.columns(weight, bias, out.start(), (cols, then));
+                }
             }
         });
     }
@@ -218,8 +221,9 @@ impl Staging {
             while let Some(cols) = parts.take(worker) {
                 // SAFETY: threads have disjoint columns; the instruction set is present.
                 unsafe {
-                    this.columns(gate, None, scratch.start(), cols.clone());
-                    this.columns(up, None, out.start(), cols.clone());
+                    let (same, behind) = (up.words(cols.start), gate.words(cols.end));
+                    this.columns(gate, None, scratch.start(), (cols.clone(), same));
+                    this.columns(up, None, out.start(), (cols.clone(), behind));
                     for row in 0..this.rows {
                         let gate = scratch.part(row, cols.clone());
                         let out = out.part(row, cols.clone());
@@ -230,7 +234,7 @@ impl Staging {
         });
     }
 
-    /// Output columns `cols` of the staged input times `weight`, for all rows.
+    /// Output columns `cols` of the staged input times `weight`, for all rows; `then` is read next.
     ///
     /// # Safety
     /// `out` is valid for `[rows, weight rows]` and no other thread touches these columns.
@@ -239,14 +243,14 @@ impl Staging {
         weight: &FastMatrix,
         bias: Option<&[f32]>,
         out: *mut f32,
-        cols: Range<usize>,
+        (cols, then): (Range<usize>, *const u32),
     ) {
         assert!(self.stride >= weight.inputs() && cols.end <= weight.outputs(), "linear: shapes");
         let weight = match weight {
             FastMatrix::Plain(weight) => weight,
             FastMatrix::Quantised(weight) => {
                 let (x, x_stride, rows) = (self.floats.as_ptr(), self.stride, self.rows);
-                let kernel = QuantColumns { x, x_stride, rows, weight, bias, out, cols };
+                let kernel = QuantColumns { x, x_stride, rows, weight, bias, out, cols, then };
                 // SAFETY: passed on; the input has the form that `stage` chose.
                 return unsafe { self.quantised(kernel) };
             }
@@ -274,6 +278,8 @@ impl Staging {
         // SAFETY: passed on; the form is chosen where the instruction set is present.
         unsafe {
             match self.form {
+                #[cfg(target_arch = "x86_64")]
+                Form::Fixed(..) if self.isa == Isa::Avx2 => super::fixed_avx2::columns(&kernel),
                 #[cfg(target_arch = "x86_64")]
                 Form::Fixed(..) => super::fixed::columns(&kernel),
                 _ => simd::run(self.isa, kernel),
