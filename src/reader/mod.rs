@@ -83,11 +83,15 @@ impl<B: AsMut<[u8]> + Send + 'static> Readers<B> {
         let mut readers = Readers { shared, threads: Vec::new() };
         for index in 0..num_threads {
             let shared = Arc::clone(&readers.shared);
-            let thread = std::thread::Builder::new()
-                .name(format!("qwen-read-{index}"))
-                .spawn(move || serve(&shared))
-                .map_err(|e| Error::EngineFailed { reason: format!("no reading thread: {e}") })?;
-            readers.threads.push(thread);
+            let name = format!("qwen-read-{index}");
+            match std::thread::Builder::new().name(name).spawn(move || serve(&shared)) {
+                Ok(thread) => readers.threads.push(thread),
+                // Fewer read as well.
+                Err(_) if index > 0 => break,
+                Err(e) => {
+                    return Err(Error::EngineFailed { reason: format!("no reading thread: {e}") });
+                }
+            }
         }
         Ok(readers)
     }

@@ -7,7 +7,8 @@
 //! ones need neither padding nor another order.
 //!
 //! The published form of one matrix at a time goes to staging memory and is packed from there: beside
-//! the packed weights, the device never holds more of it than the largest matrix, or pair.
+//! the packed weights, the device holds of it the largest matrix, or pair; for as long as that grows,
+//! the one before, too.
 
 use std::sync::Arc;
 

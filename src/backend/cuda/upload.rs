@@ -2,7 +2,7 @@
 //!
 //! Bytes of the checkpoint are read by several threads into a ring of pinned blocks, which the device
 //! copies from while the next ones are read; a block is filled again once an event says that its copy
-//! is done. Nothing else waits. What is queued behind the bytes (packing codes) is launched when the
+//! is done. What is queued behind the bytes (packing codes) is launched when the
 //! last of them has been sent: copies and kernels run in the order of one stream, so that the staging
 //! memory can be used again by whatever comes after.
 //!
