@@ -86,7 +86,7 @@ __device__ inline void finish(const Arguments &a, const Item &item, float (&y)[4
 #pragma unroll
         for (int lanes = 4; lanes < 32; lanes *= 2)
             sum += __shfl_xor_sync(~0u, sum, lanes);
-        if (threadIdx.x % 32 < 4 && item.row_of(i) < a.rows && item.output(i) < a.n)
+        if (threadIdx.x % 32 < 4 && item.row_of(i) < a.rows && item.n < a.n)
             a.squares[squares_at(item.row_of(i), item.n, a.n) + i / 2] = sum;
     }
 }

@@ -113,10 +113,19 @@ template <int BITS, int NT, bool ANY> struct Consumer {
         : a(a), s(s), packed(BITS, a.k, ANY ? a.groups : 1, ANY && a.has_zeros), part(warp),
           lane(threadIdx.x % 32) {}
 
-    __device__ void arrive(uint32_t barrier) const {
+    __device__ void arrive(uint32_t barrier, uint32_t after = 0) const {
         __syncwarp();
         if (lane == 0)
-            barrier_arrive(barrier);
+            barrier_arrive(barrier + after);
+    }
+    // 0, which the compiler cannot know, and not before all loads that these sums are made of have
+    // returned: else an arrival could come before them (see `release` in skinny_linear.cu).
+    __device__ uint32_t zero_after(const Sums &acc) const {
+        uint32_t bits = 0;
+#pragma unroll
+        for (uint32_t block = 0; block < Blocks::BLOCKS; block++)
+            bits |= __float_as_uint(acc[block][0][0]) | __float_as_uint(acc[block][0][2]);
+        return bits & a.rows >> 31;
     }
     // Adds the parts' sums of some tiles, always in the same order, and finishes them; ROUND tiles
     // at once, at `sums`. `ahead` is for the warp's first item.
@@ -154,6 +163,7 @@ template <int BITS, int NT, bool ANY> struct Consumer {
             for (uint32_t k = share.begin; k < share.end; k += Slice::CHUNKS) {
                 barrier_wait(s.x_ready + 8 * x_at.at, x_at.parity);
                 const Operand<BITS, NT, ANY> x(s.x + x_at.at * Slice::BYTES, part, lane_offset);
+                uint32_t used = 0;
 #pragma unroll
                 for (uint32_t t = 0; t < GROUP; t++) {
                     if (t >= tiles)
@@ -167,10 +177,12 @@ template <int BITS, int NT, bool ANY> struct Consumer {
                         weights.load(a, packed, from, block, part, k + chunk < share.end);
                         weights.add_to(acc[t] + block, x);
                     }
-                    arrive(s.empty + 8 * at.at);
+                    // Of the slice of x, too, this was the last use so far.
+                    used = zero_after(acc[t]);
+                    arrive(s.empty + 8 * at.at, used);
                     at.next();
                 }
-                arrive(s.x_empty + 8 * x_at.at);
+                arrive(s.x_empty + 8 * x_at.at, used);
                 x_at.next();
             }
             // After the last pass the ring of weights is free.

@@ -192,8 +192,10 @@ __device__ inline void wait_for_cluster(uint32_t barrier) {
                  "@!p bra again;\n}" ::"r"(barrier)
                  : "memory");
 }
+// Behind a fence.mbarrier_init, which is all that the other block must see.
 __device__ inline void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::
+                     : "memory");
 }
 
 // Arrives when all that this thread has asked for till now has come.

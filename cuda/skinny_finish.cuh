@@ -1,5 +1,5 @@
 // How the skinny linear kernel finishes a group of tiles: the warps' sums added, then the epilogue.
-// No kernels here; skinny_linear.cu lists the epilogues.
+// No kernels here; linear_arguments.cuh lists the epilogues.
 #pragma once
 
 #include "skinny_operand.cuh"

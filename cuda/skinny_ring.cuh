@@ -1,4 +1,4 @@
-// The shared-memory side of the skinny linear kernel: its argument, sizes, the ring of stages that
+// The shared-memory side of the skinny linear kernel: its sizes, the ring of stages that
 // the copy engine fills, its barriers, and the matrix instruction. No kernels here;
 // skinny_linear.cu has the story.
 #pragma once

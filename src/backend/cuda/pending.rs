@@ -102,13 +102,17 @@ pub(super) struct PendingLinear(RefCell<Pending>);
 
 impl PendingLinear {
     /// Takes over `norm` if its delta is what the pending linear yields: then the linear after that
-    /// may read the norm's output, but nothing else, and nobody may read the delta.
+    /// may read the norm's output, but nothing else, and nobody may read the delta. Not if the linear
+    /// itself reads what would be written in place of them.
     pub(super) fn take_norm(&self, norm: &Norm) -> bool {
         let mut pending = self.0.borrow_mut();
         let is_next = pending.linear.is_some_and(|Linear { arguments, .. }| {
             arguments.epilogue == Epilogue::Stream as u32
                 && arguments.out == norm.delta
                 && arguments.rows as usize == norm.rows
+                && arguments.normalised == 0
+                && arguments.x != norm.out
+                && arguments.x != norm.delta
         });
         let takes = is_next && pending.norm.is_none();
         if takes {
@@ -122,6 +126,7 @@ impl PendingLinear {
         let Pending { linear, norm } = *self.0.borrow();
         if let (Some(mut linear), Some(norm)) = (linear, norm)
             && norm.out == next.arguments.x
+            && ![norm.delta, norm.out, norm.residual].contains(&next.arguments.out)
         {
             next.arguments = next.arguments.after(&norm);
             linear.arguments = linear.arguments.before(&norm);
