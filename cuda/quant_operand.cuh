@@ -43,7 +43,9 @@ constexpr uint32_t PAIR_TILES = 3;
 // which it reads as many bytes of x as of weights. What a row's sums are added up from depends on
 // this.
 inline uint32_t split_of(uint32_t rows, uint32_t n, uint32_t blocks) {
-    const uint32_t all = (n + TILE_ROWS - 1) / TILE_ROWS, pairs = blocks < 2 ? 1 : blocks / 2;
+    if (blocks < 2)
+        return 1;
+    const uint32_t all = (n + TILE_ROWS - 1) / TILE_ROWS, pairs = blocks / 2;
     const uint32_t alone = (all + blocks - 1) / blocks, paired = (all + pairs - 1) / pairs;
     const bool pays = paired < 2 * alone || (rows > 8 && alone == 1);
     return paired <= PAIR_TILES && pays ? 2 : 1;

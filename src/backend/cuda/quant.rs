@@ -336,7 +336,10 @@ fn divided(launcher: &Launcher, variant: Variant, mut arguments: Arguments) -> L
 /// out more even, and, for more than eight rows, where a block would have one tile, for which it reads
 /// as many bytes of x as of weights.
 fn blocks_a_share(rows: usize, tiles: usize, sms: usize) -> usize {
-    let (alone, paired) = (tiles.div_ceil(sms), tiles.div_ceil((sms / 2).max(1)));
+    if sms < 2 {
+        return 1;
+    }
+    let (alone, paired) = (tiles.div_ceil(sms), tiles.div_ceil(sms / 2));
     let pays = paired < 2 * alone || (rows > 8 && alone == 1);
     if paired <= PAIR_TILES && pays { 2 } else { 1 }
 }
