@@ -31,8 +31,8 @@
 // stage at 4 bits and 8 rows, 185 of them on the integer units, which take two cycles for each: 740
 // cycles of a scheduler, of 1,770 that a stage is on the bus.
 //
-// Ladder (H200, 4,540 GB/s; share of a streaming read for the linears of 20 layers of 72B with
-// dependent launch and stand-ins for norms and attention, at 1, 8 and 16 rows)
+// Ladder (H200s that read 4,450 to 4,650 GB/s; share of a streaming read for the linears of 20
+// layers of 72B with dependent launch and stand-ins for norms and attention, at 1, 8 and 16 rows)
 //   2026-11-25. mma.sync, x in registers, 8 warps, tiles of 16 rows. 4 bits 62.0, 60.3, 47.0; 8
 //   bits
 //     92.7, 90.2, 81.1.
@@ -56,6 +56,8 @@
 //   Pairs, where a block has one tile: 86.4, 84.4, 71.9; so only for more than eight rows, and
 //   where
 //     tiles come out more even (4096 x 11008 from 15.0 to 10.2 us).
+//   A stage is given back only after its sums (another card, 4,644 GB/s): 86.0, 83.0, 70.3; 8 bits
+//     96.0, 94.4, 88.3.
 #include "quant_finish.cuh"
 #include "quant_part.cuh"
 #include "quant_ring.cuh"

@@ -6,10 +6,11 @@
 //
 // Codes, scales, zeros and x are random; the twin reads them unpacked, so that it also judges the
 // packing. A check fails where an error passes the bound of f32 sums and one rounding: of the sum S
-// of |scale x| (code + zero), (k / 256 + 48) 2^-24, and 2^-11 of |y| for an output in f16. An mma
-// cuts off what a f32 has no room for, up to two times 2^-24 of what it adds to: products pass
-// through five (and sums of x through two more), then seven roundings of a part, twelve of the
-// parts' sums, of scale, bias and stream, and one for each run of a part's, k / 256 at most.
+// of |scale x| (code + zero), (k / 256 + 48) 2^-24, and 2^-11 of |y| for an output in f16. What an
+// mma cuts off is not documented; four times 2^-24 of what it adds to is taken for it. Sums of x
+// pass through two and two additions, and then with the products through four: 26. Roundings: times
+// the zero and both halves together 2; the sums of 16 parts 15; scale, bias and stream 5; and one
+// for each run of a part, k / 256 at most.
 
 #include "../../cuda/quant_linear.cu"
 

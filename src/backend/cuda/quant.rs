@@ -21,8 +21,8 @@ use crate::quant::{Bits, QuantTensor};
 
 /// Most rows that go to our own kernel, of codes of 4 and of 8 bits. It takes up to `KERNEL_ROWS` at once
 /// and reads the packed weights once for each such block of rows. On an H200 a step of Qwen-72B Int4
-/// takes 12.8 ms a block of 16, and 89 ms with dequantised weights (80 rows, 2026-11-28); at 8 bits
-/// five blocks take as long as that.
+/// takes 12.8 ms a block of 16, and 89 ms with dequantised weights (80 rows, 2026-11-28). At 8 bits it
+/// is not measured: by the bytes that are read, five blocks are one too many.
 const FEW_ROWS: [usize; 2] = [96, 64];
 const KERNEL_ROWS: usize = 16;
 /// Threads of its blocks.
