@@ -222,6 +222,16 @@ impl Error {
         }
     }
 
+    /// The failure of a read of bytes that the file at `path` had when it was opened.
+    pub fn read(path: &Path, error: &std::io::Error) -> Error {
+        match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => {
+                Error::corrupt(path, "the file shrank while it was read")
+            }
+            _ => Error::io(path, "read", error),
+        }
+    }
+
     /// A malformed file, with no particular tensor or offset to blame.
     pub fn corrupt(path: &Path, reason: impl Into<String>) -> Error {
         Error::Corrupt {

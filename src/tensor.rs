@@ -3,6 +3,7 @@
 //! The checkpoint makes these (most are windows into a memory map, none copies more than it
 //! must), the model hands them to a backend, the backend keeps or uploads them.
 
+use std::fs::File;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -54,11 +55,13 @@ impl Bytes for Vec<u8> {
     }
 }
 
-/// A file by its name, and what tells whether the name still means the same file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// An open file, its name, and what tells whether the name still means the same file.
+#[derive(Debug)]
 pub struct StoredFile {
-    /// Where it is.
+    /// Where it was when it was opened.
     pub path: PathBuf,
+    /// It itself, open: reading it fails where a map of it would end the process.
+    pub file: File,
     /// Its device and its number there, as the system counts them.
     pub identity: (u64, u64),
 }

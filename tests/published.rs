@@ -11,6 +11,7 @@ use qwen::checkpoint::shard::{Split, slice};
 use qwen::checkpoint::{Checkpoint, Source};
 use qwen::engine::session::{Flow, Session};
 use qwen::engine::{Engine, EngineOptions};
+use qwen::error::Error;
 use qwen::model::config::ModelConfig;
 use qwen::quant::Groups;
 use qwen::reader::{Filled, HeapBlock, PIECE_BYTES, Readers};
@@ -124,6 +125,35 @@ fn a_small_one_opens_and_answers() {
         let session = Session::new(&engine, None);
         let reply = session.chat("Hello.", &params, &mut |_| Flow::Continue).expect("a reply");
         assert_eq!(reply.usage.completion_tokens, 12);
+    }
+}
+
+/// What a load to a GPU looks at on the way is read, not looked up in a map: a file that somebody cuts short
+/// meanwhile is an error (and would otherwise end this process by SIGBUS).
+#[test]
+fn files_cut_short_while_they_are_loaded_are_an_error() {
+    let folder = Folder::new("cut", "4");
+    let checkpoint = Checkpoint::open(&folder.0).expect("a checkpoint");
+    let config = ModelConfig::open(&folder.0).expect("config.json");
+    let format = config.quantisation.expect("quantised");
+    let (rows, cols) = (config.hidden_size, config.intermediate_size);
+    let part = slice(Split::Row, rows, cols, 0, 1).expect("a slice");
+    let down = names::layer(1, LayerTensor::DownWeight);
+    let whole = slice(Split::Replicated, rows, 1, 0, 1).expect("a slice");
+    let norm = || checkpoint.small_tensor(names::FINAL_NORM, rows, 1, &whole);
+    let linear = || checkpoint.quantised(&down, (rows, cols), &format, &part, true);
+    assert!(norm().is_ok() && linear().is_ok());
+    for entry in std::fs::read_dir(&folder.0).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_some_and(|extension| extension == "safetensors") {
+            let file = std::fs::OpenOptions::new().write(true).open(path).expect("it opens");
+            file.set_len(8).expect("it is cut");
+        }
+    }
+    for error in [norm().err(), linear().err()] {
+        let is_named = matches!(&error, Some(Error::Corrupt { reason, .. })
+            if reason.contains("shrank while it was read"));
+        assert!(is_named, "{error:?}");
     }
 }
 

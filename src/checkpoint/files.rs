@@ -4,13 +4,13 @@
 //! the JSON readers and, as shared owners, into every `HostTensor`.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::tensor::{ByteOwner, Bytes, StoredFile};
+use crate::tensor::{ByteOwner, Bytes, Span, StoredFile};
 
 /// An opened regular file and its length when it was opened.
 pub(super) struct OpenFile {
@@ -107,20 +107,31 @@ impl Bytes for Copied {
 #[allow(unsafe_code, reason = "a memory map is the only way to share weights between processes")]
 pub(super) fn map(
     path: &Path,
-    file: &File,
+    file: File,
     data_offset: usize,
     data_len: usize,
 ) -> Result<ByteOwner> {
     // SAFETY: the map is read-only and private; the documented contract of `Source::Map` has the
     // user promise that nobody shortens or rewrites the file while the checkpoint is open.
-    let map = unsafe { memmap2::Mmap::map(file) }.map_err(|e| Error::io(path, "map", &e))?;
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, "map", &e))?;
     // The file may have been cut since its length was taken.
     if map.len().saturating_sub(data_offset) < data_len {
         return Err(Error::corrupt(path, "the file shrank while it was opened"));
     }
     let metadata = file.metadata().map_err(|e| Error::io(path, "map", &e))?;
     let identity = (metadata.dev(), metadata.ino());
-    Ok(Arc::new(Mapped { map, file: StoredFile { path: path.to_path_buf(), identity } }))
+    Ok(Arc::new(Mapped { map, file: StoredFile { path: path.to_path_buf(), file, identity } }))
+}
+
+/// The bytes of `span` as memory of this process: where they are mapped, they are read from the file, so
+/// that one cut short meanwhile is an error; a look at the map would end the process.
+pub(super) fn load(span: &Span) -> Result<Vec<u8>> {
+    let Some((stored, offset)) = span.stored() else { return Ok(span.bytes().to_vec()) };
+    let mut bytes = reserve(span.num_bytes(), "a part of the weights")?;
+    bytes.resize(span.num_bytes(), 0);
+    let read = stored.file.read_exact_at(&mut bytes, offset as u64);
+    read.map_err(|error| Error::read(&stored.path, &error))?;
+    Ok(bytes)
 }
 
 /// Bytes read between two reports of progress.
@@ -150,10 +161,7 @@ pub(super) fn copy(
     // Only speed depends on it: some systems are built without huge pages.
     let _ = memory.advise(memmap2::Advice::HugePage);
     for chunk in memory[..data_len].chunks_mut(CHUNK_BYTES) {
-        file.read_exact(chunk).map_err(|error| match error.kind() {
-            ErrorKind::UnexpectedEof => Error::corrupt(path, "the file shrank while it was read"),
-            _ => Error::io(path, "read", &error),
-        })?;
+        file.read_exact(chunk).map_err(|error| Error::read(path, &error))?;
         if !progress(chunk.len() as u64) {
             return Err(Error::Cancelled);
         }

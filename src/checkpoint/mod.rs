@@ -113,7 +113,7 @@ impl Checkpoint {
         if let Some(name) = listed.iter().filter(|name| !is_ignored(name)).find(here) {
             return Err(fault(path, name, None, "the index places it here, but it is not".into()));
         }
-        let owner = files::map(path, &opened.file, data_offset, data_len)?;
+        let owner = files::map(path, opened.file, data_offset, data_len)?;
         let path = path.to_path_buf();
         self.files.push(OpenShard { path, owner, data_start: data_offset, data_offset, data_len });
         Ok(())
@@ -229,6 +229,28 @@ impl Checkpoint {
             std::slice::from_ref(&slice.cols),
         )?;
         Ok(HostTensor::from_vec(dtype, slice.num_rows(), slice.cols.len(), cut))
+    }
+
+    /// The same for a few bytes that are looked at while loading (norms, biases): a tensor that owns
+    /// them, read from the file.
+    pub fn small_tensor(
+        &self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+        slice: &Slice,
+    ) -> Result<HostTensor> {
+        let (dtype, ..) = self.shape(name)?;
+        check_slice(slice, rows, cols)?;
+        let all = Slice { row_ranges: vec![0..rows], cols: 0..cols };
+        let whole = self.tensor(name, rows, cols, &all)?;
+        let bytes = gather(
+            &files::load(whole.span())?,
+            (cols, dtype.size_bytes()),
+            slice.row_ranges.iter().cloned().flatten(),
+            std::slice::from_ref(&slice.cols),
+        )?;
+        Ok(HostTensor::from_vec(dtype, slice.num_rows(), slice.cols.len(), bytes))
     }
 
     /// The bytes of all tensors, in the order in which they lie in the files.

@@ -1,14 +1,15 @@
 //! Quantised linears out of a checkpoint: their parts checked against each other, cut to a rank's
 //! share, and simplified where the data allows (symmetric zeros, groups in order, biases of zero).
 //!
-//! The layout is described in `quant`. Codes of whole matrices, or of whole rows of words, are windows
-//! into the file; everything else is cut out of it.
+//! The layout is described in `quant`. Codes and scales of whole matrices, or of whole rows, are windows
+//! into the file, or cut out of it. What is looked at here (zero points, groups, biases) is read from the
+//! file instead, as `files::load` says why.
 
 use std::ops::Range;
 
 use super::names::{self, QuantPart, Role};
 use super::shard::Slice;
-use super::{Checkpoint, Place, check_slice, fault, gather, unknown_name};
+use super::{Checkpoint, Place, check_slice, fault, files, gather, unknown_name};
 use crate::error::{Error, Result};
 use crate::quant::{Groups, QuantConfig, QuantTensor};
 use crate::tensor::{Dtype, HostTensor, HostWords};
@@ -146,6 +147,12 @@ impl Linear<'_> {
         HostWords::new(rows, part.cols, owner.clone(), bytes)
     }
 
+    /// The same, read.
+    fn loaded(&self, part: &Part<'_>, rows: usize) -> Result<HostWords> {
+        let words = self.whole(part, rows);
+        Ok(HostWords::from_vec(rows, part.cols, files::load(words.span())?))
+    }
+
     fn codes(&self) -> Result<HostWords> {
         let per_word = self.format.bits.codes_per_word();
         for (extent, what) in [(self.inputs, "inputs"), (self.outputs, "outputs")] {
@@ -177,7 +184,7 @@ impl Linear<'_> {
             return Ok(Groups::Runs(size));
         }
         let part = self.part(QuantPart::Groups, &[self.inputs])?;
-        let words = self.whole(&part, self.inputs);
+        let words = self.loaded(&part, self.inputs)?;
         if let Some((k, group)) =
             words.iter().enumerate().find(|(_, group)| *group as usize >= self.num_groups())
         {
@@ -226,7 +233,7 @@ impl Linear<'_> {
         let (per_word, offset) = (bits.codes_per_word(), self.format.zero_offset);
         let words = self.outputs / per_word;
         let part = self.part(QuantPart::Zeros, &[self.num_groups(), words])?;
-        let stored = self.whole(&part, self.num_groups());
+        let stored = self.loaded(&part, self.num_groups())?;
         let zero = |word: u32, index: usize| bits.code(word, index) + offset;
         // A word of middles is one byte four times.
         let middle = (0..8 / bits.count()).fold(0, |byte, index| {
@@ -252,7 +259,7 @@ impl Linear<'_> {
             return Ok(None);
         };
         let slice = Slice { row_ranges: self.slice.row_ranges.clone(), cols: 0..1 };
-        let bias = self.checkpoint.tensor(&name, self.outputs, 1, &slice)?;
+        let bias = self.checkpoint.small_tensor(&name, self.outputs, 1, &slice)?;
         Ok(bias.to_f32().iter().any(|x| *x != 0.0).then_some(bias))
     }
 

@@ -145,21 +145,30 @@ impl<B: Backend> Loader<'_, B> {
 
     /// The weight `name` of a norm over `len` elements.
     pub(super) fn norm(&mut self, name: &str, len: usize) -> Result<B::Vector> {
-        let tensor = self.host(name, (len, 1), Split::Replicated, RANDOM_NORM)?;
-        self.vector(&tensor)
+        self.vector((name, len), Split::Replicated, RANDOM_NORM)
     }
 
     /// This rank's part of bias `name` of `len` elements.
     pub(super) fn bias(&mut self, name: &str, len: usize, split: Split) -> Result<B::Vector> {
-        let tensor = self.host(name, (len, 1), split, RANDOM_BIAS)?;
-        self.vector(&tensor)
+        self.vector((name, len), split, RANDOM_BIAS)
     }
 
-    /// No backend streams these.
-    fn vector(&mut self, tensor: &HostTensor) -> Result<B::Vector> {
-        touch(tensor.bytes());
+    /// No backend streams these: they are small, and read at once.
+    fn vector(
+        &mut self,
+        (name, len): (&str, usize),
+        split: Split,
+        random: (f32, f32),
+    ) -> Result<B::Vector> {
+        let tensor = match self.weights {
+            Weights::Stored(checkpoint) => {
+                let part = slice(split, len, 1, self.rank, self.world)?;
+                checkpoint.small_tensor(name, len, 1, &part)?
+            }
+            Weights::Random(_) => self.host(name, (len, 1), split, random)?,
+        };
         self.report(tensor.bytes().len())?;
-        self.backend.vector(tensor)
+        self.backend.vector(&tensor)
     }
 
     /// This rank's part of a tensor that is wanted in host memory: stored, or random with the given

@@ -258,9 +258,16 @@ mod tests {
     impl Stored {
         pub(super) fn new(path: &Path, bytes: &[u8]) -> Stored {
             std::fs::write(path, bytes).expect("written");
-            let metadata = std::fs::metadata(path).expect("it is there");
+            Stored::of(path, bytes)
+        }
+
+        /// Of a file that is there.
+        pub(super) fn of(path: &Path, bytes: &[u8]) -> Stored {
+            let file = std::fs::File::open(path).expect("it is there");
+            let metadata = file.metadata().expect("it is there");
             let identity = (metadata.dev(), metadata.ino());
-            Stored { bytes: bytes.to_vec(), file: StoredFile { path: path.into(), identity } }
+            let file = StoredFile { path: path.into(), file, identity };
+            Stored { bytes: bytes.to_vec(), file }
         }
     }
 
@@ -339,6 +346,43 @@ mod tests {
                 Err(error) => {
                     assert!(!is_good && matches!(error, Error::Corrupt { .. }), "{error}")
                 }
+            }
+        }
+    }
+
+    /// A block that a reader cannot take: whoever asks for its bytes panics, as often as it says.
+    struct Trap {
+        block: HeapBlock,
+        panics: usize,
+    }
+
+    impl AsMut<[u8]> for Trap {
+        fn as_mut(&mut self) -> &mut [u8] {
+            if self.panics > 0 {
+                self.panics -= 1;
+                panic!("as the test wants it");
+            }
+            self.block.as_mut()
+        }
+    }
+
+    #[test]
+    fn a_reader_that_panics_is_an_error_of_its_span_and_reads_on() {
+        let traps = |panics| Trap { block: HeapBlock::default(), panics };
+        let readers = Readers::start(vec![traps(2)], 1).expect("threads");
+        let owner = Arc::new(bytes(10_000));
+        (0..4).for_each(|i| readers.ask(Span::new(owner.clone(), i..i + 5000)));
+        for i in 0..4 {
+            match readers.take() {
+                Ok(Filled { mut block, range }) => {
+                    assert!(i >= 2, "span {i} was read");
+                    assert_eq!(&block.as_mut()[range], &owner[i..i + 5000]);
+                    readers.give_back(block);
+                }
+                Err(Error::EngineFailed { reason }) => {
+                    assert!(i < 2 && reason.contains("a reader panicked"), "span {i}: {reason}");
+                }
+                Err(error) => panic!("span {i}: {error}"),
             }
         }
     }

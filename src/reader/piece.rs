@@ -1,15 +1,21 @@
 //! One span into one block: by way of the page cache where that holds it, directly from the disk where
-//! not, and out of memory where there is no file, or another one has taken its name.
+//! not, and out of memory where there is no file.
 //!
-//! Direct reads leave the page cache as it is, and cost one copy less; where a file system has none
-//! (tmpfs), reads go through the cache as they would otherwise.
+//! Direct reads leave the page cache as it is, and cost one copy less. They want the file opened anew,
+//! by its name; where another file has taken that, or a file system has no such reads (tmpfs), they go
+//! through the cache as they would otherwise. No byte is taken from a map of the file: one that was cut
+//! short is an error here, and would be the end of the process there.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
+#[cfg(target_os = "linux")]
+use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::ops::Range;
+#[cfg(target_os = "linux")]
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
+#[cfg(target_os = "linux")]
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use crate::error::{Error, Result};
 use crate::tensor::{Span, StoredFile};
@@ -30,12 +36,11 @@ enum Way {
     Direct,
 }
 
-/// What a reading thread keeps from one span to the next: the file it has open.
+/// What a reading thread keeps from one span to the next.
 #[derive(Default)]
 pub(super) struct Opener {
-    last: Option<(StoredFile, Way, File)>,
-    /// A file that cannot be read directly.
-    refuses: Option<PathBuf>,
+    /// The file, by its identity, that was opened last for direct reads; none where it cannot be.
+    direct: Option<((u64, u64), Option<File>)>,
 }
 
 impl Opener {
@@ -43,7 +48,7 @@ impl Opener {
     pub(super) fn read(&mut self, span: &Span, block: &mut [u8]) -> Result<Range<usize>> {
         let is_cold = match span.stored() {
             Some((file, offset)) => {
-                !is_resident(span.bytes()) || !self.is_cached(file, offset, span.num_bytes())
+                !is_resident(span.bytes()) || !is_cached(file, offset, span.num_bytes())
             }
             None => false,
         };
@@ -58,24 +63,9 @@ impl Opener {
         {
             return Ok(range);
         }
-        let Some(open) = self.open(file, Way::Buffered) else { return Ok(copy(span, block)) };
-        open.read_exact_at(&mut block[..len], offset as u64).map_err(|error| {
-            match error.kind() {
-                ErrorKind::UnexpectedEof => shrunk(file),
-                _ => Error::io(&file.path, "read", &error),
-            }
-        })?;
+        let read = file.file.read_exact_at(&mut block[..len], offset as u64);
+        read.map_err(|error| Error::read(&file.path, &error))?;
         Ok(0..len)
-    }
-
-    /// Can most of a few bytes of the file be read without waiting? Who neither owns a file nor may
-    /// write it is told that all of its pages are in memory, so that is asked as well; where the
-    /// system does not say, they can.
-    fn is_cached(&mut self, file: &StoredFile, offset: usize, len: usize) -> bool {
-        let Some(open) = self.open(file, Way::Buffered) else { return true };
-        let samples = [0, len / 2, len.saturating_sub(1)];
-        let waits = samples.iter().filter(|at| would_wait(open, (offset + **at) as u64)).count();
-        2 * waits <= samples.len()
     }
 
     /// Reads whole sectors around bytes `offset..offset + len` of the file; none where it cannot.
@@ -86,63 +76,67 @@ impl Opener {
         len: usize,
         block: &mut [u8],
     ) -> Result<Option<Range<usize>>> {
-        let is_aligned = block.as_ptr().align_offset(ALIGN_BYTES) == 0;
-        if !is_aligned || self.refuses.as_ref() == Some(&file.path) {
+        if block.as_ptr().align_offset(ALIGN_BYTES) != 0 {
             return Ok(None);
         }
         let first = offset / ALIGN_BYTES * ALIGN_BYTES;
         let (skipped, whole) =
             (offset - first, (offset + len).next_multiple_of(ALIGN_BYTES) - first);
-        let Some(open) = self.open(file, Way::Direct) else { return Ok(self.refused(file)) };
+        let Some(open) = self.open(file) else { return Ok(None) };
         let mut got = 0;
         while got < skipped + len {
             match open.read_at(&mut block[got..whole], (first + got) as u64) {
-                Ok(0) => return Err(shrunk(file)),
+                Ok(0) => return Err(Error::read(&file.path, &ErrorKind::UnexpectedEof.into())),
                 Ok(more) => got += more,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // What the disk has against it, the other way will tell.
-                Err(_) => return Ok(self.refused(file)),
+                Err(_) => {
+                    self.direct = Some((file.identity, None));
+                    return Ok(None);
+                }
             }
         }
         Ok(Some(skipped..skipped + len))
     }
 
-    fn refused<T>(&mut self, file: &StoredFile) -> Option<T> {
-        self.refuses = Some(file.path.clone());
-        None
-    }
-
-    /// The file, if its name still means the one that was mapped.
-    fn open(&mut self, file: &StoredFile, way: Way) -> Option<&File> {
-        let is_open = |(last, by, _): &(StoredFile, Way, File)| last == file && *by == way;
-        if !self.last.as_ref().is_some_and(is_open) {
-            let mut options = OpenOptions::new();
-            options.read(true);
-            // A pipe that has taken the name would be waited for otherwise.
-            #[cfg(target_os = "linux")]
-            options.custom_flags(match way {
-                Way::Direct => libc::O_DIRECT | libc::O_NONBLOCK,
-                Way::Buffered => libc::O_NONBLOCK,
-            });
-            let opened = options.open(&file.path).ok()?;
-            let metadata = opened.metadata().ok()?;
-            if (metadata.dev(), metadata.ino()) != file.identity {
-                return None;
-            }
-            self.last = Some((file.clone(), way, opened));
+    /// The file, for direct reads, if there are any of it.
+    fn open(&mut self, file: &StoredFile) -> Option<&File> {
+        if self.direct.as_ref().is_none_or(|(identity, _)| *identity != file.identity) {
+            self.direct = Some((file.identity, open_direct(file)));
         }
-        self.last.as_ref().map(|(_, _, open)| open)
+        self.direct.as_ref().and_then(|(_, open)| open.as_ref())
     }
 }
 
-/// Copies the bytes from where they are mapped, or lie.
+/// The file opened anew, if its name still means it.
+#[cfg(target_os = "linux")]
+fn open_direct(file: &StoredFile) -> Option<File> {
+    let mut options = OpenOptions::new();
+    // A pipe that has taken the name would be waited for otherwise.
+    options.read(true).custom_flags(libc::O_DIRECT | libc::O_NONBLOCK);
+    let opened = options.open(&file.path).ok()?;
+    let metadata = opened.metadata().ok()?;
+    ((metadata.dev(), metadata.ino()) == file.identity).then_some(opened)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_direct(_: &StoredFile) -> Option<File> {
+    None
+}
+
+/// Can most of a few bytes of the file be read without waiting? Who neither owns a file nor may write it
+/// is told that all of its pages are in memory, so that is asked as well; where the system does not
+/// say, they can.
+fn is_cached(file: &StoredFile, offset: usize, len: usize) -> bool {
+    let samples = [0, len / 2, len.saturating_sub(1)];
+    let waits = samples.iter().filter(|at| would_wait(&file.file, (offset + **at) as u64)).count();
+    2 * waits <= samples.len()
+}
+
+/// Copies the bytes from where they lie.
 fn copy(span: &Span, block: &mut [u8]) -> Range<usize> {
     block[..span.num_bytes()].copy_from_slice(span.bytes());
     0..span.num_bytes()
-}
-
-fn shrunk(file: &StoredFile) -> Error {
-    Error::corrupt(&file.path, "the file shrank while it was read")
 }
 
 /// Are most of the pages of these mapped bytes in memory? A few are asked for; where the system does
@@ -189,11 +183,13 @@ fn would_wait(_: &File, _: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::sync::Arc;
 
     use super::*;
     use crate::reader::tests::{Folder, Stored, bytes};
     use crate::reader::{BLOCK_BYTES, HeapBlock, PIECE_BYTES};
+    use crate::tensor::Bytes;
 
     /// Offsets and lengths at, before and behind the ends of sectors and pieces.
     fn ranges(len: usize) -> Vec<Range<usize>> {
@@ -217,7 +213,7 @@ mod tests {
                 assert_eq!(&block[got], span.bytes(), "{way:?} {range:?}");
             }
         }
-        if opener.refuses.is_some() {
+        if opener.direct.as_ref().is_some_and(|(_, open)| open.is_none()) {
             eprintln!("SKIPPED in part: no direct reads in {}", folder.0.display());
         }
         // Not aligned: the other way.
@@ -263,6 +259,45 @@ mod tests {
             let got = Opener::default().read_by(way, &span, block.as_mut()).expect("it reads");
             assert_eq!(&block.as_mut()[got], span.bytes(), "{way:?}");
         }
+    }
+
+    /// A file that no page of is in the page cache: written directly. None where that cannot be.
+    fn cold(path: &Path, contents: &[u8]) -> Option<Stored> {
+        let (mut block, len) = (HeapBlock::default(), contents.len());
+        assert!(len.is_multiple_of(ALIGN_BYTES) && len <= BLOCK_BYTES);
+        block.as_mut()[..len].copy_from_slice(contents);
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).custom_flags(libc::O_DIRECT);
+        options.open(path).ok()?.write_all_at(&block.as_mut()[..len], 0).ok()?;
+        Some(Stored::of(path, contents))
+    }
+
+    #[test]
+    fn a_cold_file_is_read_directly_and_stays_cold() {
+        let folder = Folder::new("cold");
+        let len = 1 << 20;
+        let Some(owner) = cold(&folder.0.join("data"), &bytes(len)) else {
+            return eprintln!("SKIPPED: no direct writes in {}", folder.0.display());
+        };
+        let owner = Arc::new(owner);
+        let file = owner.file().expect("stored");
+        // Asking has the system fetch a few pages, so each place is asked of once.
+        if !would_wait(&file.file, len as u64 - 1) {
+            return eprintln!("SKIPPED: what is written directly is cached: no file is cold here");
+        }
+        let (mut opener, mut block) = (Opener::default(), HeapBlock::default());
+        let span = Span::new(owner.clone(), 5000..900_000);
+        let got = opener.read(&span, block.as_mut()).expect("it reads");
+        assert_eq!(&block.as_mut()[got.clone()], span.bytes());
+        assert_eq!(got.start, 5000 % ALIGN_BYTES, "whole sectors were read");
+        assert!(matches!(opener.direct, Some((_, Some(_)))), "not opened for direct reads");
+        let waits = [100_000, 300_000, 700_000].map(|at| would_wait(&file.file, at));
+        assert_eq!(waits, [true; 3], "the page cache has it now");
+        // Once it is cached, it is read from there.
+        file.file.read_exact_at(&mut block.as_mut()[..len], 0).expect("it reads");
+        assert!(is_cached(file, 0, len));
+        assert_eq!(opener.read(&span, block.as_mut()), Ok(0..span.num_bytes()));
+        assert_eq!(&block.as_mut()[..span.num_bytes()], span.bytes());
     }
 
     #[test]
