@@ -10,7 +10,7 @@ use qwen::checkpoint::Checkpoint;
 use qwen::reader::{HeapBlock, PIECE_BYTES, Readers, default_threads};
 
 /// As many as the CUDA backend has.
-const NUM_BLOCKS: usize = 16;
+const NUM_BLOCKS: usize = 32;
 
 fn main() {
     // Cargo adds a flag of its own.

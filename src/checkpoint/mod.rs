@@ -242,7 +242,7 @@ impl Checkpoint {
     ) -> Result<HostTensor> {
         let (dtype, ..) = self.shape(name)?;
         check_slice(slice, rows, cols)?;
-        let all = Slice { row_ranges: vec![0..rows], cols: 0..cols };
+        let all = shard::slice(shard::Split::Replicated, rows, cols, 0, 1)?;
         let whole = self.tensor(name, rows, cols, &all)?;
         let bytes = gather(
             &files::load(whole.span())?,

@@ -45,8 +45,8 @@ pub(crate) fn quantised_backend(
     limits: StepLimits,
     sizes: (usize, usize),
 ) -> Cuda {
-    // What they need is taken as they come.
-    let quantised = Some(QuantLimits::default());
+    // What they need beyond this is taken as they come; staging of the small ones is lent.
+    let quantised = Some(QuantLimits { staging_bytes: 32 << 10, ..QuantLimits::default() });
     let settings = CudaSettings { quantised, ..settings(Dtype::F16, limits, sizes) };
     Cuda::new(device.clone(), settings).expect("a backend on the GPU")
 }
@@ -56,6 +56,8 @@ fn settings(dtype: Dtype, limits: StepLimits, (mlp_width, vocab): (usize, usize)
         dtype,
         limits: StepLimits { usable_ids: vocab, ..limits },
         mlp_width,
+        // Some weights lie in it, and some beside it.
+        weight_bytes: 1 << 20,
         quantised: None,
         host_embedding: false,
         autotune: true,

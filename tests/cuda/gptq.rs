@@ -94,7 +94,7 @@ fn parts(
 }
 
 /// Writes a quantised checkpoint. Linears of the same input have it in the same order.
-fn write(folder: &Path, random: &mut Random, shape: &Shape, format: &Format) {
+pub(crate) fn write(folder: &Path, random: &mut Random, shape: &Shape, format: &Format) {
     write_json(folder, &quantised_config(shape, format));
     let mut made = Vec::new();
     let mut order_of_gate = Vec::new();
@@ -122,7 +122,7 @@ fn write(folder: &Path, random: &mut Random, shape: &Shape, format: &Format) {
     write_tensors(folder, shape.dtype, &made);
 }
 
-fn shape(heads: usize, dim: usize, width: usize) -> Shape {
+pub(crate) fn shape(heads: usize, dim: usize, width: usize) -> Shape {
     Shape {
         layers: 3,
         hidden: heads * dim,

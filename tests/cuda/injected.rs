@@ -96,8 +96,8 @@ fn refuse_memory_at_open() {
     let bystander = Bystander::new("memory");
     let before = device.free_bytes().expect("asked");
     let mut refused = 0;
-    // Every third allocation; the last of them all is beyond what an open asks for.
-    for nth in (1..).step_by(3) {
+    // Every other allocation; the last of them all is beyond what an open asks for.
+    for nth in (1..).step_by(2) {
         arm(ALLOCATE, nth);
         let opened = open(&bystander.folder);
         let came = disarm();
@@ -117,7 +117,7 @@ fn refuse_memory_at_open() {
     let after = device.free_bytes().expect("asked");
     assert!(before.abs_diff(after) < QUIET_BYTES, "{before} bytes free before, {after} after");
     bystander.goes_on("every refusal");
-    assert!(refused > 10, "an open takes more than {refused} allocations");
+    assert!(refused > 8, "an open takes more than {refused} allocations");
     eprintln!("{MARK}{refused} allocations refused");
 }
 

@@ -8,6 +8,7 @@ mod caller;
 mod checkpoint;
 #[path = "../common/mod.rs"]
 mod common;
+mod deferred;
 mod demo;
 mod device;
 mod faults;

@@ -21,6 +21,7 @@ fn untimed(device: &Device, dtype: Dtype) -> Cuda {
         dtype,
         limits: StepLimits { usable_ids: 64, ..limits(64) },
         mlp_width: 64,
+        weight_bytes: 0,
         quantised: None,
         host_embedding: false,
         autotune: false,

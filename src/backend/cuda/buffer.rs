@@ -75,6 +75,11 @@ impl DeviceVector {
     }
 }
 
+/// Bytes of a vector of `len`, both copies.
+pub(super) fn vector_bytes(len: usize) -> usize {
+    half_offset(len) + 2 * len
+}
+
 /// Bytes before the second copy of a vector of `len`.
 pub(super) fn half_offset(len: usize) -> usize {
     (len * 4).next_multiple_of(16)

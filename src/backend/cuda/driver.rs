@@ -371,6 +371,14 @@ impl Stream {
         &self.context
     }
 
+    /// Whatever is queued from now on begins after all that stood before `mark` when it was last set, on
+    /// any stream; at once if it never was.
+    pub(super) fn after(&self, mark: &Mark) -> Result<()> {
+        // SAFETY: both handles are alive; CUDA keeps what it needs of the event.
+        let result = unsafe { sys::cuStreamWaitEvent(self.handle, mark.event, 0) };
+        check(result, "order two streams")
+    }
+
     /// Sleeps until all work so far is done; the first error of that work.
     pub(super) fn wait(&self) -> Result<()> {
         self.end.set(self)?;

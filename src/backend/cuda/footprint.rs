@@ -11,7 +11,7 @@ use super::graph::bucket;
 use super::quant::Quant;
 use super::sample::TokenSampler;
 use super::step::StepInputs;
-use super::{Cuda, CudaSettings, buffer};
+use super::{Cuda, CudaSettings};
 use crate::tensor::Dtype;
 
 const MIB: u64 = 1 << 20;
@@ -54,11 +54,6 @@ impl Footprint {
     pub fn add_matrices(&mut self, count: usize, rows: usize, cols: usize, dtype: Dtype) {
         let elements = (rows as u64).saturating_mul(cols as u64);
         self.add(count, elements.saturating_mul(dtype.size_bytes() as u64));
-    }
-
-    /// A vector of `len`, as the backend keeps it, `count` times.
-    pub fn add_vectors(&mut self, count: usize, len: usize) {
-        self.add(count, (buffer::half_offset(len) + 2 * len) as u64);
     }
 
     /// Bytes taken from the device.

@@ -7,7 +7,6 @@ use parking_lot::Mutex;
 
 use super::Cuda;
 use super::buffer::{DeviceMatrix, DeviceVector, Storage, half_offset};
-use super::driver::Stream;
 use super::launch::Launcher;
 use super::memory::{DeviceMemory, PinnedMemory};
 use super::upload::{Target, Uploader};
@@ -28,8 +27,7 @@ impl Uploader {
     ) -> Result<DeviceMatrix> {
         same_dtype(source, dtype)?;
         let len = source.span().num_bytes();
-        let context = launcher.stream.context();
-        let memory = Arc::new(DeviceMemory::new(context, len, "weights")?);
+        let memory = Arc::new(self.weight_memory(len)?);
         self.copy(source.span(), &memory, Target::one(0, len))?;
         self.settle(launcher)?;
         Ok(device_matrix(memory, source.rows(), source.cols()))
@@ -50,8 +48,7 @@ impl Uploader {
         );
         let width = INTERLEAVE_ROWS * cols * dtype.size_bytes();
         let len = 2 * first.span().num_bytes();
-        let context = launcher.stream.context();
-        let memory = Arc::new(DeviceMemory::new(context, len, "weights")?);
+        let memory = Arc::new(self.weight_memory(len)?);
         for (source, offset) in [(first, 0), (second, width)] {
             self.copy(source.span(), &memory, Target { offset, width, pitch: 2 * width })?;
         }
@@ -59,10 +56,10 @@ impl Uploader {
         Ok(device_matrix(memory, 2 * rows, cols))
     }
 
-    /// A vector as f32 and in `dtype`; in place when this returns.
+    /// A vector as f32 and in `dtype`; on its way when this returns.
     pub(super) fn vector(
         &mut self,
-        stream: &Stream,
+        launcher: &Launcher,
         source: &HostTensor,
         dtype: Dtype,
     ) -> Result<DeviceVector> {
@@ -72,9 +69,36 @@ impl Uploader {
         bytes.resize(half_offset(len), 0);
         // The second copy is exact where the vector is stored in `dtype`, as published ones are.
         bytes.extend(encode(&values, dtype));
-        let memory = DeviceMemory::new(stream.context(), bytes.len(), "weights")?;
-        self.send_now(stream, &bytes, &memory, 0)?;
+        let memory = self.weight_memory(bytes.len())?;
+        self.send_now(launcher, &bytes, &memory, 0)?;
         Ok(DeviceVector { memory, len })
+    }
+
+    /// A matrix of random numbers, made on the device.
+    pub(super) fn random_matrix(
+        &mut self,
+        launcher: &Launcher,
+        normal: &Normal,
+    ) -> Result<DeviceMatrix> {
+        let memory = self.weight_memory(normal.num_bytes())?;
+        launcher.random_normal(memory.address(), normal, 0)?;
+        Ok(device_matrix(Arc::new(memory), normal.rows, normal.cols))
+    }
+
+    /// Two of one shape, interleaved as `interleaved` has them.
+    pub(super) fn random_interleaved(
+        &mut self,
+        launcher: &Launcher,
+        (first, second): (&Normal, &Normal),
+    ) -> Result<DeviceMatrix> {
+        let (rows, cols) = (first.rows, first.cols);
+        assert!(rows.is_multiple_of(INTERLEAVE_ROWS) && (second.rows, second.cols) == (rows, cols));
+        let memory = self.weight_memory(2 * first.num_bytes())?;
+        let group = INTERLEAVE_ROWS * cols;
+        let group_bytes = (group * first.dtype.size_bytes()) as u64;
+        launcher.random_normal(memory.address(), first, group)?;
+        launcher.random_normal(memory.address() + group_bytes, second, group)?;
+        Ok(device_matrix(Arc::new(memory), 2 * rows, cols))
     }
 
     /// A matrix in pinned host memory that the device reads in place.
@@ -122,30 +146,6 @@ fn device_matrix(memory: Arc<DeviceMemory>, rows: usize, cols: usize) -> DeviceM
 pub(super) fn late_weights() -> Error {
     let reason = "a bug in the library: weights after loading".to_string();
     Error::EngineFailed { reason }
-}
-
-/// A matrix of random numbers, made on the device.
-pub(super) fn random_matrix(launcher: &Launcher, normal: &Normal) -> Result<DeviceMatrix> {
-    let context = launcher.stream.context();
-    let memory = DeviceMemory::new(context, normal.num_bytes(), "weights")?;
-    launcher.random_normal(memory.address(), normal, 0)?;
-    Ok(device_matrix(Arc::new(memory), normal.rows, normal.cols))
-}
-
-/// Two of one shape, interleaved as `Uploader::interleaved` has them.
-pub(super) fn random_interleaved(
-    launcher: &Launcher,
-    (first, second): (&Normal, &Normal),
-) -> Result<DeviceMatrix> {
-    let (rows, cols) = (first.rows, first.cols);
-    assert!(rows.is_multiple_of(INTERLEAVE_ROWS) && (second.rows, second.cols) == (rows, cols));
-    let context = launcher.stream.context();
-    let memory = DeviceMemory::new(context, 2 * first.num_bytes(), "weights")?;
-    let group = INTERLEAVE_ROWS * cols;
-    let group_bytes = (group * first.dtype.size_bytes()) as u64;
-    launcher.random_normal(memory.address(), first, group)?;
-    launcher.random_normal(memory.address() + group_bytes, second, group)?;
-    Ok(device_matrix(Arc::new(memory), 2 * rows, cols))
 }
 
 fn same_dtype(source: &HostTensor, dtype: Dtype) -> Result<()> {

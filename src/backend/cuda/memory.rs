@@ -39,9 +39,16 @@ impl Rows {
     }
 }
 
-/// Bytes on a device. Not initialised unless it says so.
-pub(super) struct DeviceMemory {
+/// Device memory as CUDA gave it.
+struct Allocation {
     context: Arc<Context>,
+    address: sys::CUdeviceptr,
+}
+
+/// Bytes on a device: an allocation, or a part of one, which is freed with the last of its parts. Not
+/// initialised unless it says so.
+pub(super) struct DeviceMemory {
+    allocation: Arc<Allocation>,
     address: sys::CUdeviceptr,
     len_bytes: usize,
 }
@@ -69,7 +76,8 @@ impl DeviceMemory {
             });
         }
         check(result, ALLOCATE)?;
-        Ok(DeviceMemory { context: Arc::clone(context), address, len_bytes })
+        let allocation = Arc::new(Allocation { context: Arc::clone(context), address });
+        Ok(DeviceMemory { allocation, address, len_bytes })
     }
 
     /// The same, all bytes zero.
@@ -81,6 +89,16 @@ impl DeviceMemory {
         let memory = DeviceMemory::new(stream.context(), len_bytes, purpose)?;
         memory.clear(stream)?;
         Ok(memory)
+    }
+
+    /// Bytes `range` of it.
+    pub(super) fn part(&self, range: Range<usize>) -> DeviceMemory {
+        assert!(range.start <= range.end && range.end <= self.len_bytes, "outside the memory");
+        DeviceMemory {
+            allocation: Arc::clone(&self.allocation),
+            address: self.address + range.start as u64,
+            len_bytes: range.len(),
+        }
     }
 
     /// Queues zeros for all of it.
@@ -185,7 +203,7 @@ fn strided_copy(to: sys::CUdeviceptr, start: *const c_void, rows: &Rows) -> sys:
     }
 }
 
-impl Drop for DeviceMemory {
+impl Drop for Allocation {
     fn drop(&mut self) {
         // Whatever still uses the memory, where a load was given up half-way.
         self.context.finish();

@@ -29,12 +29,16 @@ mod peek;
 mod pending;
 mod prefill;
 mod quant;
+mod ring;
 mod sample;
+mod settings;
 mod skinny;
+mod staging;
 mod step;
 mod tensor_map;
 mod tuning;
 mod upload;
+mod weights;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -52,36 +56,18 @@ pub use packed::{PackedMatrix, QuantLimits, packed_bytes};
 use prefill::PrefillAttention;
 use quant::Quant;
 use sample::TokenSampler;
+pub use settings::{CudaSettings, HEAD_DIMS};
 use step::StepInputs;
 pub use step::StepLimits;
 use upload::Uploader;
+pub use weights::WeightBytes;
 
 use super::random::{Normal, RandomCodes};
 use super::{Backend, BufferKind, HeadShape, KvSpec, RopeStep, StepStart};
 use crate::batch::{Batch, Output};
 use crate::error::{Error, Result};
 use crate::quant::QuantTensor;
-use crate::tensor::{Dtype, HostTensor};
-
-/// Head sizes that the attention kernels are made for.
-pub const HEAD_DIMS: [usize; 2] = [64, 128];
-
-/// What the backend is made for, decided when an engine is opened.
-#[derive(Debug, Clone, Copy)]
-pub struct CudaSettings {
-    /// Element type of weights, activations and cache: bf16 or f16.
-    pub dtype: Dtype,
-    /// Extents of the largest step.
-    pub limits: StepLimits,
-    /// Half the columns of the largest gate-and-up product on this rank.
-    pub mlp_width: usize,
-    /// What quantised linears need; none where the model has none.
-    pub quantised: Option<QuantLimits>,
-    /// Keep the embedding table in host memory.
-    pub host_embedding: bool,
-    /// Time cuBLAS's algorithms and keep the fastest; else its first suggestions are taken.
-    pub autotune: bool,
-}
+use crate::tensor::HostTensor;
 
 /// The CUDA backend of one rank.
 pub struct Cuda {
@@ -145,7 +131,10 @@ impl Cuda {
         let sampler = TokenSampler::new(&stream, &kernels, &limits)?;
         let quant = settings
             .quantised
-            .map(|quantised| Quant::new(&stream, &kernels, &quantised, limits.max_tokens));
+            .map(|quantised| Quant::new(&stream, &kernels, &quantised, limits.max_tokens))
+            .transpose()?;
+        let mut uploader = Uploader::new(&context, settings.weight_bytes)?;
+        quant.iter().for_each(|quant| uploader.lend(quant.dense_memory()));
         Ok(Cuda {
             settings,
             graphs: HashMap::new(),
@@ -157,8 +146,8 @@ impl Cuda {
             sampler,
             angles: RopeTables { cos: table()?, sin: table()? },
             gate_up,
-            quant: quant.transpose()?,
-            uploader: Some(Uploader::new(&context)?),
+            quant,
+            uploader: Some(uploader),
             rehearsed: HashSet::new(),
             recording: None,
             pending: VecDeque::with_capacity(2),
@@ -236,11 +225,13 @@ impl Backend for Cuda {
     }
 
     fn random_matrix(&mut self, normal: &Normal) -> Result<Weight> {
-        load::random_matrix(&self.launcher, normal).map(Weight::Plain)
+        let (uploader, launcher, _) = self.uploader()?;
+        uploader.random_matrix(launcher, normal).map(Weight::Plain)
     }
 
     fn random_gate_up(&mut self, gate: &Normal, up: &Normal) -> Result<GateUp> {
-        load::random_interleaved(&self.launcher, (gate, up)).map(Weight::Plain).map(GateUp)
+        let (uploader, launcher, _) = self.uploader()?;
+        uploader.random_interleaved(launcher, (gate, up)).map(Weight::Plain).map(GateUp)
     }
 
     fn random_quantised_matrix(&mut self, codes: &RandomCodes) -> Result<Weight> {
@@ -254,7 +245,7 @@ impl Backend for Cuda {
 
     fn vector(&mut self, source: &HostTensor) -> Result<DeviceVector> {
         let (uploader, launcher, dtype) = self.uploader()?;
-        uploader.vector(&launcher.stream, source, dtype)
+        uploader.vector(launcher, source, dtype)
     }
 
     fn buffer(&mut self, kind: BufferKind, max_rows: usize, cols: usize) -> Result<DeviceBuffer> {

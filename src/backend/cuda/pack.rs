@@ -6,22 +6,21 @@
 //! inputs of no number, which x has a zero for. So any order and any size of group fits; the published
 //! ones need neither padding nor another order.
 //!
-//! The published form of one matrix at a time goes to staging memory and is packed from there: beside
-//! the packed weights, the device holds of it the largest matrix, or pair; for as long as that grows,
-//! the one before, too.
+//! The published form of a matrix, or pair, goes to staging memory and is packed from there, while that of
+//! the next one comes (see `staging`).
 
 use std::sync::Arc;
 
 use super::kernels::Kernel;
 use super::launch::{Config, Launcher};
 use super::memory::DeviceMemory;
-use super::packed::{CHUNK_INPUTS, Form, PackedMatrix};
+use super::packed::{CHUNK_INPUTS, Form, PackedMatrix, STAGING_ALIGN_BYTES};
 use super::quant::Width;
 use super::upload::{Target, Uploader};
 use crate::backend::random::RandomCodes;
 use crate::error::{Error, Result};
 use crate::quant::QuantTensor;
-use crate::tensor::{Dtype, HostTensor};
+use crate::tensor::{Dtype, HostTensor, Span};
 
 /// In place of an input, or a group: there is none.
 const NONE: u32 = u32::MAX;
@@ -29,8 +28,6 @@ const NONE: u32 = u32::MAX;
 const UNITS: [usize; 3] = [128, 64, 32];
 /// Rows of the first of two matrices, then of the second, that lie side by side.
 const INTERLEAVE_ROWS: usize = 8;
-/// Parts of a published form begin on multiples of this in staging memory.
-const ALIGN_BYTES: usize = 256;
 const THREADS: u32 = 256;
 
 /// The largest unit that groups of these lengths are made of; the last may be cut short.
@@ -138,7 +135,7 @@ impl Layout {
 
     /// Room for `len` bytes: where it begins.
     fn add(&mut self, len: usize) -> usize {
-        let start = self.len_bytes.next_multiple_of(ALIGN_BYTES);
+        let start = self.len_bytes.next_multiple_of(STAGING_ALIGN_BYTES);
         self.len_bytes = start + len;
         start
     }
@@ -165,10 +162,10 @@ impl Packer<'_> {
         };
         let mut matrix = self.empty(form, sources[0].inputs(), &order)?;
         if let Some(bias) = common_bias(sources) {
-            matrix.bias = Some(self.uploader.vector(&self.launcher.stream, &bias, Dtype::F16)?);
+            matrix.bias = Some(self.uploader.vector(self.launcher, &bias, Dtype::F16)?);
         }
         let layout = Layout::new(sources, &order);
-        let staging = self.uploader.staging(layout.len_bytes)?;
+        let (index, staging) = self.uploader.staging(layout.len_bytes)?;
         let base = staging.address();
         let mut arguments = Arguments {
             columns: sources[0].outputs() as u32,
@@ -180,14 +177,17 @@ impl Packer<'_> {
             let zeros = source.zeros().map(|zeros| (zeros.span(), layout.zeros[index]));
             let scales = (source.scales().span(), layout.scales[index]);
             let codes = (source.codes().span(), layout.codes[index]);
-            for (span, start) in [Some(scales), zeros, Some(codes)].into_iter().flatten() {
-                self.uploader.copy(span, &staging, Target::one(start, span.num_bytes()))?;
+            let target = |(span, start): (&Span, usize)| Target::one(start, span.num_bytes());
+            self.uploader.copy(scales.0, &staging, target(scales))?;
+            if let Some(zeros) = zeros {
+                self.uploader.copy_made(zeros.0, &staging, target(zeros))?;
             }
+            self.uploader.copy(codes.0, &staging, target(codes))?;
             arguments.scales[index] = base + scales.1 as u64;
             arguments.zeros[index] = zeros.map_or(0, |(_, start)| base + start as u64);
             arguments.codes[index] = base + codes.1 as u64;
         }
-        self.pack(self.widths[form.width()].pack, arguments, &matrix, staging)?;
+        self.pack(self.widths[form.width()].pack, arguments, &matrix, (index, staging))?;
         Ok(matrix)
     }
 
@@ -205,7 +205,7 @@ impl Packer<'_> {
             has_zeros: false,
         };
         let matrix = self.empty(form, first.inputs, &order)?;
-        let staging = self.uploader.staging(order.group_of.len() * 4)?;
+        let (index, staging) = self.uploader.staging(order.group_of.len() * 4)?;
         let mut arguments = Arguments {
             columns: first.outputs as u32,
             scale: u32::from(first.scale().to_bits()),
@@ -216,19 +216,18 @@ impl Packer<'_> {
             *to = source.seed;
         }
         self.uploader.send(encode(&order.group_of), &staging, 0);
-        self.pack(self.widths[form.width()].random, arguments, &matrix, staging)?;
+        self.pack(self.widths[form.width()].random, arguments, &matrix, (index, staging))?;
         Ok(matrix)
     }
 
     /// Memory for a packed matrix, and the order of its inputs.
     fn empty(&mut self, form: Form, inputs: usize, order: &Order) -> Result<PackedMatrix> {
-        let stream = &self.launcher.stream;
-        let memory = Arc::new(DeviceMemory::new(stream.context(), form.num_bytes(), "weights")?);
+        let memory = Arc::new(self.uploader.weight_memory(form.num_bytes())?);
         let mut matrix = PackedMatrix { memory, form, inputs, order: None, bias: None };
         if !order.is_plain {
             let words = encode(&order.inputs);
-            let memory = DeviceMemory::new(stream.context(), words.len(), "weights")?;
-            self.uploader.send_now(stream, &words, &memory, 0)?;
+            let memory = self.uploader.weight_memory(words.len())?;
+            self.uploader.send_now(self.launcher, &words, &memory, 0)?;
             matrix.order = Some(Arc::new(memory));
         }
         Ok(matrix)
@@ -240,13 +239,13 @@ impl Packer<'_> {
         kernel: Kernel,
         arguments: Arguments,
         matrix: &PackedMatrix,
-        staging: Arc<DeviceMemory>,
+        (index, staging): (usize, Arc<DeviceMemory>),
     ) -> Result<()> {
         let grid = (arguments.k / CHUNK_INPUTS as u32, matrix.form.tiles() as u32, 1);
         let config =
             Config { grid, threads: THREADS, shared_bytes: 0, cooperative: false, cluster: 1 };
         let kept = (staging, Arc::clone(&matrix.memory), matrix.order.clone());
-        self.uploader.run(move |launcher| {
+        self.uploader.run(index, move |launcher| {
             launcher.launch_struct(kernel, config, &arguments)?;
             // What the kernel reads and writes has not been freed: memory waits for it then.
             drop(kept);
@@ -293,8 +292,9 @@ fn common_bias(sources: &[&QuantTensor]) -> Option<HostTensor> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::packed::staging_bytes;
     use super::*;
-    use crate::quant::{Bits, Groups};
+    use crate::quant::{Bits, Groups, QuantConfig};
     use crate::tensor::HostWords;
 
     fn tensor(inputs: usize, groups: Groups) -> QuantTensor {
@@ -319,6 +319,40 @@ mod tests {
         let two = Layout::new(&[&source, &with_zeros], &order);
         assert_eq!((two.scales, two.codes), ([256, 2560], [512, 3072]));
         assert_eq!((two.zeros[1], two.len_bytes), (2816, 5120));
+    }
+
+    /// What is set aside for the published form of a linear holds it, and not much more.
+    #[test]
+    fn staging_memory_is_as_long_as_what_is_staged() {
+        for (bits, outputs, inputs, size, symmetric) in [
+            (Bits::Four, 512, 512, 128, true),
+            (Bits::Four, 64, 576, 128, false),
+            (Bits::Eight, 128, 96, 32, true),
+            (Bits::Eight, 64, 1024, 64, false),
+        ] {
+            let group_size = Some(size);
+            let format =
+                QuantConfig { bits, group_size, desc_act: false, symmetric, zero_offset: 1 };
+            let rows = inputs / bits.codes_per_word();
+            let num_groups = inputs.div_ceil(size);
+            let codes = HostWords::from_vec(rows, outputs, vec![0; rows * outputs * 4]);
+            let halves = || vec![0; num_groups * outputs * 2];
+            let scales = HostTensor::from_vec(Dtype::F16, num_groups, outputs, halves());
+            let mut source = QuantTensor::new(bits, codes, scales, Groups::Runs(size));
+            if !symmetric {
+                let zeros = HostTensor::from_vec(Dtype::F16, num_groups, outputs, halves());
+                source = source.with_zeros(zeros);
+            }
+            let order = Order::of(&source);
+            for sources in [vec![&source], vec![&source, &source]] {
+                let len = Layout::new(&sources, &order).len_bytes;
+                let room = staging_bytes(&format, sources.len() * outputs, inputs);
+                assert!(
+                    len <= room && room < len + 4096,
+                    "{len} bytes, room for {room}: {format:?}"
+                );
+            }
+        }
     }
 
     /// Every input once, each in a unit of its own group.

@@ -11,6 +11,10 @@ use crate::quant::{Bits, QuantConfig};
 /// Inputs of a chunk and rows of a tile.
 pub(super) const CHUNK_INPUTS: usize = 128;
 pub(super) const TILE_ROWS: usize = 64;
+/// Parts of a published form begin on multiples of this in staging memory.
+pub(super) const STAGING_ALIGN_BYTES: usize = 256;
+/// The most of them: groups of units, and scales, zeros and codes of two matrices.
+const STAGING_PARTS: usize = 7;
 
 /// What a packed matrix looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +88,8 @@ pub struct PackedMatrix {
 pub struct QuantLimits {
     /// Elements of the largest linear, padding included.
     pub dense_elements: usize,
+    /// Bytes of the published form of the largest one, which loading stages.
+    pub staging_bytes: usize,
     /// Inputs, with padding, of the widest linear whose inputs are reordered or padded; 0: of none.
     pub gathered_inputs: usize,
 }
@@ -96,12 +102,34 @@ impl QuantLimits {
         let gathered = linears.iter().filter(|(_, inputs)| is_reordered(format, *inputs));
         QuantLimits {
             dense_elements: forms().map(|form| form.rows * form.cols).max().unwrap_or(0),
+            staging_bytes: linears
+                .iter()
+                .map(|&(rows, inputs)| staging_bytes(format, rows, inputs))
+                .max()
+                .unwrap_or(0),
             gathered_inputs: gathered
                 .map(|(_, inputs)| inputs.next_multiple_of(CHUNK_INPUTS))
                 .max()
                 .unwrap_or(0),
         }
     }
+
+    /// Elements of the matrix that holds a linear dequantised, and two published forms while loading.
+    pub(super) fn room_elements(&self) -> usize {
+        self.dense_elements.max(self.staging_bytes)
+    }
+}
+
+/// Bytes of the published form of a linear of `rows` outputs, one matrix or two, in staging memory; a
+/// little more for what lies between its parts.
+pub(super) fn staging_bytes(format: &QuantConfig, rows: usize, inputs: usize) -> usize {
+    let form = Form::expected(format, rows, inputs);
+    let tables = if form.has_zeros { 2 } else { 1 };
+    let units = form.cols / CHUNK_INPUTS * form.groups * size_of::<u32>();
+    let scales = format.num_groups(inputs) * rows * size_of::<u16>();
+    let codes = rows * inputs * format.bits.count() / 8;
+    let parts = units + tables * scales + codes;
+    (parts + STAGING_PARTS * STAGING_ALIGN_BYTES).next_multiple_of(STAGING_ALIGN_BYTES)
 }
 
 /// Have the inputs of such a linear another order, or padding?

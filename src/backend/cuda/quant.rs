@@ -82,7 +82,7 @@ pub(super) struct Quant {
     widths: [Width; 2],
     gather: Kernel,
     add_bias: [Kernel; 2],
-    /// The matrix that cuBLAS multiplies by, f16.
+    /// The matrix that cuBLAS multiplies by, f16; staging memory while weights are loaded.
     dense: DeviceMatrix,
     /// Elements that it has room for.
     dense_elements: usize,
@@ -106,8 +106,8 @@ impl Quant {
             widths: [Width::new(kernels, Bits::Four)?, Width::new(kernels, Bits::Eight)?],
             gather: kernels.get("quant_gather", 0)?,
             add_bias: [bias("f16")?, bias("f32")?],
-            dense: dense(stream, limits.dense_elements)?,
-            dense_elements: limits.dense_elements,
+            dense: dense(stream, limits.room_elements())?,
+            dense_elements: limits.room_elements(),
             gathered: gathered.transpose()?,
             max_tokens,
         })
@@ -115,7 +115,7 @@ impl Quant {
 
     /// Bytes of each allocation that `new` makes.
     pub(super) fn device_bytes(limits: &QuantLimits, max_tokens: usize) -> [usize; 2] {
-        [2 * limits.dense_elements, 2 * limits.gathered_inputs * max_tokens]
+        [2 * limits.room_elements(), 2 * limits.gathered_inputs * max_tokens]
     }
 
     /// Packs a matrix, or two as one whose rows are interleaved in eights.
@@ -259,7 +259,7 @@ impl Quant {
         launcher.launch(kernel, config(grid, DEQUANTISE_THREADS), &arguments)
     }
 
-    /// Where `dequantise` leaves a matrix. For tests.
+    /// Where `dequantise` leaves a matrix.
     pub(super) fn dense_memory(&self) -> &DeviceMemory {
         match &self.dense.storage {
             Storage::Device(memory) => memory,

@@ -1,10 +1,11 @@
 //! The way of weights to the device: a queue of what is to be brought, in order, and how it moves.
 //!
 //! Bytes of the checkpoint are read by several threads into a ring of pinned blocks, which the device
-//! copies from while the next ones are read; a block is filled again once an event says that its copy
-//! is done. What is queued behind the bytes (packing codes) is launched when the
-//! last of them has been sent: copies and kernels run in the order of one stream, so that the staging
-//! memory can be used again by whatever comes after.
+//! copies from while the next ones are read. What is queued behind the bytes (packing codes) is launched
+//! when the last of them has been sent. Copies have a stream of their own, which nothing but copies ever
+//! holds up; kernels run on the launcher's, each after the copies that were sent before it. Packing takes
+//! turns with two staging memories, and copies into one wait until it has been packed from: that is
+//! while the other one is filled.
 //!
 //! In a load, weights are given out before they are in place (`begin_load`), and readers run ahead over
 //! tensors. Memory that a queued task writes or reads is kept by it.
@@ -18,14 +19,17 @@ use parking_lot::Mutex;
 use super::driver::{Context, Mark, Stream};
 use super::launch::Launcher;
 use super::memory::{DeviceMemory, PinnedMemory, Rows};
+use super::ring::{Ring, send_marked};
+use super::staging::Stagings;
+use super::weights::WeightMemory;
 use crate::error::Result;
-use crate::reader::{BLOCK_BYTES, Filled, PIECE_BYTES, Readers, default_threads};
+use crate::reader::{Filled, PIECE_BYTES};
 use crate::tensor::Span;
 
-/// Blocks of the ring. Each thread fills one; as many again wait for their copy, or travel.
-const NUM_BLOCKS: usize = 16;
-/// Of each of the two blocks for what is no weight matrix.
-const SMALL_BYTES: usize = 1 << 20;
+/// Blocks for what is no weight matrix: seven are used in a layer, and none is waited for that was sent
+/// two layers before.
+const NUM_SMALL: usize = 16;
+const SMALL_BYTES: usize = 256 << 10;
 const PURPOSE: &str = "upload of weights";
 
 /// A kernel, or several, that what was queued before is for.
@@ -36,23 +40,15 @@ pub(super) type SharedPinned = Arc<Mutex<PinnedMemory>>;
 
 enum Task {
     /// The readers' next span goes to the device.
-    Copy {
-        to: Arc<DeviceMemory>,
-        rows: Rows,
-    },
+    Copy { to: Arc<DeviceMemory>, rows: Rows, is_stored: bool },
     /// The readers' next span goes to host memory, from this byte on.
-    Keep {
-        to: SharedPinned,
-        offset: usize,
-        len: usize,
-    },
+    Keep { to: SharedPinned, offset: usize, len: usize },
     /// A few bytes that are no weights.
-    Send {
-        bytes: Vec<u8>,
-        to: Arc<DeviceMemory>,
-        offset: usize,
-    },
-    Run(Work),
+    Send { bytes: Vec<u8>, to: Arc<DeviceMemory>, offset: usize },
+    /// What is copied from here on goes to this staging memory.
+    Enter(usize),
+    /// Packs from it.
+    Run(Work, usize),
 }
 
 impl Task {
@@ -61,17 +57,17 @@ impl Task {
         match self {
             Task::Copy { rows, .. } => Some(rows.num_bytes()),
             Task::Keep { len, .. } => Some(*len),
-            Task::Send { .. } | Task::Run(_) => None,
+            Task::Send { .. } | Task::Enter(_) | Task::Run(..) => None,
         }
     }
-}
 
-/// Readers and their pinned blocks.
-struct Ring {
-    readers: Readers<PinnedMemory>,
-    /// Blocks on their way, oldest first.
-    sent: VecDeque<(Mark, PinnedMemory)>,
-    idle_marks: Vec<Mark>,
+    /// How many of these bytes of the checkpoint's.
+    fn stored_bytes(&self) -> usize {
+        match self {
+            Task::Copy { is_stored: false, .. } => 0,
+            _ => self.read_bytes().unwrap_or(0),
+        }
+    }
 }
 
 /// A block for small things, and the mark behind its last copy.
@@ -85,22 +81,28 @@ pub(super) struct Uploader {
     tasks: VecDeque<Task>,
     /// Bytes that the tasks still read.
     pending_bytes: u64,
-    /// Bytes brought that `advance` has not told of yet.
+    /// Bytes of the checkpoint brought that `advance` has not told of yet.
     untold_bytes: u64,
     /// Weights are given out before they are in place.
     is_deferred: bool,
     /// Made when the first matrix is read.
     ring: Option<Ring>,
-    small: [Small; 2],
+    small: Vec<Small>,
     next_small: usize,
+    weights: WeightMemory,
     /// Memory on the device from which weights are packed.
-    staging: Option<Arc<DeviceMemory>>,
+    stagings: Stagings,
+    copies: Stream,
+    /// Behind copies that kernels wait for.
+    copied: Mark,
+    /// There are copies that the launcher's stream does not wait for.
+    is_ahead: bool,
     context: Arc<Context>,
 }
 
 impl Uploader {
-    /// Takes little pinned memory, and none of the device's.
-    pub(super) fn new(context: &Arc<Context>) -> Result<Uploader> {
+    /// Takes `weight_bytes` of the device's memory for weights, and little pinned memory.
+    pub(super) fn new(context: &Arc<Context>, weight_bytes: u64) -> Result<Uploader> {
         let small = || -> Result<Small> {
             let block = PinnedMemory::new(context, SMALL_BYTES, PURPOSE)?;
             Ok(Small { block, mark: Mark::new(context)? })
@@ -111,9 +113,13 @@ impl Uploader {
             untold_bytes: 0,
             is_deferred: false,
             ring: None,
-            small: [small()?, small()?],
+            small: (0..NUM_SMALL).map(|_| small()).collect::<Result<_>>()?,
             next_small: 0,
-            staging: None,
+            weights: WeightMemory::new(context, weight_bytes)?,
+            stagings: Stagings::new(context)?,
+            copies: Stream::new(context)?,
+            copied: Mark::new(context)?,
+            is_ahead: false,
             context: Arc::clone(context),
         })
     }
@@ -123,35 +129,58 @@ impl Uploader {
         self.is_deferred = true;
     }
 
-    /// Staging memory of at least `len_bytes`, for what is queued next; it belongs to one matrix after
-    /// the other.
-    pub(super) fn staging(&mut self, len_bytes: usize) -> Result<Arc<DeviceMemory>> {
-        if let Some(memory) = self.staging.take_if(|memory| memory.len_bytes() >= len_bytes) {
-            self.staging = Some(Arc::clone(&memory));
-            return Ok(memory);
-        }
-        // Tasks that still need the one before have it.
-        self.staging = None;
-        let memory = Arc::new(DeviceMemory::new(&self.context, len_bytes, PURPOSE)?);
-        self.staging = Some(Arc::clone(&memory));
-        Ok(memory)
+    /// Memory for a weight of `len_bytes`.
+    pub(super) fn weight_memory(&mut self, len_bytes: usize) -> Result<DeviceMemory> {
+        self.weights.take(len_bytes)
     }
 
-    /// Gives it back, so that there is never more than weights beside it.
+    /// Lets staging use `memory` until the load ends.
+    pub(super) fn lend(&mut self, memory: &DeviceMemory) {
+        self.stagings.lend(memory);
+    }
+
+    /// Staging memory of at least `len_bytes`, for what is queued next; and its number, for `run`.
+    pub(super) fn staging(&mut self, len_bytes: usize) -> Result<(usize, Arc<DeviceMemory>)> {
+        let (index, memory) = self.stagings.next(&self.context, len_bytes)?;
+        self.tasks.push_back(Task::Enter(index));
+        Ok((index, memory))
+    }
+
+    /// Gives it back.
     pub(super) fn free_staging(&mut self) {
-        self.staging = None;
+        self.stagings.free();
     }
 
-    /// Queues `span`, in rows of `to_rows.width` bytes that go `to_rows.pitch` apart.
+    /// Queues `span`, in rows of `target.width` bytes that go `target.pitch` apart.
     pub(super) fn copy(
         &mut self,
         span: &Span,
         to: &Arc<DeviceMemory>,
         target: Target,
     ) -> Result<()> {
+        self.copy_told(span, to, target, true)
+    }
+
+    /// The same of bytes that were made of the checkpoint's, and of which `advance` does not tell.
+    pub(super) fn copy_made(
+        &mut self,
+        span: &Span,
+        to: &Arc<DeviceMemory>,
+        target: Target,
+    ) -> Result<()> {
+        self.copy_told(span, to, target, false)
+    }
+
+    fn copy_told(
+        &mut self,
+        span: &Span,
+        to: &Arc<DeviceMemory>,
+        target: Target,
+        is_stored: bool,
+    ) -> Result<()> {
         for range in pieces(span.num_bytes(), target.width) {
             let rows = target.rows(&range);
-            self.read(span.part(range), Task::Copy { to: Arc::clone(to), rows })?;
+            self.read(span.part(range), Task::Copy { to: Arc::clone(to), rows, is_stored })?;
         }
         Ok(())
     }
@@ -171,7 +200,7 @@ impl Uploader {
             None => Ring::new(&self.context)?,
         };
         self.pending_bytes += span.num_bytes() as u64;
-        self.ring.insert(ring).readers.ask(span);
+        self.ring.insert(ring).ask(span);
         self.tasks.push_back(task);
         Ok(())
     }
@@ -181,9 +210,13 @@ impl Uploader {
         self.tasks.push_back(Task::Send { bytes, to: Arc::clone(to), offset });
     }
 
-    /// Queues `work`, which keeps the memory that it is about.
-    pub(super) fn run(&mut self, work: impl FnOnce(&Launcher) -> Result<()> + Send + 'static) {
-        self.tasks.push_back(Task::Run(Box::new(work)));
+    /// Queues `work`, which packs from staging memory `staging`, and keeps the memory that it is about.
+    pub(super) fn run(
+        &mut self,
+        staging: usize,
+        work: impl FnOnce(&Launcher) -> Result<()> + Send + 'static,
+    ) {
+        self.tasks.push_back(Task::Run(Box::new(work), staging));
     }
 
     /// Brings what was queued, unless `advance` will.
@@ -197,16 +230,19 @@ impl Uploader {
         Ok(())
     }
 
-    /// Brings the next piece, unless at most `ahead_bytes` are still to be read: the bytes brought since
-    /// it was asked last.
+    /// Brings the next piece of the checkpoint, unless at most `ahead_bytes` are still to be read: its
+    /// bytes. None: if nothing is left, whatever the launcher launches finds the weights in place.
     pub(super) fn advance(&mut self, launcher: &Launcher, ahead_bytes: u64) -> Result<Option<u64>> {
         self.context.enter()?;
         self.run_ready(launcher)?;
-        if self.untold_bytes == 0 && self.pending_bytes > ahead_bytes {
+        while self.untold_bytes == 0 && self.pending_bytes > ahead_bytes {
             self.step(launcher)?;
             self.run_ready(launcher)?;
         }
         let told = std::mem::take(&mut self.untold_bytes);
+        if told == 0 && self.tasks.is_empty() {
+            self.join(launcher)?;
+        }
         Ok((told > 0).then_some(told))
     }
 
@@ -221,44 +257,66 @@ impl Uploader {
     /// The first task.
     fn step(&mut self, launcher: &Launcher) -> Result<()> {
         let Some(task) = self.tasks.pop_front() else { return Ok(()) };
-        let read_bytes = task.read_bytes().unwrap_or(0) as u64;
-        self.pending_bytes -= read_bytes;
-        self.untold_bytes += read_bytes;
+        self.pending_bytes -= task.read_bytes().unwrap_or(0) as u64;
+        self.untold_bytes += task.stored_bytes() as u64;
         match task {
-            Task::Send { bytes, to, offset } => {
-                self.send_now(&launcher.stream, &bytes, &to, offset)
+            Task::Send { bytes, to, offset } => self.send_now(launcher, &bytes, &to, offset),
+            Task::Enter(staging) => self.enter(launcher, staging),
+            Task::Run(work, staging) => {
+                self.join(launcher)?;
+                work(launcher)?;
+                self.stagings.leave(staging, &launcher.stream)
             }
-            Task::Run(work) => work(launcher),
-            Task::Copy { to, rows } => {
-                self.ring.as_mut().map_or(Ok(()), |ring| ring.copy(&launcher.stream, &to, rows))
+            Task::Copy { to, rows, .. } => {
+                self.is_ahead = true;
+                self.ring.as_mut().map_or(Ok(()), |ring| ring.copy(&self.copies, &to, rows))
             }
             Task::Keep { to, offset, len } => self.ring.as_mut().map_or(Ok(()), |ring| {
                 let Filled { mut block, range } = ring.next()?;
                 let from = &block.bytes_mut()[range];
                 to.lock().bytes_mut()[offset..offset + len].copy_from_slice(from);
-                ring.readers.give_back(block);
+                ring.give_back(block);
                 Ok(())
             }),
         }
     }
 
+    /// The copies after this one wait for whoever uses the staging memory: in a load the packing before,
+    /// otherwise perhaps the products that it is lent from.
+    fn enter(&self, launcher: &Launcher, staging: usize) -> Result<()> {
+        if !self.is_deferred {
+            self.stagings.leave(staging, &launcher.stream)?;
+        }
+        self.stagings.enter(staging, &self.copies)
+    }
+
+    /// What is launched from now on comes after all copies so far.
+    fn join(&mut self, launcher: &Launcher) -> Result<()> {
+        if std::mem::take(&mut self.is_ahead) {
+            self.copied.set(&self.copies)?;
+            launcher.stream.after(&self.copied)?;
+        }
+        Ok(())
+    }
+
     /// Sends bytes at once. Whatever is queued here comes later.
     pub(super) fn send_now(
         &mut self,
-        stream: &Stream,
+        launcher: &Launcher,
         bytes: &[u8],
         to: &DeviceMemory,
         offset: usize,
     ) -> Result<()> {
+        self.is_ahead = true;
         for (index, part) in bytes.chunks(SMALL_BYTES).enumerate() {
             let Small { block, mark } = &mut self.small[self.next_small];
             mark.wait()?;
             block.bytes_mut()[..part.len()].copy_from_slice(part);
             let rows = Rows::one(offset + index * SMALL_BYTES, part.len());
-            send_marked(stream, to, (block, 0), (rows, mark))?;
-            self.next_small = 1 - self.next_small;
+            send_marked(&self.copies, to, (block, 0), (rows, mark))?;
+            self.next_small = (self.next_small + 1) % NUM_SMALL;
         }
-        Ok(())
+        if self.is_deferred { Ok(()) } else { self.join(launcher) }
     }
 }
 
@@ -267,67 +325,6 @@ impl Drop for Uploader {
         // A load that was given up may still copy from the blocks.
         self.context.finish();
     }
-}
-
-impl Ring {
-    fn new(context: &Arc<Context>) -> Result<Ring> {
-        let blocks = (0..NUM_BLOCKS).map(|_| PinnedMemory::new(context, BLOCK_BYTES, PURPOSE));
-        let readers = Readers::start(blocks.collect::<Result<_>>()?, default_threads())?;
-        Ok(Ring { readers, sent: VecDeque::new(), idle_marks: Vec::new() })
-    }
-
-    /// Queues the copy of the next span.
-    fn copy(&mut self, stream: &Stream, to: &DeviceMemory, rows: Rows) -> Result<()> {
-        let Filled { block, range } = self.next()?;
-        assert_eq!(range.len(), rows.num_bytes(), "another span than was asked for");
-        let mark = match self.idle_marks.pop() {
-            Some(mark) => mark,
-            None => Mark::new(stream.context())?,
-        };
-        send_marked(stream, to, (&block, range.start), (rows, &mark))?;
-        self.sent.push_back((mark, block));
-        Ok(())
-    }
-
-    /// The next span, when it has been read. Blocks whose copies are done go back to the readers first;
-    /// where none is left for them, or the span is not there yet, the oldest copy is waited for.
-    fn next(&mut self) -> Result<Filled<PinnedMemory>> {
-        while let Some((mark, _)) = self.sent.front()
-            && mark.is_reached()?
-        {
-            self.take_back();
-        }
-        loop {
-            if let Some(filled) = self.readers.try_take() {
-                return filled;
-            }
-            let Some((mark, _)) = self.sent.front() else { return self.readers.take() };
-            mark.wait()?;
-            self.take_back();
-        }
-    }
-
-    /// The oldest block, whose copy is done, can be filled again.
-    fn take_back(&mut self) {
-        if let Some((mark, block)) = self.sent.pop_front() {
-            self.idle_marks.push(mark);
-            self.readers.give_back(block);
-        }
-    }
-}
-
-/// Queues a copy out of `block`, and `mark` behind it. After an error no copy is under way.
-fn send_marked(
-    stream: &Stream,
-    to: &DeviceMemory,
-    (block, start): (&PinnedMemory, usize),
-    (rows, mark): (Rows, &Mark),
-) -> Result<()> {
-    let sent = to.upload_rows(stream, rows, block, start).and_then(|()| mark.set(stream));
-    if sent.is_err() {
-        let _ = stream.wait();
-    }
-    sent
 }
 
 /// Where a span goes: rows of `width` bytes, `pitch` apart, from `offset` on.

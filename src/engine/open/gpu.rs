@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use super::target::{Needs, unsupported};
 use super::{FEWEST_PAGES, kv_token_bytes, limits};
 use crate::backend::cuda::{
-    Cuda, CudaSettings, Device, Footprint, HEAD_DIMS, QuantLimits, StepLimits, has_nccl,
-    packed_bytes,
+    Cuda, CudaSettings, Device, Footprint, HEAD_DIMS, QuantLimits, StepLimits, WeightBytes,
+    has_nccl, packed_bytes,
 };
 use crate::batch::PAGE_TOKENS;
 use crate::engine::EngineOptions;
@@ -96,15 +96,20 @@ impl Gpu {
 
     /// Weights and workspace.
     fn least_bytes(&self, options: &EngineOptions, needs: &Needs<'_>) -> u64 {
-        self.weight_bytes(needs).saturating_add(self.workspace_bytes(needs.config, options))
+        self.weight_bytes(needs.config).saturating_add(self.workspace_bytes(needs.config, options))
     }
 
-    /// Weights on the device, each tensor an allocation.
-    pub(super) fn weight_bytes(&self, needs: &Needs<'_>) -> u64 {
-        let config = needs.config;
+    /// Weights on the device.
+    pub(super) fn weight_bytes(&self, config: &ModelConfig) -> u64 {
+        let mut taken = Footprint::default();
+        taken.add(1, self.weights(config).num_bytes());
+        taken.num_bytes()
+    }
+
+    fn weights(&self, config: &ModelConfig) -> WeightBytes {
         let (layers, hidden) = (config.num_layers, config.hidden_size);
         let tables = if self.host_embedding { 1 } else { 2 };
-        let mut taken = Footprint::default();
+        let mut taken = WeightBytes::default();
         taken.add_matrices(tables, config.vocab_size, hidden, self.dtype);
         for (rows, cols) in linears(config) {
             let Some(format) = &config.quantisation else {
@@ -117,7 +122,7 @@ impl Gpu {
         }
         taken.add_vectors(2 * layers + 1, hidden);
         taken.add_vectors(layers, qkv_cols(config));
-        taken.num_bytes()
+        taken
     }
 
     /// Everything else on the device but the KV cache.
@@ -165,6 +170,7 @@ impl Gpu {
                 usable_ids,
             },
             mlp_width: config.intermediate_size,
+            weight_bytes: self.weights(config).num_bytes(),
             quantised: config.quantisation.map(|format| QuantLimits::of(&format, &linears(config))),
             host_embedding: self.host_embedding,
             autotune: options.autotune,

@@ -129,7 +129,7 @@ impl Target {
             Target::Fast if is_cut_copy => stored.saturating_mul(2),
             Target::Fast => stored,
             #[cfg(feature = "cuda")]
-            Target::Cuda(gpu) => gpu.weight_bytes(needs),
+            Target::Cuda(gpu) => gpu.weight_bytes(needs.config),
         }
     }
 
