@@ -4,12 +4,15 @@
 //   weights              from there to the last byte
 //   after them           cache, timing of products, recording of decode steps
 //
+// What the engine says of itself, finer, comes first (its log lines).
+//
 // The rate of the weights is what `benches/reading.rs` is held against.
 
 #include <chrono>
 #include <cstdio>
 #include <exception>
 #include <string>
+#include <string_view>
 
 #include "qwen.hpp"
 
@@ -74,6 +77,9 @@ int main(int argc, char **argv) {
             }
             set(options, setting.substr(0, equals), setting.substr(equals + 1));
         }
+        options.log(QWEN_LOG_INFO, [](int32_t, std::string_view, std::string_view text) {
+            std::printf("%.*s\n", int(text.size()), text.data());
+        });
         load(argv[1], options);
     } catch (const std::exception &error) {
         std::fprintf(stderr, "load-time: %s\n", error.what());

@@ -2,9 +2,10 @@
 #![allow(clippy::expect_used, clippy::panic)]
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use qwen::engine::session::{Flow, Session};
-use qwen::engine::{Engine, EngineOptions};
+use qwen::engine::{Engine, EngineOptions, LogHook, LogLevel};
 use qwen::error::Error;
 
 fn data(name: &str) -> PathBuf {
@@ -59,6 +60,43 @@ fn a_vocabulary_far_shorter_than_the_model_is_refused_without_further_evidence()
     let error = fails(&folder, &options);
     std::fs::remove_dir_all(&folder).expect("clean up");
     assert!(error.to_string().contains("it is cut short"), "{error}");
+}
+
+/// The vocabulary is read beside the rest; what is told does not depend on which is quicker.
+#[test]
+fn a_bad_vocabulary_is_told_of_after_all_else_that_is_bad() {
+    let folder = copy("tiny/plain-f32", "precedence");
+    std::fs::write(folder.join("qwen.tiktoken"), "no vocabulary").expect("written");
+    let options = EngineOptions::default();
+    let of_vocabulary = fails(&folder, &options);
+    assert!(of_vocabulary.to_string().contains("qwen.tiktoken"), "{of_vocabulary}");
+    let too_large = EngineOptions { kv_cache_tokens: u32::MAX as usize, ..options.clone() };
+    assert!(matches!(fails(&folder, &too_large), Error::OutOfHostMemory { .. }));
+    let wrong = EngineOptions { backend: "abacus".to_string(), ..options.clone() };
+    assert!(matches!(fails(&folder, &wrong), Error::Option { .. }));
+    std::fs::remove_file(folder.join("model.safetensors")).expect("removed");
+    assert!(fails(&folder, &options).to_string().contains("model.safetensors"));
+    std::fs::remove_file(folder.join("config.json")).expect("removed");
+    assert!(fails(&folder, &options).to_string().contains("config.json"));
+    std::fs::remove_dir_all(&folder).expect("clean up");
+}
+
+#[test]
+fn opening_tells_how_long_its_parts_took() {
+    let heard: Arc<Mutex<Vec<String>>> = Arc::default();
+    let ears = Arc::clone(&heard);
+    let log: LogHook = Arc::new(move |level, _, line| {
+        if level == LogLevel::Info {
+            ears.lock().expect("nobody panics").push(line.to_string());
+        }
+    });
+    let opened =
+        Engine::open(&data("tiny/plain-f32"), &EngineOptions::default(), Some(log), &mut |_| true);
+    drop(opened.expect("it opens"));
+    let lines = heard.lock().expect("nobody panics");
+    let stages = ["opened in ", "files and device ", "vocabulary", "weights ", "after them "];
+    let line = lines.iter().find(|line| stages.iter().all(|stage| line.contains(stage)));
+    assert!(line.is_some(), "{lines:?}");
 }
 
 #[test]

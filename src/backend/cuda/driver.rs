@@ -115,13 +115,18 @@ impl Device {
 }
 
 impl Device {
-    /// Bytes of its memory that a new context finds free: none where there is no room for one.
-    pub fn free_bytes(&self) -> Result<u64> {
+    /// A new context on it; none where there is no room for one.
+    pub fn context(&self) -> Result<Option<Arc<Context>>> {
         match Context::new(self.clone()) {
-            Ok(context) => Ok(context.memory()?.0),
-            Err(Error::Device { code, .. }) if code == OUT_OF_MEMORY => Ok(0),
+            Ok(context) => Ok(Some(context)),
+            Err(Error::Device { code, .. }) if code == OUT_OF_MEMORY => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Bytes of its memory that a new context finds free.
+    pub fn free_bytes(&self) -> Result<u64> {
+        self.context()?.map_or(Ok(0), |context| context.free_bytes())
     }
 }
 
@@ -177,7 +182,7 @@ fn device_name(device: sys::CUdevice) -> Result<String> {
 }
 
 /// A context of this library's own on one device. It ends with the last `Arc`.
-pub(super) struct Context {
+pub struct Context {
     pub(super) device: Device,
     handle: sys::CUcontext,
 }
@@ -213,6 +218,11 @@ impl Context {
         let _ = self.enter();
         // SAFETY: only waits; the context is current.
         let _ = unsafe { sys::cuCtxSynchronize() };
+    }
+
+    /// Free bytes of device memory.
+    pub fn free_bytes(&self) -> Result<u64> {
+        Ok(self.memory()?.0)
     }
 
     /// Free and total bytes of device memory.

@@ -1,8 +1,7 @@
 //! What an engine takes of a device's memory, told before it takes it.
 //!
 //! The sizes of buffers are known, and how CUDA rounds them; what code and recorded steps take are
-//! constants. The context itself is counted nowhere: what is free is asked inside another one, which has
-//! taken as much.
+//! constants. The context itself is counted nowhere: what is free is asked inside it.
 
 use super::blas::WORKSPACE_BYTES;
 use super::decode::DecodeAttention;

@@ -41,11 +41,12 @@ mod upload;
 mod weights;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 
 pub use buffer::{DeviceBuffer, DeviceKv, DeviceMatrix, DeviceVector, GateUp, Weight};
 use decode::DecodeAttention;
-pub use driver::{CallerContext, Device, has_nccl};
-use driver::{Context, Mark, Stream};
+pub use driver::{CallerContext, Context, Device, has_nccl};
+use driver::{Mark, Stream};
 pub use footprint::Footprint;
 use gemm::Gemm;
 use graph::{Graph, bucket};
@@ -107,10 +108,14 @@ struct Pending {
 }
 
 impl Cuda {
-    /// A backend on `device`. Takes its workspaces at once, so that what is free afterwards can be
-    /// counted on.
+    /// A backend on `device`, in a context of its own.
     pub fn new(device: Device, settings: CudaSettings) -> Result<Cuda> {
-        let context = Context::new(device)?;
+        Cuda::in_context(Context::new(device)?, settings)
+    }
+
+    /// A backend in `context`. Takes its workspaces at once, so that what is free afterwards can be
+    /// counted on.
+    pub fn in_context(context: Arc<Context>, settings: CudaSettings) -> Result<Cuda> {
         let stream = Stream::new(&context)?;
         let kernels = Kernels::load(&context)?;
         let limits = settings.limits;
@@ -165,7 +170,7 @@ impl Cuda {
         Ok(host)
     }
 
-    fn context(&self) -> &std::sync::Arc<Context> {
+    fn context(&self) -> &Arc<Context> {
         self.launcher.stream.context()
     }
 

@@ -1,12 +1,16 @@
 //! One CUDA device as the target of a model: can it run it, what fits, and its backend.
 
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use super::stages::Stages;
 use super::target::{Needs, unsupported};
 use super::{FEWEST_PAGES, kv_token_bytes, limits};
 use crate::backend::cuda::{
-    Cuda, CudaSettings, Device, Footprint, HEAD_DIMS, QuantLimits, StepLimits, WeightBytes,
-    has_nccl, packed_bytes,
+    Context, Cuda, CudaSettings, Device, Footprint, HEAD_DIMS, QuantLimits, StepLimits,
+    WeightBytes, has_nccl, packed_bytes,
 };
 use crate::batch::PAGE_TOKENS;
 use crate::engine::EngineOptions;
@@ -26,8 +30,11 @@ pub(super) struct Gpu {
     device: Device,
     dtype: Dtype,
     host_embedding: bool,
-    /// Free before anything is allocated, beside a context.
+    /// The engine's; none where there is no room for one.
+    context: Option<Arc<Context>>,
+    /// What it finds free before anything is allocated.
     free_bytes: u64,
+    stages: Mutex<Stages>,
 }
 
 impl Gpu {
@@ -58,7 +65,9 @@ impl Gpu {
             let reason = "one device runs one rank: must be 1 on CUDA".to_string();
             return Err(wrong("tensor_parallel", reason));
         }
+        let mut stages = Stages::begin();
         let device = Device::open(index)?;
+        stages.end("driver");
         let needed = Cuda::block_shared_bytes(config.head_dim);
         if needed > device.block_shared_bytes || device.num_sms < MIN_SMS {
             let reason = format!(
@@ -68,8 +77,17 @@ impl Gpu {
             );
             return Err(Error::NoDevice { device: format!("cuda:{index}"), reason });
         }
-        let free_bytes = device.free_bytes()?;
-        let mut gpu = Gpu { device, dtype: needs.dtype, host_embedding: false, free_bytes };
+        let context = device.context()?;
+        let free_bytes = context.as_ref().map_or(Ok(0), |context| context.free_bytes())?;
+        stages.end("context");
+        let mut gpu = Gpu {
+            device,
+            dtype: needs.dtype,
+            host_embedding: false,
+            context,
+            free_bytes,
+            stages: Mutex::new(stages),
+        };
         gpu.host_embedding = gpu.choose_embedding(options, needs)?;
         let cache = options.kv_cache_tokens.max(FEWEST_PAGES * PAGE_TOKENS) as u64;
         let cache_bytes = cache.saturating_mul(gpu.kv_token_bytes(config));
@@ -197,7 +215,20 @@ impl Gpu {
         options: &EngineOptions,
         usable_ids: usize,
     ) -> Result<Cuda> {
-        Cuda::new(self.device.clone(), self.settings(config, options, usable_ids))
+        let settings = self.settings(config, options, usable_ids);
+        let mut stages = self.stages.lock();
+        stages.skip();
+        let cuda = match &self.context {
+            Some(context) => Cuda::in_context(Arc::clone(context), settings),
+            None => Cuda::new(self.device.clone(), settings),
+        };
+        stages.end("kernels and memory");
+        cuda
+    }
+
+    /// How long these took.
+    pub(super) fn stages(&self) -> String {
+        self.stages.lock().to_string()
     }
 
     pub(super) fn name(&self) -> String {

@@ -6,14 +6,20 @@
 //! | variable | option |
 //! |---|---|
 //! | `QWEN_NUM_THREADS` | `num_threads` |
+//!
+//! The vocabulary is read on a thread of its own beside all else that comes before the weights. Its errors
+//! are told after those of options, configuration, files, device and memory, whichever is found first.
 
 #[cfg(feature = "cuda")]
 mod gpu;
+mod stages;
 mod target;
 mod weights;
 
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::json;
 
@@ -30,6 +36,7 @@ use crate::model::config::ModelConfig;
 use crate::model::generation::GenerationConfig;
 use crate::model::{Limits, Placement, Rank};
 use crate::text::tokenizer::Tokenizer;
+use stages::Stages;
 use target::{CallerContext, Needs, Target, load_rank};
 use weights::ModelWeights;
 
@@ -69,12 +76,23 @@ pub(crate) fn open(
 ) -> Result<Engine> {
     // This is a thread of the host program: its own use of CUDA must not notice ours.
     let caller = CallerContext::save();
-    let (mut plan, options) = plan(folder, options)?;
+    options.validate()?;
+    let mut stages = Stages::begin();
+    let (planned, tokenizer) = beside(
+        || Tokenizer::open(folder),
+        || {
+            let planned = plan(folder, options);
+            stages.end("files and device");
+            planned
+        },
+    );
+    let (mut plan, options) = planned?;
     if !plan.estimate.fits {
         let needed = needed_bytes(&plan.estimate);
         return Err(plan.target.too_small(needed, plan.estimate.available_bytes));
     }
-    let tokenizer = Arc::new(Tokenizer::open(folder)?);
+    let tokenizer = Arc::new(tokenizer?);
+    stages.end("vocabulary, beside them until now");
     check_vocabulary(folder, &tokenizer, &plan)?;
     plan.usable_ids = tokenizer.num_tokens().min(plan.config.vocab_size);
     if let Some(log) = &log {
@@ -84,7 +102,13 @@ pub(crate) fn open(
             caller.during(|| log(LogLevel::Warn, "engine", what));
         }
     }
-    let ranks = load_ranks(&mut plan, &options, (&caller, progress))?;
+    let ranks = load_ranks(&mut plan, &options, (&caller, progress), &mut stages)?;
+    if let Some(log) = &log {
+        let inner = plan.target.stages();
+        let inner = if inner.is_empty() { inner } else { format!("; of these {inner}") };
+        let line = format!("opened in {:.3} s: {stages}{inner}", stages.total_s());
+        caller.during(|| log(LogLevel::Info, "engine", &line));
+    }
     Engine::start(EngineParts {
         info: info(folder, &plan, &options),
         tokenizer,
@@ -97,15 +121,30 @@ pub(crate) fn open(
     })
 }
 
+/// Does `first` on a thread of its own while this one does `second`; the results of both.
+fn beside<A: Send, B>(first: impl Fn() -> A + Sync, second: impl FnOnce() -> B) -> (B, A) {
+    std::thread::scope(|scope| {
+        let builder = std::thread::Builder::new().name("qwen-vocabulary".to_string());
+        let thread = builder.spawn_scoped(scope, &first);
+        let second = second();
+        let first = match thread {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            // No thread to be had: one after the other.
+            Err(_) => first(),
+        };
+        (second, first)
+    })
+}
+
 /// See `Engine::estimate`.
 pub(crate) fn estimate(folder: &Path, options: &EngineOptions) -> Result<Estimate> {
     let _caller = CallerContext::save();
+    options.validate()?;
     Ok(plan(folder, options)?.0.estimate)
 }
 
-/// Reads headers and configuration, no weights. Also the options, with what they left open.
+/// Reads headers and configuration, no weights. Also the options, which are valid, with what they left open.
 fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)> {
-    options.validate()?;
     let mut options = options.clone();
     let config = ModelConfig::open(folder)?;
     let generation = GenerationConfig::open(folder)?;
@@ -249,20 +288,30 @@ fn load_ranks(
     plan: &mut Plan,
     options: &EngineOptions,
     (caller, progress): (&CallerContext, &mut dyn FnMut(LoadProgress) -> bool),
+    stages: &mut Stages,
 ) -> Result<Vec<Box<dyn Rank>>> {
     let world = options.tensor_parallel;
     let comm: Arc<dyn Comm> = if world == 1 { Arc::new(Solo) } else { Threads::new(world) };
     let total_bytes = plan.weights.total_bytes;
     let mut done_bytes = 0;
+    let mut told: Option<(Instant, Instant)> = None;
     // Replicated tensors are read once a rank, copied ones twice, but the total counts them once.
     let mut advance = |bytes: u64| {
         done_bytes = (done_bytes + bytes).min(total_bytes);
+        let now = Instant::now();
+        told.get_or_insert((now, now)).1 = now;
         caller.during(|| progress(LoadProgress { done_bytes, total_bytes }))
     };
     plan.weights.bring(plan.source, &mut advance)?;
-    (0..world)
+    let ranks = (0..world)
         .map(|rank| load_rank(plan, options, &comm, Placement { rank, world }, &mut advance))
-        .collect()
+        .collect();
+    if let Some((first, last)) = told {
+        stages.end_at("until the first weights", first);
+        stages.end_at("weights", last);
+    }
+    stages.end("after them");
+    ranks
 }
 
 /// What the engine opens, in a line.

@@ -171,6 +171,15 @@ impl Target {
         }
     }
 
+    /// How long its parts took to open, in a line; empty where there is nothing to tell.
+    pub(super) fn stages(&self) -> String {
+        match self {
+            Target::Fast | Target::Reference => String::new(),
+            #[cfg(feature = "cuda")]
+            Target::Cuda(gpu) => gpu.stages(),
+        }
+    }
+
     /// For `Engine::info`.
     pub(super) fn info(&self) -> Value {
         match self {
