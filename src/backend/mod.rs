@@ -126,6 +126,11 @@ pub trait Backend: Send {
         Ok(None)
     }
 
+    /// What loading waited for, in seconds and a few words; empty where there is nothing to tell.
+    fn load_report(&self) -> &str {
+        ""
+    }
+
     /// Makes a weight matrix ready. `Error::OutOfHostMemory` when it must be copied and cannot.
     fn matrix(&mut self, source: &HostTensor) -> Result<Self::Matrix>;
     /// Makes the embedding table ready, of which only a few rows are read in a step.

@@ -24,7 +24,8 @@ use shard::Slice;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Source {
     /// Memory map, shared with other processes. The files must not be shortened or rewritten
-    /// while the checkpoint is open: the operating system would end the process (SIGBUS).
+    /// while the checkpoint is open: the operating system would end the process (SIGBUS). Each file
+    /// stays open as well, for those who read it rather than the map, as loads to a GPU do.
     #[default]
     Map,
     /// Read into memory of this process at open; the files may change afterwards.

@@ -43,6 +43,11 @@ pub trait Rank: Send {
         false
     }
 
+    /// `Backend::load_report`.
+    fn load_report(&self) -> &str {
+        ""
+    }
+
     /// One whole step for its logits, `[logits_rows, vocab_size]` on rank 0.
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
         let mut output = Output { logits: std::mem::take(logits), ..Output::default() };
@@ -197,6 +202,10 @@ impl<B: Backend> Rank for Model<B> {
 
     fn draws_tokens(&self) -> bool {
         B::DRAWS
+    }
+
+    fn load_report(&self) -> &str {
+        self.backend.load_report()
     }
 }
 

@@ -131,6 +131,7 @@ impl Cuda {
     pub(super) fn end_load(&mut self) -> Result<()> {
         if let Some(uploader) = &mut self.uploader {
             uploader.finish(&self.launcher)?;
+            self.load_report = uploader.report();
         }
         self.launcher.stream.wait()?;
         self.uploader = None;

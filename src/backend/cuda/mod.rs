@@ -58,8 +58,8 @@ use prefill::PrefillAttention;
 use quant::Quant;
 use sample::TokenSampler;
 pub use settings::{CudaSettings, HEAD_DIMS};
-use step::StepInputs;
 pub use step::StepLimits;
+use step::{Pending, StepInputs};
 use upload::Uploader;
 pub use weights::WeightBytes;
 
@@ -85,6 +85,8 @@ pub struct Cuda {
     angles: RopeTables,
     gate_up: DeviceBuffer,
     uploader: Option<Uploader>,
+    /// What it waited for.
+    load_report: String,
     /// Rows of decode steps that have run unrecorded, as each does once: products are timed then.
     rehearsed: HashSet<usize>,
     /// Rows of the graph that is being recorded.
@@ -97,14 +99,6 @@ pub struct Cuda {
     replayed: bool,
     /// The first op of this step that could not be queued.
     failed: Option<Error>,
-}
-
-/// A step on its way.
-struct Pending {
-    turn: usize,
-    tokens: usize,
-    /// Where no tokens are drawn: the logits on the host.
-    logits: Option<PinnedMemory>,
 }
 
 impl Cuda {
@@ -153,6 +147,7 @@ impl Cuda {
             gate_up,
             quant,
             uploader: Some(uploader),
+            load_report: String::new(),
             rehearsed: HashSet::new(),
             recording: None,
             pending: VecDeque::with_capacity(2),
@@ -200,6 +195,10 @@ impl Backend for Cuda {
     fn advance(&mut self, ahead_bytes: u64) -> Result<Option<u64>> {
         let (uploader, launcher, _) = self.uploader()?;
         uploader.advance(launcher, ahead_bytes)
+    }
+
+    fn load_report(&self) -> &str {
+        &self.load_report
     }
 
     fn matrix(&mut self, source: &HostTensor) -> Result<Weight> {

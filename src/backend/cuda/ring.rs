@@ -2,7 +2,9 @@
 //! again once an event says that its copy is done.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::driver::{Context, Mark, Stream};
 use super::memory::{DeviceMemory, PinnedMemory, Rows};
@@ -21,14 +23,39 @@ pub(super) struct Ring {
     /// Blocks on their way, oldest first.
     sent: VecDeque<(Mark, PinnedMemory)>,
     idle_marks: Vec<Mark>,
+    waits: Waits,
+}
+
+/// How long the loading thread took to make the ring, and waited in it: for readers, while they had
+/// blocks; for copies, while these had them all.
+#[derive(Default, Clone, Copy)]
+pub(super) struct Waits {
+    made: Duration,
+    for_readers: Duration,
+    for_copies: Duration,
+}
+
+impl fmt::Display for Waits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [made, readers, copies] =
+            [self.made, self.for_readers, self.for_copies].map(|time| time.as_secs_f64());
+        write!(f, "pinned blocks {made:.3}, waits for readers {readers:.3}, for copies {copies:.3}")
+    }
 }
 
 impl Ring {
     /// Starts the threads.
     pub(super) fn new(context: &Arc<Context>) -> Result<Ring> {
+        let start = Instant::now();
         let blocks = (0..NUM_BLOCKS).map(|_| PinnedMemory::new(context, BLOCK_BYTES, PURPOSE));
         let readers = Readers::start(blocks.collect::<Result<_>>()?, default_threads())?;
-        Ok(Ring { readers, sent: VecDeque::new(), idle_marks: Vec::new() })
+        let waits = Waits { made: start.elapsed(), ..Waits::default() };
+        Ok(Ring { readers, sent: VecDeque::new(), idle_marks: Vec::new(), waits })
+    }
+
+    /// So far.
+    pub(super) fn waits(&self) -> Waits {
+        self.waits
     }
 
     /// Asks for a span, after all before it.
@@ -66,8 +93,18 @@ impl Ring {
             if let Some(filled) = self.readers.try_take() {
                 return filled;
             }
-            let Some((mark, _)) = self.sent.front() else { return self.readers.take() };
+            let start = Instant::now();
+            let waited = match self.sent.len() {
+                NUM_BLOCKS => &mut self.waits.for_copies,
+                _ => &mut self.waits.for_readers,
+            };
+            let Some((mark, _)) = self.sent.front() else {
+                let filled = self.readers.take();
+                *waited += start.elapsed();
+                return filled;
+            };
             mark.wait()?;
+            *waited += start.elapsed();
             self.take_back();
         }
     }

@@ -124,6 +124,11 @@ impl Uploader {
         })
     }
 
+    /// What the load waited for so far, in words; empty where nothing was read.
+    pub(super) fn report(&self) -> String {
+        self.ring.as_ref().map_or_else(String::new, |ring| ring.waits().to_string())
+    }
+
     /// From now on weights are queued and brought by `advance`.
     pub(super) fn begin_load(&mut self) {
         self.is_deferred = true;

@@ -105,8 +105,13 @@ pub(crate) fn open(
     let ranks = load_ranks(&mut plan, &options, (&caller, progress), &mut stages)?;
     if let Some(log) = &log {
         let inner = plan.target.stages();
-        let inner = if inner.is_empty() { inner } else { format!("; of these {inner}") };
-        let line = format!("opened in {:.3} s: {stages}{inner}", stages.total_s());
+        let waits = ranks.first().map_or("", |rank| rank.load_report());
+        let parts = [inner.as_str(), waits].map(|part| match part {
+            "" => String::new(),
+            part => format!("; of these {part}"),
+        });
+        let total_s = stages.total_s();
+        let line = format!("opened in {total_s:.3} s: {stages}{}", parts.concat());
         caller.during(|| log(LogLevel::Info, "engine", &line));
     }
     Engine::start(EngineParts {
