@@ -2,7 +2,7 @@
 // what they do with a product. Either may follow the other where a norm is divided between them.
 #pragma once
 
-#include "common.cuh"
+#include "exchange.cuh"
 
 namespace qwen::linear {
 
@@ -14,7 +14,17 @@ namespace qwen::linear {
 //              8 gate rows, then the up rows of the same 8 outputs; no bias
 //   ADD_NORM:  out += y (+ bias), weighted [rows, n] T = out * gain [n] / range, squares = sums of
 //              out^2
-enum Epilogue : uint32_t { BIAS = 0, STORE_F32 = 1, ADD_F32 = 2, GATE_UP = 3, ADD_NORM = 4 };
+//   SEND:      out [rows, n] f32  = y (+ bias), which also goes to all other ranks, for the sum
+//   over
+//              them that is the next call of their exchange
+enum Epilogue : uint32_t {
+    BIAS = 0,
+    STORE_F32 = 1,
+    ADD_F32 = 2,
+    GATE_UP = 3,
+    ADD_NORM = 4,
+    SEND = 5
+};
 
 struct Arguments {
     const void *weights; //  0  [n, k]: T row-major, or packed
@@ -22,7 +32,7 @@ struct Arguments {
     const float *bias;   // 16  [n], or null
     void *out;           // 24  see above
     const float *gain;   // 32  [n], the weight of the norm that follows (ADD_NORM only)
-    void *weighted;      // 40  [rows, n] T (ADD_NORM only)
+    void *weighted;      // 40  [rows, n] T (ADD_NORM); exchange::Peers, on the device (SEND)
     float *squares;      // 48  of an ADD_NORM, sums of eight: [rows, 2 * tiles of 16 outputs]
     uint32_t rows, n, k; // 56
     uint32_t epilogue;   // 68
@@ -68,6 +78,24 @@ template <typename T> __device__ inline float row_scale(const Arguments &a, uint
     sum = warp_sum(sum);
     // The last term is 0, or makes a number of what is none: the product would be 0 otherwise.
     return weighted_range<T> / sqrtf(sum / static_cast<float>(a.k) + a.epsilon) + 0.0f * sum;
+}
+
+// The call that SEND sends for: known when the kernel before has ended.
+__device__ inline uint32_t next_call(const Arguments &a) {
+    const auto *peers = static_cast<const exchange::Peers *>(a.weighted);
+    return a.epilogue == SEND ? __ldcg(&peers->calls->count) : 0;
+}
+
+// SEND's part that the others get, of output `at`.
+template <int VECTOR>
+__device__ inline void send(const Arguments &a, uint32_t call, const float (&y)[VECTOR],
+                            uint64_t at) {
+    exchange::Numbers<VECTOR> v;
+#pragma unroll
+    for (int i = 0; i < VECTOR; i++)
+        v.at[i] = y[i];
+    exchange::send(*static_cast<const exchange::Peers *>(a.weighted), call, exchange::sendable(v),
+                   at);
 }
 
 __device__ inline float gated(float gate, float up) { return up * (gate / (1.0f + expf(-gate))); }

@@ -30,8 +30,10 @@ struct Item {
 // What the epilogue adds and multiplies by; may be loaded while the weights still come.
 struct Ahead {
     float stream[4], gain[2];
+    uint32_t call; // of SEND
 
     __device__ void load(const Arguments &a, const Item &item) {
+        call = next_call(a);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const bool adds = a.epilogue == ADD_F32 || a.epilogue == ADD_NORM;
@@ -74,6 +76,8 @@ __device__ inline void finish(const Arguments &a, const Item &item, float (&y)[4
             static_cast<__half *>(a.out)[at] = __float2half_rn(y[i]);
         else
             static_cast<float *>(a.out)[at] = y[i];
+        if (a.epilogue == SEND)
+            send(a, ahead.call, {y[i]}, at);
         if (a.epilogue == ADD_NORM)
             static_cast<__half *>(a.weighted)[at] =
                 __float2half_rn(weigh<__half>(y[i], ahead.gain[i / 2]));

@@ -50,8 +50,10 @@ struct Place {
 // What the epilogue adds to and multiplies by, loaded while the weights still come.
 struct Ahead {
     float4 stream[2], gain[2];
+    uint32_t call; // of SEND
 
     __device__ void load(const Arguments &m, uint32_t tile, Item item, bool wanted) {
+        call = next_call(m);
         stream[0] = stream[1] = gain[0] = gain[1] = make_float4(0, 0, 0, 0);
         if (!wanted || (m.epilogue != ADD_F32 && m.epilogue != ADD_NORM))
             return;
@@ -71,15 +73,17 @@ struct Ahead {
 // Four neighbouring outputs of a row; returns the sum of their squares, for ADD_NORM.
 template <typename T>
 __device__ inline float store(const Arguments &m, uint64_t at, uint32_t n, float4 y, float4 stream,
-                              float4 gain) {
+                              float4 gain, uint32_t call) {
     if (m.epilogue == BIAS) {
         if (m.bias)
             y = y + __ldg(reinterpret_cast<const float4 *>(m.bias + n));
         store_rounded<T>(m.out, at, y);
         return 0;
     }
-    y = stream + y; // zero, for STORE_F32
+    y = stream + y; // zero, for STORE_F32 and SEND
     *reinterpret_cast<float4 *>(static_cast<float *>(m.out) + at) = y;
+    if (m.epilogue == SEND)
+        send(m, call, {y.x, y.y, y.z, y.w}, at);
     if (m.epilogue == ADD_NORM)
         store_rounded<T>(m.weighted, at,
                          make_float4(weigh<T>(y.x, gain.x), weigh<T>(y.y, gain.y),
@@ -103,7 +107,7 @@ __device__ inline void finish(const Arguments &m, uint32_t tile, Item item, cons
     for (int half = 0; half <= place.has_second; half++)
         sum += store<T>(m, place.at + 8 * half, place.n + 8 * half, half ? y[1] : y[0],
                         half ? ahead.stream[1] : ahead.stream[0],
-                        half ? ahead.gain[1] : ahead.gain[0]);
+                        half ? ahead.gain[1] : ahead.gain[0], ahead.call);
     if (m.epilogue == ADD_NORM)
         m.squares[squares_at(item.row, tile * TILE_ROWS, m.n) + item.r / 4] = sum;
 }
