@@ -69,10 +69,13 @@ pub struct StoredFile {
 /// Owner of tensor bytes.
 pub type ByteOwner = Arc<dyn Bytes>;
 
-/// Some bytes of an owner.
+/// Some bytes of an owner: together, or cut out of it in several pieces, one after the other.
 #[derive(Clone)]
 pub struct Span {
     owner: ByteOwner,
+    /// The pieces, if there are several.
+    pieces: Option<Arc<[Range<usize>]>>,
+    /// Of the owner; where there are pieces, of these laid end to end.
     range: Range<usize>,
 }
 
@@ -80,12 +83,61 @@ impl Span {
     /// Bytes `range` of `owner`. Panics when that has fewer.
     pub fn new(owner: ByteOwner, range: Range<usize>) -> Span {
         assert!(range.start <= range.end && range.end <= owner.bytes().len(), "outside its owner");
-        Span { owner, range }
+        Span { owner, pieces: None, range }
     }
 
-    /// The bytes.
+    /// Bytes `pieces` of `owner`, in this order. Panics when that has fewer.
+    pub fn of_pieces(owner: ByteOwner, pieces: impl Iterator<Item = Range<usize>>) -> Span {
+        let mut joined: Vec<Range<usize>> = Vec::new();
+        for piece in pieces {
+            assert!(piece.start <= piece.end && piece.end <= owner.bytes().len(), "outside");
+            match joined.last_mut() {
+                Some(last) if last.end == piece.start => last.end = piece.end,
+                _ => joined.push(piece),
+            }
+        }
+        match &joined[..] {
+            [] => Span::new(owner, 0..0),
+            [one] => Span::new(owner, one.clone()),
+            _ => {
+                let range = 0..joined.iter().map(Range::len).sum();
+                Span { owner, pieces: Some(joined.into()), range }
+            }
+        }
+    }
+
+    /// The bytes. Panics where they are in pieces: whoever wants them so has them joined before.
     pub fn bytes(&self) -> &[u8] {
+        assert!(!self.is_cut(), "bytes that do not lie together");
         &self.owner.bytes()[self.range.clone()]
+    }
+
+    /// Are they in pieces?
+    pub fn is_cut(&self) -> bool {
+        self.pieces.is_some()
+    }
+
+    /// Which bytes of the owner they are, in order.
+    pub fn ranges(&self) -> impl Iterator<Item = Range<usize>> {
+        let Range { start, end } = self.range;
+        let whole = std::slice::from_ref(&self.range);
+        let (pieces, mut at) = match &self.pieces {
+            Some(pieces) => (&pieces[..], 0),
+            None => (whole, start),
+        };
+        let inside = pieces.iter().map(move |piece| {
+            // `at` is where the piece begins in the row of all of them.
+            let from = start.clamp(at, at + piece.len()) - at;
+            let to = end.clamp(at, at + piece.len()) - at;
+            at += piece.len();
+            piece.start + from..piece.start + to
+        });
+        inside.filter(|range| !range.is_empty())
+    }
+
+    /// Whose bytes they are.
+    pub fn owner(&self) -> &ByteOwner {
+        &self.owner
     }
 
     /// How many.
@@ -97,7 +149,7 @@ impl Span {
     pub fn part(&self, range: Range<usize>) -> Span {
         assert!(range.start <= range.end && range.end <= self.range.len(), "outside the span");
         let start = self.range.start;
-        Span { owner: self.owner.clone(), range: start + range.start..start + range.end }
+        Span { range: start + range.start..start + range.end, ..self.clone() }
     }
 
     /// The file they are mapped from, and the first one's offset in it.
@@ -126,8 +178,14 @@ impl HostTensor {
         owner: ByteOwner,
         range: Range<usize>,
     ) -> HostTensor {
-        assert_eq!(range.len(), rows * cols * dtype.size_bytes(), "tensor window has a wrong size");
-        HostTensor { dtype, rows, cols, span: Span::new(owner, range) }
+        HostTensor::of_span(dtype, rows, cols, Span::new(owner, range))
+    }
+
+    /// A tensor of these bytes, which may be in pieces. Panics as `new` does.
+    pub fn of_span(dtype: Dtype, rows: usize, cols: usize, span: Span) -> HostTensor {
+        let len = rows * cols * dtype.size_bytes();
+        assert_eq!(span.num_bytes(), len, "tensor window has a wrong size");
+        HostTensor { dtype, rows, cols, span }
     }
 
     /// A tensor that owns its bytes.
@@ -179,8 +237,13 @@ pub struct HostWords {
 impl HostWords {
     /// A window of `owner`. Panics as `HostTensor::new` does.
     pub fn new(rows: usize, cols: usize, owner: ByteOwner, range: Range<usize>) -> HostWords {
-        assert_eq!(range.len(), rows * cols * 4, "window of words has a wrong size");
-        HostWords { rows, cols, span: Span::new(owner, range) }
+        HostWords::of_span(rows, cols, Span::new(owner, range))
+    }
+
+    /// Words of these bytes, which may be in pieces. Panics as `new` does.
+    pub fn of_span(rows: usize, cols: usize, span: Span) -> HostWords {
+        assert_eq!(span.num_bytes(), rows * cols * 4, "window of words has a wrong size");
+        HostWords { rows, cols, span }
     }
 
     /// Words that own their bytes.
@@ -239,5 +302,34 @@ pub fn decode_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
         Dtype::F32 => {
             bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_one_row_of_bytes() {
+        let owner: ByteOwner = Arc::new((0..100).collect::<Vec<u8>>());
+        let pieces = [3..10, 10..12, 50..50, 40..45, 0..3, 99..100];
+        let want: Vec<u8> = pieces.iter().cloned().flatten().map(|at| at as u8).collect();
+        let span = Span::of_pieces(owner.clone(), pieces.into_iter());
+        assert!(span.is_cut() && span.num_bytes() == want.len());
+        for start in 0..=want.len() {
+            for end in start..=want.len() {
+                let part = span.part(start..end);
+                let got: Vec<u8> = part.ranges().flatten().map(|at| at as u8).collect();
+                assert_eq!(got, want[start..end], "{start}..{end}");
+                let inner = part.part(0..part.num_bytes() / 2);
+                assert_eq!(
+                    inner.ranges().map(|range| range.len()).sum::<usize>(),
+                    (end - start) / 2
+                );
+            }
+        }
+        let together = Span::of_pieces(owner.clone(), [3..10, 10..12].into_iter());
+        assert!(!together.is_cut() && together.bytes() == &want[..9]);
+        assert_eq!(Span::of_pieces(owner, std::iter::empty()).num_bytes(), 0);
     }
 }

@@ -173,7 +173,8 @@ fn open_all(folder: &Path, source: Source) -> Result<()> {
         let whole = slice(Split::Replicated, rows, cols, 0, 1)?;
         checkpoint.check_present(&name)?;
         if let Some(format) = config.quantisation.filter(|_| checkpoint.has_codes(&name)) {
-            let tensor = checkpoint.quantised(&name, (rows, cols), &format, &whole, true)?;
+            let tensor =
+                checkpoint.quantised(&name, (rows, cols), &format, &whole, (true, false))?;
             assert_eq!(tensor.dequantise().len(), rows * cols);
             continue;
         }

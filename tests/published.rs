@@ -103,7 +103,9 @@ fn a_small_one_opens_and_answers() {
         let (rows, cols) = (config.hidden_size, config.intermediate_size);
         let part = slice(Split::Row, rows, cols, 0, 1).expect("a slice");
         let name = names::layer(1, LayerTensor::DownWeight);
-        let down = checkpoint.quantised(&name, (rows, cols), &format, &part, true).expect("codes");
+        let down = checkpoint
+            .quantised(&name, (rows, cols), &format, &part, (true, false))
+            .expect("codes");
         assert_eq!((down.outputs(), down.inputs()), (rows, cols));
         assert!(matches!(down.groups(), Groups::Runs(128)));
         assert!(down.zeros().is_none() && down.bias().is_none());
@@ -141,7 +143,7 @@ fn files_cut_short_while_they_are_loaded_are_an_error() {
     let down = names::layer(1, LayerTensor::DownWeight);
     let whole = slice(Split::Replicated, rows, 1, 0, 1).expect("a slice");
     let norm = || checkpoint.small_tensor(names::FINAL_NORM, rows, 1, &whole);
-    let linear = || checkpoint.quantised(&down, (rows, cols), &format, &part, true);
+    let linear = || checkpoint.quantised(&down, (rows, cols), &format, &part, (true, false));
     assert!(norm().is_ok() && linear().is_ok());
     for entry in std::fs::read_dir(&folder.0).expect("a folder") {
         let path = entry.expect("an entry").path();

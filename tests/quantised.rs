@@ -78,7 +78,8 @@ fn linears_unpack_bit_for_bit_whole_and_in_parts() {
                 }
                 for rank in 0..world {
                     let part = slice(split, shape.0, shape.1, rank, world).expect("a slice");
-                    let tensor = checkpoint.quantised(&linear, shape, &format, &part, true);
+                    let tensor =
+                        checkpoint.quantised(&linear, shape, &format, &part, (true, false));
                     let got = tensor.expect("a linear").dequantise();
                     let want = cut(&want, shape.1, &part);
                     assert!(got == want, "{name} {linear} rank {rank} of {world}");
@@ -106,7 +107,7 @@ fn symmetric_zeros_and_groups_in_order_are_found() {
         for (linear, shape, _) in linears(&config) {
             let whole = slice(Split::Replicated, shape.0, shape.1, 0, 1).expect("a slice");
             let format = config.quantisation.expect("quantised");
-            let tensor = checkpoint.quantised(&linear, shape, &format, &whole, true);
+            let tensor = checkpoint.quantised(&linear, shape, &format, &whole, (true, false));
             let tensor = tensor.expect("a linear");
             assert_eq!(tensor.zeros().is_none(), symmetric, "{name} {linear}");
             assert_eq!(matches!(tensor.groups(), Groups::Runs(_)), in_order, "{name} {linear}");

@@ -126,11 +126,25 @@ pub(super) fn map(
 /// The bytes of `span` as memory of this process: where they are mapped, they are read from the file, so
 /// that one cut short meanwhile is an error; a look at the map would end the process.
 pub(super) fn load(span: &Span) -> Result<Vec<u8>> {
-    let Some((stored, offset)) = span.stored() else { return Ok(span.bytes().to_vec()) };
+    let Some(stored) = span.owner().file() else { return join(span) };
     let mut bytes = reserve(span.num_bytes(), "a part of the weights")?;
     bytes.resize(span.num_bytes(), 0);
-    let read = stored.file.read_exact_at(&mut bytes, offset as u64);
-    read.map_err(|error| Error::read(&stored.path, &error))?;
+    let mut got = 0;
+    for range in span.ranges() {
+        let to = &mut bytes[got..got + range.len()];
+        let read = stored.file.read_exact_at(to, range.start as u64);
+        read.map_err(|error| Error::read(&stored.path, &error))?;
+        got += range.len();
+    }
+    Ok(bytes)
+}
+
+/// The bytes of `span`, out of memory or a map.
+pub(super) fn join(span: &Span) -> Result<Vec<u8>> {
+    let mut bytes = reserve(span.num_bytes(), "a slice of a tensor")?;
+    for range in span.ranges() {
+        bytes.extend_from_slice(&span.owner().bytes()[range]);
+    }
     Ok(bytes)
 }
 

@@ -200,8 +200,24 @@ impl Checkpoint {
     }
 
     /// Tensor `name`, whose shape must be `[rows, cols]`, cut to `slice`. No copy where the slice
-    /// is contiguous in the file: whole rows, in one range.
+    /// lies together in the file.
     pub fn tensor(
+        &self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+        slice: &Slice,
+    ) -> Result<HostTensor> {
+        let tensor = self.tensor_in_place(name, rows, cols, slice)?;
+        if !tensor.span().is_cut() {
+            return Ok(tensor);
+        }
+        let bytes = files::join(tensor.span())?;
+        Ok(HostTensor::from_vec(tensor.dtype(), tensor.rows(), tensor.cols(), bytes))
+    }
+
+    /// The same without any copy: its bytes may be in pieces, for whoever reads them from the file.
+    pub fn tensor_in_place(
         &self,
         name: &str,
         rows: usize,
@@ -215,21 +231,26 @@ impl Checkpoint {
             return Err(self.misfit(name, place, &format!("{expected:?}")));
         }
         check_slice(slice, rows, cols)?;
-        let (owner, bytes) = self.bytes(place);
-        let row_bytes = cols * dtype.size_bytes();
-        if let ([range], true) = (&slice.row_ranges[..], slice.cols == (0..cols)) {
-            let start = bytes.start;
-            let bytes = start + range.start * row_bytes..start + range.end * row_bytes;
-            return Ok(HostTensor::new(dtype, range.len(), cols, owner.clone(), bytes));
-        }
+        let element = (cols, dtype.size_bytes());
         let rows = slice.row_ranges.iter().cloned().flatten();
-        let cut = gather(
-            &owner.bytes()[bytes],
-            (cols, dtype.size_bytes()),
-            rows,
-            std::slice::from_ref(&slice.cols),
-        )?;
-        Ok(HostTensor::from_vec(dtype, slice.num_rows(), slice.cols.len(), cut))
+        let span = self.cut(place, element, rows, std::slice::from_ref(&slice.cols));
+        Ok(HostTensor::of_span(dtype, slice.num_rows(), slice.cols.len(), span))
+    }
+
+    /// Some columns of some rows of the matrix at `place`, of `cols` columns, elements of `size` bytes.
+    fn cut(
+        &self,
+        place: &Place,
+        (cols, size): (usize, usize),
+        rows: impl Iterator<Item = usize>,
+        col_ranges: &[Range<usize>],
+    ) -> Span {
+        let (owner, bytes) = self.bytes(place);
+        let pieces = rows.flat_map(|row| {
+            let start = bytes.start + row * cols * size;
+            col_ranges.iter().map(move |range| start + range.start * size..start + range.end * size)
+        });
+        Span::of_pieces(owner.clone(), pieces)
     }
 
     /// The same for a few bytes that are looked at while loading (norms, biases): a tensor that owns
@@ -243,15 +264,8 @@ impl Checkpoint {
     ) -> Result<HostTensor> {
         let (dtype, ..) = self.shape(name)?;
         check_slice(slice, rows, cols)?;
-        let all = shard::slice(shard::Split::Replicated, rows, cols, 0, 1)?;
-        let whole = self.tensor(name, rows, cols, &all)?;
-        let bytes = gather(
-            &files::load(whole.span())?,
-            (cols, dtype.size_bytes()),
-            slice.row_ranges.iter().cloned().flatten(),
-            std::slice::from_ref(&slice.cols),
-        )?;
-        Ok(HostTensor::from_vec(dtype, slice.num_rows(), slice.cols.len(), bytes))
+        let part = self.tensor_in_place(name, rows, cols, slice)?;
+        Ok(HostTensor::from_vec(dtype, part.rows(), part.cols(), files::load(part.span())?))
     }
 
     /// The bytes of all tensors, in the order in which they lie in the files.
@@ -313,27 +327,6 @@ fn check_slice(slice: &Slice, rows: usize, cols: usize) -> Result<()> {
     }
     let reason = format!("{slice:?} is outside [{rows}, {cols}]");
     Err(Error::Argument { argument: "slice", reason })
-}
-
-/// Copies `rows`, and of each the columns `col_ranges` in turn, out of a matrix's `bytes`, whose rows
-/// have `cols` elements of `size` bytes.
-fn gather(
-    bytes: &[u8],
-    (cols, size): (usize, usize),
-    rows: impl Iterator<Item = usize> + Clone,
-    col_ranges: &[Range<usize>],
-) -> Result<Vec<u8>> {
-    let num_cols: usize = col_ranges.iter().map(Range::len).sum();
-    // A slice may name rows twice, so its size is not bounded by the tensor's.
-    let needed = rows.clone().count().saturating_mul(num_cols * size);
-    let mut owned = files::reserve(needed, "a slice of a tensor")?;
-    for row in rows {
-        for range in col_ranges {
-            let start = (row * cols + range.start) * size;
-            owned.extend_from_slice(&bytes[start..start + range.len() * size]);
-        }
-    }
-    Ok(owned)
 }
 
 fn fault(path: &Path, tensor: &str, offset_bytes: Option<u64>, reason: String) -> Error {

@@ -6,13 +6,14 @@
 //! file instead, as `files::load` says why.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::names::{self, QuantPart, Role};
 use super::shard::Slice;
-use super::{Checkpoint, Place, check_slice, fault, files, gather, unknown_name};
+use super::{Checkpoint, Place, check_slice, fault, files, unknown_name};
 use crate::error::{Error, Result};
 use crate::quant::{Groups, QuantConfig, QuantTensor};
-use crate::tensor::{Dtype, HostTensor, HostWords};
+use crate::tensor::{Dtype, HostTensor, HostWords, Span};
 
 /// Bytes of a word, and of a scale.
 const WORD_BYTES: usize = 4;
@@ -49,17 +50,17 @@ impl Checkpoint {
 
     /// The linear `weight`, a matrix `[outputs, inputs]`, cut to `slice` (whose columns must be whole
     /// groups). Its bias goes with it if it is one that only quantisation gives, is not zero and is
-    /// asked for.
+    /// asked for. `in_place`: codes and scales are not copied, and may be in pieces.
     pub fn quantised(
         &self,
         weight: &str,
         (outputs, inputs): (usize, usize),
         format: &QuantConfig,
         slice: &Slice,
-        with_bias: bool,
+        (with_bias, in_place): (bool, bool),
     ) -> Result<QuantTensor> {
         check_slice(slice, outputs, inputs)?;
-        let linear = Linear { checkpoint: self, weight, outputs, inputs, format, slice };
+        let linear = Linear { checkpoint: self, weight, outputs, inputs, format, slice, in_place };
         let codes = linear.codes()?;
         let groups = linear.groups()?;
         let rows = linear.group_rows(&groups)?;
@@ -112,6 +113,7 @@ struct Linear<'a> {
     inputs: usize,
     format: &'a QuantConfig,
     slice: &'a Slice,
+    in_place: bool,
 }
 
 impl Linear<'_> {
@@ -136,9 +138,16 @@ impl Linear<'_> {
         size: usize,
         rows: Range<usize>,
         col_ranges: &[Range<usize>],
-    ) -> Result<Vec<u8>> {
-        let (owner, bytes) = self.checkpoint.bytes(part.place);
-        gather(&owner.bytes()[bytes], (part.cols, size), rows, col_ranges)
+    ) -> Result<Span> {
+        let span = self.checkpoint.cut(part.place, (part.cols, size), rows, col_ranges);
+        match span.is_cut() && !self.in_place {
+            true => {
+                let bytes = files::join(&span)?;
+                let range = 0..bytes.len();
+                Ok(Span::new(Arc::new(bytes), range))
+            }
+            false => Ok(span),
+        }
     }
 
     /// All `rows` rows of a part of words, in place.
@@ -169,11 +178,8 @@ impl Linear<'_> {
             return Err(self.cut_inside(per_word));
         }
         let rows = start / per_word..end / per_word;
-        if self.has_all_outputs() {
-            return Ok(self.whole(&part, self.inputs / per_word).rows_of(rows));
-        }
         let cut = self.cut(&part, WORD_BYTES, rows.clone(), &self.slice.row_ranges)?;
-        Ok(HostWords::from_vec(rows.len(), self.slice.num_rows(), cut))
+        Ok(HostWords::of_span(rows.len(), self.slice.num_rows(), cut))
     }
 
     /// The group of each input of the slice: in order if `g_idx` says so, or is not there.
@@ -210,21 +216,10 @@ impl Linear<'_> {
         Ok(start / size..end.div_ceil(size))
     }
 
-    fn has_all_outputs(&self) -> bool {
-        matches!(&self.slice.row_ranges[..], [range] if *range == (0..self.outputs))
-    }
-
     fn scales(&self, rows: Range<usize>) -> Result<HostTensor> {
         let part = self.part(QuantPart::Scales, &[self.num_groups(), self.outputs])?;
-        if self.has_all_outputs() {
-            let (owner, bytes) = self.checkpoint.bytes(part.place);
-            let (row_bytes, start) = (self.outputs * SCALE_BYTES, bytes.start);
-            let bytes = start + rows.start * row_bytes..start + rows.end * row_bytes;
-            let owner = owner.clone();
-            return Ok(HostTensor::new(Dtype::F16, rows.len(), self.outputs, owner, bytes));
-        }
         let cut = self.cut(&part, SCALE_BYTES, rows.clone(), &self.slice.row_ranges)?;
-        Ok(HostTensor::from_vec(Dtype::F16, rows.len(), self.slice.num_rows(), cut))
+        Ok(HostTensor::of_span(Dtype::F16, rows.len(), self.slice.num_rows(), cut))
     }
 
     /// Zero points of groups `rows`; none if all of the linear's are the middle.

@@ -7,7 +7,7 @@ use crate::checkpoint::names::{self, LayerTensor};
 use crate::checkpoint::shard::{Split, slice};
 use crate::error::{Error, Result};
 use crate::quant::QuantConfig;
-use crate::tensor::{Dtype, HostTensor};
+use crate::tensor::{Dtype, HostTensor, Span};
 
 /// Called with the bytes made ready since the last call; `false` cancels the load.
 pub type Progress<'a> = &'a mut dyn FnMut(u64) -> bool;
@@ -80,7 +80,7 @@ impl<B: Backend> Loader<'_, B> {
             (Some(matrix), _) => matrix,
             (None, Weights::Stored(checkpoint)) => {
                 let tensor = self.fetch(checkpoint, name, shape, split)?;
-                self.bring(tensor.bytes())?;
+                self.bring(tensor.span())?;
                 self.backend.matrix(&tensor)?
             }
             (None, Weights::Random(dtype)) => {
@@ -109,7 +109,7 @@ impl<B: Backend> Loader<'_, B> {
     /// The whole embedding table.
     pub(super) fn embedding(&mut self, name: &str, shape: (usize, usize)) -> Result<B::Matrix> {
         let tensor = self.host(name, shape, Split::Replicated, RANDOM_EMBEDDING)?;
-        self.bring(tensor.bytes())?;
+        self.bring(tensor.span())?;
         let table = self.backend.embedding(&tensor)?;
         self.stream(AHEAD_BYTES)?;
         Ok(table)
@@ -128,8 +128,8 @@ impl<B: Backend> Loader<'_, B> {
                 same_dtype(checkpoint, gate, up)?;
                 let gate = self.fetch(checkpoint, gate, shape, Split::Column)?;
                 let up = self.fetch(checkpoint, up, shape, Split::Column)?;
-                self.bring(gate.bytes())?;
-                self.bring(up.bytes())?;
+                self.bring(gate.span())?;
+                self.bring(up.span())?;
                 self.backend.gate_up(&gate, &up)?
             }
             (None, Weights::Random(dtype)) => {
@@ -213,12 +213,12 @@ impl<B: Backend> Loader<'_, B> {
         if (self.progress)(num_bytes as u64) { Ok(()) } else { Err(Error::Cancelled) }
     }
 
-    /// Brings `bytes` into memory, and says so; a backend that streams does both itself.
-    pub(super) fn bring(&mut self, bytes: &[u8]) -> Result<()> {
+    /// Brings the bytes of `span` into memory, and says so; a backend that streams does both itself.
+    pub(super) fn bring(&mut self, span: &Span) -> Result<()> {
         if B::STREAMS {
             return Ok(());
         }
-        for chunk in bytes.chunks(REPORT_BYTES) {
+        for chunk in span.bytes().chunks(REPORT_BYTES) {
             touch(chunk);
             self.report(chunk.len())?;
         }
@@ -233,7 +233,10 @@ impl<B: Backend> Loader<'_, B> {
         split: Split,
     ) -> Result<HostTensor> {
         let part = slice(split, rows, cols, self.rank, self.world)?;
-        checkpoint.tensor(name, rows, cols, &part)
+        match B::STREAMS {
+            true => checkpoint.tensor_in_place(name, rows, cols, &part),
+            false => checkpoint.tensor(name, rows, cols, &part),
+        }
     }
 }
 

@@ -23,7 +23,7 @@ impl Weights<'_> {
 
 /// One rank's part of a quantised linear.
 pub(super) enum Codes {
-    Stored(QuantTensor),
+    Stored(Box<QuantTensor>),
     Random(RandomCodes),
 }
 
@@ -74,11 +74,12 @@ impl<B: Backend> Loader<'_, B> {
             Weights::Stored(checkpoint) if checkpoint.has_codes(name) => {
                 // What is summed over ranks gets its bias once.
                 let with_bias = split != Split::Row || self.rank == 0;
-                let tensor = checkpoint.quantised(name, shape, &format, &part, with_bias)?;
+                let tensor =
+                    checkpoint.quantised(name, shape, &format, &part, (with_bias, B::STREAMS))?;
                 self.report(checkpoint.looked_at_bytes(name) as usize / self.world)?;
-                self.bring(tensor.scales().bytes())?;
-                self.bring(tensor.codes().bytes())?;
-                Ok(Some(Codes::Stored(tensor)))
+                self.bring(tensor.scales().span())?;
+                self.bring(tensor.codes().span())?;
+                Ok(Some(Codes::Stored(Box::new(tensor))))
             }
             // lm_head, the one linear divided so, is never quantised.
             Weights::Random(_) if split != Split::Vocab => {

@@ -46,6 +46,9 @@ pub(super) struct Opener {
 impl Opener {
     /// Reads `span` into `block`, and says where in it the bytes are.
     pub(super) fn read(&mut self, span: &Span, block: &mut [u8]) -> Result<Range<usize>> {
+        if span.is_cut() {
+            return join(span, block);
+        }
         let is_cold = match span.stored() {
             Some((file, offset)) => {
                 !is_resident(span.bytes()) || !is_cached(file, offset, span.num_bytes())
@@ -131,6 +134,24 @@ fn is_cached(file: &StoredFile, offset: usize, len: usize) -> bool {
     let samples = [0, len / 2, len.saturating_sub(1)];
     let waits = samples.iter().filter(|at| would_wait(&file.file, (offset + **at) as u64)).count();
     2 * waits <= samples.len()
+}
+
+/// Reads all pieces of a span, by way of the page cache, however cold it is: what the system reads ahead is
+/// between them, and may be what another rank wants.
+fn join(span: &Span, block: &mut [u8]) -> Result<Range<usize>> {
+    let mut got = 0;
+    for range in span.ranges() {
+        let to = &mut block[got..got + range.len()];
+        match span.owner().file() {
+            None => to.copy_from_slice(&span.owner().bytes()[range.clone()]),
+            Some(file) => {
+                let read = file.file.read_exact_at(to, range.start as u64);
+                read.map_err(|error| Error::read(&file.path, &error))?;
+            }
+        }
+        got += range.len();
+    }
+    Ok(0..got)
 }
 
 /// Copies the bytes from where they lie.
@@ -220,6 +241,29 @@ mod tests {
         let span = Span::new(owner, 1..5000);
         let got = opener.read_by(Way::Direct, &span, &mut block[1..BLOCK_BYTES]).expect("it reads");
         assert_eq!(&block[1..][got], span.bytes());
+    }
+
+    #[test]
+    fn pieces_come_together() {
+        let folder = Folder::new("pieces");
+        let all = bytes(300_000);
+        let stored = Arc::new(Stored::new(&folder.0.join("data"), &all));
+        let pieces: Vec<Range<usize>> = (0..40).map(|i| i * 7000 + i..i * 7000 + 4096).collect();
+        let want: Vec<u8> = pieces.iter().flat_map(|range| all[range.clone()].to_vec()).collect();
+        let mut block = HeapBlock::default();
+        for owner in [stored.clone() as Arc<dyn crate::tensor::Bytes>, Arc::new(all.clone())] {
+            let span = Span::of_pieces(owner, pieces.iter().cloned());
+            for range in [0..want.len(), 0..1, 4095..4097, 10_000..50_001, 7..7] {
+                let part = span.part(range.clone());
+                let got = Opener::default().read(&part, block.as_mut()).expect("it reads");
+                assert_eq!(&block.as_mut()[got], &want[range]);
+            }
+        }
+        let file = OpenOptions::new().write(true).open(folder.0.join("data")).expect("it opens");
+        file.set_len(200_000).expect("it is cut");
+        let span = Span::of_pieces(stored, pieces.into_iter());
+        let error = Opener::default().read(&span, block.as_mut()).expect_err("it is cut short");
+        assert!(matches!(error, Error::Corrupt { .. }), "{error}");
     }
 
     #[test]
