@@ -7,10 +7,10 @@
 // are random ids, replies are as long as asked (end-of-text does not end them) and greedy unless a
 // temperature is given. For each context and batch: the time to the first token (of the last
 // sequence), tokens a second of one sequence and of all, the gap between tokens, the bytes a step
-// must read with the bandwidth that makes, the prompt's FLOP/s, the model card's own figure, and for
-// how much of the steps' time the GPU had nothing to do.
-// The fractions are of rates measured in the same run by the program `ceilings` beside this one (or
-// given with --ceilings), and on a CPU of a threaded read measured here.
+// must read with the bandwidth that makes, the prompt's FLOP/s, the model card's own figure, and
+// for how much of the steps' time the GPU had nothing to do. The fractions are of rates measured in
+// the same run by the program `ceilings` beside this one (or given with --ceilings), times the
+// number of devices, and on a CPU of a threaded read measured here. Memory is that of each device.
 
 #include "support/report.hpp"
 #include "support/shapes.hpp"
@@ -35,7 +35,7 @@ const char USAGE[] =
     "  --context 1,6144         tokens of a prompt (1)\n"
     "  --generate N             tokens of a reply (256)\n"
     "  --batch 1,8              requests at once (1)\n"
-    "  --backend auto|cpu|cuda  (auto)    --devices 0    --embedding auto|device|host\n"
+    "  --backend auto|cpu|cuda  (auto)    --devices 0,1    --embedding auto|device|host\n"
     "  --chunk N                prompt tokens of one step    --kv-tokens N   size of the cache\n"
     "  --temperature T --top-p P  draw; greedy otherwise\n"
     "  --ceilings FILE|none     what the program `ceilings` wrote\n"
@@ -179,19 +179,26 @@ long choose_cache(const Arguments &a, const std::string &folder, qwen::Options &
     return double(wanted) <= affordable ? wanted : static_cast<long>(affordable) / 16 * 16;
 }
 
-/// As given, or measured: on the GPU before the model takes its memory, by the program beside this.
+/// Devices that share the model.
+int num_devices(const Arguments &a) {
+    return 1 + static_cast<int>(std::count(a.devices.begin(), a.devices.end(), ','));
+}
+
+/// As given, or measured: on the first GPU before the model takes its memory, by the program beside
+/// this. Of one device.
 Ceilings gpu_ceilings(const Arguments &a) {
     if (a.ceilings == "none" || (a.ceilings.empty() && a.backend == "cpu"))
         return {};
     if (!a.ceilings.empty())
         return Ceilings::read(a.ceilings);
     const auto program = std::filesystem::read_symlink("/proc/self/exe");
-    return Ceilings::run(program.parent_path() / "ceilings", a.devices);
+    return Ceilings::run(program.parent_path() / "ceilings",
+                         a.devices.substr(0, a.devices.find(',')));
 }
 
 Opened open(const Arguments &a, const std::string &folder) {
     Setting setting = {};
-    setting.ceilings = gpu_ceilings(a);
+    setting.ceilings = gpu_ceilings(a).times(num_devices(a));
     qwen::Options options = engine_options(a);
     const long kv_tokens = a.kv_tokens ? a.kv_tokens : choose_cache(a, folder, options);
     options.set("kv_cache_tokens", kv_tokens);
@@ -207,7 +214,7 @@ Opened open(const Arguments &a, const std::string &folder) {
     if (a.layers)
         setting.model += " with " + std::to_string(a.layers) + " layers";
     setting.format = a.shape.empty() ? "as stored" : a.format;
-    setting.device = is_gpu ? json_text(info, "device_name")
+    setting.device = is_gpu ? std::to_string(num_devices(a)) + " " + json_text(info, "device_name")
                             : "the CPU (" + json_text(info, "instruction_set") + ")";
     const auto planned = [&](const char *key) { return json_number(plan, key); };
     setting.weight_bytes = planned("weight_bytes");

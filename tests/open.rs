@@ -136,6 +136,35 @@ fn a_world_that_does_not_divide_the_heads_is_refused() {
     assert!(error.to_string().contains("[1, 2, 4]"), "{error}");
 }
 
+/// Ranks are loaded side by side; what is told is what happened, and nobody waits for ever.
+#[test]
+fn ranks_load_side_by_side_and_fail_as_one_would() {
+    let options = EngineOptions { tensor_parallel: 4, ..EngineOptions::default() };
+    let folder = data("tiny/plain-f32");
+    let here = std::thread::current().id();
+    let mut most = 0;
+    let opened = Engine::open(&folder, &options, None, &mut |progress| {
+        assert_eq!(std::thread::current().id(), here, "the caller's own thread");
+        assert!(progress.done_bytes >= most && progress.done_bytes <= progress.total_bytes);
+        most = progress.done_bytes;
+        true
+    });
+    drop(opened.expect("it opens"));
+    for patience in [0, 1, 5] {
+        let mut calls = 0;
+        let cancelled = Engine::open(&folder, &options, None, &mut |_| {
+            calls += 1;
+            calls <= patience
+        });
+        assert_eq!(cancelled.err(), Some(Error::Cancelled), "after {patience}");
+    }
+    let folder = copy("tiny/plain-f32", "ranks");
+    edit_config(&folder, "intermediate_size", 8 * 1024);
+    let (one, four) = (fails(&folder, &EngineOptions::default()), fails(&folder, &options));
+    std::fs::remove_dir_all(&folder).expect("clean up");
+    assert_eq!(one, four, "the same error however many ranks meet it");
+}
+
 /// Estimates never wrap, whatever is asked for.
 #[test]
 fn a_cache_that_cannot_fit_is_refused_with_the_numbers() {

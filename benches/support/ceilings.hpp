@@ -75,6 +75,9 @@ struct Ceilings {
         return pipe && pclose(pipe) == 0 ? parse(json) : Ceilings{};
     }
 
+    /// Of `count` devices together.
+    Ceilings times(double count) const { return {read_bytes_per_s * count, gemm_flops * count}; }
+
     static Ceilings of_cpu();
 };
 

@@ -1,13 +1,16 @@
 //! Collectives between the ranks of one process: all-reduce and gather with a fixed order of
 //! summation, so that every rank holds the same bits whatever the threads' timing.
 //!
-//! Host memory only; a device backend has its own.
+//! Host memory only; a device backend has its own, and uses this to meet on the host.
 
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, Result};
+
+/// The reason of a rank that ends because another one has: the other's error says more.
+pub const STOPPED: &str = "another rank stopped";
 
 /// What ranks do together. Calls block until all ranks have made the same call.
 pub trait Comm: Send + Sync {
@@ -64,7 +67,8 @@ impl Threads {
         })
     }
 
-    fn wait_for_all(&self) -> Result<()> {
+    /// Waits until all ranks are here.
+    pub fn meet(&self) -> Result<()> {
         let mut state = self.barrier.lock();
         let generation = state.generation;
         state.arrived += 1;
@@ -77,7 +81,7 @@ impl Threads {
             self.released.wait(&mut state);
         }
         if state.abandoned {
-            return Err(Error::EngineFailed { reason: "another rank stopped".to_string() });
+            return Err(Error::EngineFailed { reason: STOPPED.to_string() });
         }
         Ok(())
     }
@@ -87,7 +91,7 @@ impl Threads {
         slot.clear();
         slot.extend_from_slice(data);
         drop(slot);
-        self.wait_for_all()
+        self.meet()
     }
 }
 
@@ -105,7 +109,7 @@ impl Comm for Threads {
             }
         }
         // Nobody may overwrite a slot before everybody has read it.
-        self.wait_for_all()
+        self.meet()
     }
 
     fn gather(&self, rank: usize, data: &[f32]) -> Result<Vec<Vec<f32>>> {
@@ -114,7 +118,7 @@ impl Comm for Threads {
             0 => self.slots.iter().map(|slot| slot.lock().clone()).collect(),
             _ => Vec::new(),
         };
-        self.wait_for_all()?;
+        self.meet()?;
         Ok(parts)
     }
 

@@ -93,7 +93,8 @@ pub(super) const KEYS: &[Key] = &[
     engine(
         "devices",
         Shape::Text,
-        "index of the CUDA device, such as 0, which must then be usable; empty: the first",
+        "indices of the CUDA devices, such as 0 or 0,1, which must then be usable, each with its share of \
+         the model; empty: the first, or as many as tensor_parallel says",
     ),
     engine(
         "embedding",
@@ -112,7 +113,11 @@ pub(super) const KEYS: &[Key] = &[
         Shape::Integer(0, MAX_THREADS as i64),
         "CPU threads of each rank; 0: the machine's cores divided by the ranks",
     ),
-    engine("tensor_parallel", Shape::Integer(1, 64), "ranks that share the model"),
+    engine(
+        "tensor_parallel",
+        Shape::Integer(1, 64),
+        "ranks that share the model: devices, or groups of the CPU's threads",
+    ),
     engine(
         "weights",
         Shape::Choice(&["auto", "map", "copy", "random"]),

@@ -13,7 +13,8 @@ pub struct EngineOptions {
     /// `"auto"` (a GPU that can run the model, else the CPU), `"cpu"` (fast), `"cpu-reference"` (plain
     /// loops) or `"cuda"`.
     pub backend: String,
-    /// Index of the CUDA device to use; empty means the first.
+    /// Indices of the CUDA devices to use, such as `0` or `0,1`, a rank on each; empty means the first,
+    /// or as many as `tensor_parallel` says.
     pub devices: String,
     /// Where the embedding table lives with a GPU: `"device"`, `"host"` (pinned memory, read over
     /// the bus, a few rows a step) or `"auto"` (host when device memory is short).
@@ -24,7 +25,7 @@ pub struct EngineOptions {
     pub autotune: bool,
     /// Threads per rank of the CPU backend; 0 means the machine's cores divided by the ranks.
     pub num_threads: usize,
-    /// Ranks that share the model in this process.
+    /// Ranks that share the model in this process; 1 where `devices` names several: it says how many.
     pub tensor_parallel: usize,
     /// `"map"` (weights stay in the page cache, shared with other processes; the files must not be
     /// cut or rewritten meanwhile), `"copy"` (into this process's own memory: faster to read),

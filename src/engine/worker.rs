@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
+use crate::backend::comm::STOPPED;
 use crate::batch::{Batch, Output};
 use crate::error::{Error, Result};
 use crate::model::Rank;
@@ -46,13 +47,12 @@ impl Workers {
         Ok(Workers { first, others: others.collect::<Result<Vec<Worker>>>()? })
     }
 
-    /// Does the rank draw tokens itself where a batch says how? Not where there are several: only the
-    /// first of them would know a token that is fed.
+    /// Do the ranks draw tokens themselves where a batch says how, each the same ones?
     pub(crate) fn draws_tokens(&self) -> bool {
-        self.others.is_empty() && self.first.as_ref().is_some_and(|rank| rank.draws_tokens())
+        self.first.as_ref().is_some_and(|rank| rank.draws_tokens())
     }
 
-    /// Begins a step on all ranks. The first failure by rank is reported.
+    /// Begins a step on all ranks. Of their failures the cause is reported.
     pub(crate) fn submit(&mut self, batch: &Arc<Batch>) -> Result<()> {
         self.run(&Command::Submit(Arc::clone(batch)), &mut Output::default())
     }
@@ -69,7 +69,9 @@ impl Workers {
             sent?;
             worker.outcomes.recv().unwrap_or_else(|_| Err(gone()))
         });
-        received.fold(first, Result::and)
+        let errors: Vec<Error> =
+            received.chain([first]).filter_map(std::result::Result::err).collect();
+        cause(&errors).map_or(Ok(()), |error| Err(error.clone()))
     }
 }
 
@@ -126,12 +128,25 @@ fn run_rank(
         Command::Submit(batch) => rank.submit(batch),
         Command::Collect => rank.collect(output),
     };
-    let outcome = catch_unwind(AssertUnwindSafe(run))
-        .unwrap_or_else(|panic| Err(Error::EngineFailed { reason: panic_reason(&*panic) }));
+    let outcome = caught(run);
     if outcome.is_err() {
         drop_quietly(slot.take());
     }
     outcome
+}
+
+/// What `run` yields; a panic is an error like any other.
+pub(crate) fn caught<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(run))
+        .unwrap_or_else(|panic| Err(Error::EngineFailed { reason: panic_reason(&*panic) }))
+}
+
+/// Of several ranks' errors the one that says most: the first that does not only follow from another
+/// rank's.
+pub(crate) fn cause(errors: &[Error]) -> Option<&Error> {
+    let follows =
+        |error: &&Error| matches!(error, Error::EngineFailed { reason } if reason == STOPPED);
+    errors.iter().find(|error| !follows(error)).or(errors.first())
 }
 
 /// Drops a value whose own drop may panic.

@@ -20,7 +20,7 @@ use qwen::model::config::ModelConfig;
 use qwen::model::{Limits, Model, Placement, Rank};
 use qwen::text::chat::{Message, Role, render};
 
-use crate::device::gpu;
+use crate::device::{gpu, gpus};
 
 const REPLY_TOKENS: usize = 48;
 /// See above.
@@ -88,8 +88,12 @@ fn prompts() -> Vec<String> {
 }
 
 /// Greedy replies to all prompts, batched as they come.
-fn replies(folder: &Path, backend: &str) -> Vec<Vec<u32>> {
-    let options = EngineOptions { backend: backend.to_string(), ..EngineOptions::default() };
+fn replies(folder: &Path, backend: &str, devices: &str) -> Vec<Vec<u32>> {
+    let options = EngineOptions {
+        backend: backend.to_string(),
+        devices: devices.to_string(),
+        ..EngineOptions::default()
+    };
     let engine = Engine::open(folder, &options, None, &mut |_| true).expect("it opens");
     let mut params = engine.generation_defaults();
     params.sampling.temperature = 0.0;
@@ -154,14 +158,22 @@ fn greedy_replies_are_the_cpus() {
     let Some(_) = gpu() else { return };
     let folder = folder();
     assert!(folder.join("config.json").is_file(), "no demo model: `make demo-model`");
-    compare_replies(&folder, NOISE);
+    compare_replies(&folder, NOISE, "0");
+}
+
+#[test]
+fn greedy_replies_of_two_devices_are_the_cpus() {
+    let Some(_) = gpus(2) else { return };
+    let folder = folder();
+    assert!(folder.join("config.json").is_file(), "no demo model: `make demo-model`");
+    compare_replies(&folder, NOISE, "0,1");
 }
 
 #[test]
 fn greedy_replies_of_the_quantised_model_are_the_cpus() {
     let Some(_) = gpu() else { return };
     let Some(folder) = quantised_folder() else { return };
-    compare_replies(&folder, QUANTISED_NOISE);
+    compare_replies(&folder, QUANTISED_NOISE, "0");
 }
 
 /// Its reply is that of a float64 forward pass.
@@ -183,8 +195,8 @@ fn the_quantised_model_says_what_the_oracle_says() {
 }
 
 /// Token for token, but where the lead is less than `noise`.
-fn compare_replies(folder: &Path, noise: f64) {
-    let (cpu, gpu) = (replies(folder, "cpu"), replies(folder, "cuda"));
+fn compare_replies(folder: &Path, noise: f64, devices: &str) {
+    let (cpu, gpu) = (replies(folder, "cpu", ""), replies(folder, "cuda", devices));
     let tokenizer = qwen::text::tokenizer::Tokenizer::open(folder).expect("tokenizer");
     let mut model = cpu_model(folder);
     let (mut same, mut largest) = (0, 0.0);

@@ -16,6 +16,20 @@ pub(crate) fn gpu() -> Option<Device> {
     }
 }
 
+/// Devices 0 to `count` - 1; or nothing, said aloud (and a failure if `QWEN_REQUIRE_GPUS` says that there
+/// are as many).
+pub(crate) fn gpus(count: usize) -> Option<Vec<Device>> {
+    match (0..count).map(Device::open).collect() {
+        Ok(devices) => Some(devices),
+        Err(error) => {
+            let required = std::env::var("QWEN_REQUIRE_GPUS").ok().and_then(|n| n.parse().ok());
+            assert!(required.is_none_or(|n: usize| n < count), "{count} GPUs required: {error}");
+            eprintln!("SKIPPED, fewer than {count} GPUs: {error}");
+            None
+        }
+    }
+}
+
 /// Extents for small steps.
 pub(crate) fn limits(head_dim: usize) -> StepLimits {
     StepLimits {
@@ -51,7 +65,11 @@ pub(crate) fn quantised_backend(
     Cuda::new(device.clone(), settings).expect("a backend on the GPU")
 }
 
-fn settings(dtype: Dtype, limits: StepLimits, (mlp_width, vocab): (usize, usize)) -> CudaSettings {
+pub(crate) fn settings(
+    dtype: Dtype,
+    limits: StepLimits,
+    (mlp_width, vocab): (usize, usize),
+) -> CudaSettings {
     CudaSettings {
         dtype,
         limits: StepLimits { usable_ids: vocab, ..limits },

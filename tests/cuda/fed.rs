@@ -1,6 +1,8 @@
 //! Steps submitted one ahead and fed with the tokens of the step before, against the same steps one
 //! by one with every token known and drawn on the host: the same tokens, penalties included.
 
+use std::path::Path;
+
 use qwen::batch::{Batch, Draw, FED, Output};
 use qwen::model::Rank;
 use qwen::model::config::ModelConfig;
@@ -122,32 +124,34 @@ fn ahead(rank: &mut dyn Rank, script: &mut Script) -> Vec<Vec<u32>> {
     drawn
 }
 
-#[test]
-fn steps_fed_on_the_device_draw_the_tokens_of_steps_one_by_one() {
-    let Some(device) = gpu() else { return };
+/// Draws of steps one ahead, on what `load` makes of a checkpoint, against draws one by one on the same.
+pub(crate) fn check(load: impl Fn(&Path, Dtype) -> Box<dyn Rank>) {
     let mut random = Random::from_env();
     let shape = Shape {
         layers: 2,
         hidden: 256,
         heads: 2,
-        width: 264,
+        width: 272,
         vocab: VOCAB,
         dtype: Dtype::Bf16,
         stretched: false,
     };
-    let folder = std::env::temp_dir().join(format!("qwen-cuda-fed-{}", std::process::id()));
+    let folder = std::env::temp_dir().join(format!(
+        "qwen-cuda-fed-{}-{:x}",
+        std::process::id(),
+        random.bits()
+    ));
     write(&folder, &mut random, &shape);
-    let config = ModelConfig::open(&folder).expect("config.json");
     let prompts =
         PROMPTS.map(|len| -> Vec<u32> { (0..len).map(|_| random.below(VOCAB) as u32).collect() });
     let fresh = || Script { sequences: prompts.iter().map(|ids| (ids.clone(), 0)).collect() };
     let mut script = fresh();
-    one_by_one(&mut *on_gpu(&device, &folder, Dtype::Bf16, &config), &mut script);
+    one_by_one(&mut *load(&folder, Dtype::Bf16), &mut script);
     let mut known = fresh();
     for (to, (tokens, _)) in known.sequences.iter_mut().zip(&script.sequences) {
         to.0.clone_from(tokens);
     }
-    let drawn = ahead(&mut *on_gpu(&device, &folder, Dtype::Bf16, &config), &mut known);
+    let drawn = ahead(&mut *load(&folder, Dtype::Bf16), &mut known);
     let mut done = [0; 3];
     for (step, (counts, tokens)) in schedule().iter().zip(&drawn).enumerate() {
         for (&sequence, &token) in present(counts).iter().zip(tokens) {
@@ -162,4 +166,13 @@ fn steps_fed_on_the_device_draw_the_tokens_of_steps_one_by_one() {
     let replies: Vec<usize> = script.sequences.iter().map(|(ids, _)| ids.len()).collect();
     assert!(replies.iter().zip(PROMPTS).all(|(len, prompt)| *len > prompt + 30));
     std::fs::remove_dir_all(folder).expect("removed");
+}
+
+#[test]
+fn steps_fed_on_the_device_draw_the_tokens_of_steps_one_by_one() {
+    let Some(device) = gpu() else { return };
+    check(|folder, dtype| {
+        let config = ModelConfig::open(folder).expect("config.json");
+        on_gpu(&device, folder, dtype, &config)
+    });
 }

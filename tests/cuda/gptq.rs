@@ -144,7 +144,7 @@ fn cases() -> [(Shape, Format); 7] {
     };
     [
         (shape(2, 128, 512), format(Bits::Four, 128, true, false, false)),
-        (shape(4, 128, 384), format(Bits::Eight, 128, true, false, false)),
+        (shape(4, 128, 512), format(Bits::Eight, 128, true, false, false)),
         // Sizes that fill no chunk, groups cut short.
         (shape(3, 64, 264), format(Bits::Four, 64, false, false, true)),
         (shape(9, 64, 328), format(Bits::Eight, 128, false, false, false)),
@@ -168,6 +168,13 @@ fn compare(index: usize, name: &str, load: impl Fn(&Path, &ModelConfig) -> Box<d
     let allowed = allowed(&shape) * 1.5_f64.sqrt();
     compare_steps(&mut *cpu, &mut *other, &mut random, &shape, allowed);
     std::fs::remove_dir_all(&folder).expect("removed");
+}
+
+/// Those that two ranks can divide: groups on either side of the cut.
+pub(crate) fn compare_divided(name: &str, load: impl Fn(&Path) -> Box<dyn Rank>) {
+    for index in [0, 1, 4, 6] {
+        compare(index, name, |folder, _| load(folder));
+    }
 }
 
 #[test]

@@ -24,6 +24,7 @@ mod model;
 mod opened;
 mod ops;
 mod packed;
+mod parallel;
 mod products;
 mod quantised;
 mod random;

@@ -19,7 +19,8 @@ pub(crate) struct Drawing {
 }
 
 impl Drawing {
-    pub(crate) fn new(fake: Fake) -> Drawing {
+    pub(crate) fn new(mut fake: Fake) -> Drawing {
+        fake.gives_logits = true;
         Drawing { fake, drawn: VecDeque::from([Vec::new()]), submitted: 0 }
     }
 
@@ -81,7 +82,9 @@ impl Rank for Drawing {
     }
 
     fn collect(&mut self, output: &mut Output) -> Result<()> {
-        self.fake.control.end_step()?;
+        if self.fake.rank == 0 {
+            self.fake.control.end_step()?;
+        }
         self.submitted -= 1;
         self.drawn.pop_front();
         let at = self.drawn.len() - 1 - self.submitted;

@@ -50,6 +50,8 @@ pub(crate) struct Fake {
     /// `[slots]` (token, position, ntk_len).
     cache: Vec<Option<(u32, u32, u32)>>,
     pub(crate) control: Arc<Control>,
+    /// Only the first rank's leave the model; a rank that draws wants its own.
+    pub(crate) gives_logits: bool,
 }
 
 impl Fake {
@@ -59,6 +61,7 @@ impl Fake {
             logits: Vec::new(),
             cache: vec![None; num_pages * PAGE_TOKENS],
             control: Arc::clone(control),
+            gives_logits: rank == 0,
         }
     }
 
@@ -96,7 +99,7 @@ impl Rank for Fake {
             assert_eq!(batch.positions[last] + 1, batch.context_lens[sequence]);
             while let Some(&row) = rows.next_if(|&&row| row as usize <= last) {
                 let context = self.context(batch, sequence, batch.positions[row as usize])?;
-                if self.rank == 0 {
+                if self.gives_logits {
                     push_logits(&context, batch.ntk_lens[sequence] as usize, &mut self.logits);
                 }
             }
@@ -219,7 +222,7 @@ pub(crate) fn generation(chat_format: ChatFormat) -> GenerationConfig {
 pub(crate) struct Lab {
     pub(crate) num_pages: usize,
     pub(crate) num_ranks: usize,
-    /// The first rank draws, so that the engine is a step ahead.
+    /// The ranks draw, all the same, so that the engine is a step ahead.
     pub(crate) draws: bool,
     pub(crate) options: EngineOptions,
     pub(crate) chat_format: ChatFormat,
@@ -251,7 +254,7 @@ impl Lab {
         let ranks = (0..self.num_ranks)
             .map(|rank| {
                 let fake = Fake::new(rank, self.num_pages, &control);
-                match self.draws && rank == 0 {
+                match self.draws {
                     true => Box::new(Drawing::new(fake)) as Box<dyn Rank>,
                     false => Box::new(fake),
                 }

@@ -10,8 +10,8 @@ use std::ffi::{CStr, c_int};
 use std::ptr::null_mut;
 use std::sync::Arc;
 
+use cudarc::cublaslt;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
-use cudarc::{cublaslt, nccl};
 
 use crate::error::{Error, Result};
 
@@ -128,13 +128,15 @@ impl Device {
     pub fn free_bytes(&self) -> Result<u64> {
         self.context()?.map_or(Ok(0), |context| context.free_bytes())
     }
-}
 
-/// Is there NCCL, by which several devices work together? Under the names that the bindings know:
-/// `libnccl.so`, which a package that has only `libnccl.so.2` lacks.
-pub fn has_nccl() -> bool {
-    // SAFETY: loads the library (its initialisers run) and asks for nothing.
-    unsafe { nccl::sys::is_culib_present() }
+    /// Can it read and write `other`'s memory?
+    pub(super) fn reaches(&self, other: &Device) -> Result<bool> {
+        let mut can = 0;
+        // SAFETY: writes one integer about two devices that exist.
+        let result = unsafe { sys::cuDeviceCanAccessPeer(&mut can, self.handle, other.handle) };
+        check(result, "ask whether devices reach each other")?;
+        Ok(can != 0)
+    }
 }
 
 fn version(number: c_int) -> String {
@@ -194,7 +196,7 @@ unsafe impl Sync for Context {}
 
 impl Context {
     /// Makes a context on `device`. The calling thread's own stays as it was (see `CallerContext`).
-    pub(super) fn new(device: Device) -> Result<Arc<Context>> {
+    pub fn new(device: Device) -> Result<Arc<Context>> {
         let mut handle = null_mut();
         // Waiting threads sleep: a library must not burn a core of its host's.
         let flags = sys::CUctx_flags_enum::CU_CTX_SCHED_BLOCKING_SYNC as u32;
@@ -205,6 +207,10 @@ impl Context {
         // SAFETY: takes the context made just now off this thread's stack again.
         check(unsafe { sys::cuCtxPopCurrent_v2(&mut made) }, "leave the new context")?;
         Ok(Arc::new(Context { device, handle }))
+    }
+
+    pub(super) fn raw(&self) -> sys::CUcontext {
+        self.handle
     }
 
     /// Has the calling thread use this context: before any other call on it.

@@ -4,9 +4,11 @@
 //! constants. The context itself is counted nowhere: what is free is asked inside it.
 
 use super::blas::WORKSPACE_BYTES;
+use super::comm::Communicator;
 use super::decode::DecodeAttention;
 use super::driver::Device;
 use super::graph::bucket;
+use super::group::GroupShape;
 use super::quant::Quant;
 use super::sample::TokenSampler;
 use super::step::StepInputs;
@@ -26,9 +28,11 @@ const CODE_BYTES: u64 = 32 * MIB;
 /// One kernel of a recorded step, on the device.
 const NODE_BYTES: u64 = 8 << 10;
 /// Kernels of a recorded step: of each layer (also where four linears are quantised, each dequantised
-/// before the product, or its input gathered), and outside of them.
+/// before the product, or its input gathered, and where sums over ranks come between), and outside of
+/// them.
 const LAYER_NODES: u64 = 7;
 const QUANTISED_NODES: u64 = 4;
+const SUM_NODES: u64 = 2;
 const OTHER_NODES: u64 = 8;
 
 /// Device memory that a number of allocations take.
@@ -68,8 +72,13 @@ impl Cuda {
         DecodeAttention::shared_bytes(head_dim)
     }
 
-    /// Adds the device memory that `new` takes.
-    pub fn add_workspace(taken: &mut Footprint, settings: &CudaSettings, device: &Device) {
+    /// Adds the device memory that `new` takes, or, in a group of this shape, a rank of it.
+    pub fn add_workspace(
+        taken: &mut Footprint,
+        settings: &CudaSettings,
+        device: &Device,
+        group: Option<&GroupShape>,
+    ) {
         let limits = &settings.limits;
         let angles = limits.max_tokens * limits.head_dim / 2 * 4;
         taken.add(2, angles as u64);
@@ -85,15 +94,20 @@ impl Cuda {
             let shared = Quant::device_bytes(quantised, limits.max_tokens);
             shared.into_iter().for_each(|bytes| taken.add(1, bytes as u64));
         }
+        if let Some(shape) = group {
+            let shared = Communicator::device_bytes(shape, limits);
+            shared.into_iter().for_each(|bytes| taken.add(1, bytes as u64));
+        }
     }
 
     /// What CUDA takes beside allocations for a model of `num_layers`: code, and decode steps of as many
-    /// sequences as `settings` say recorded.
-    pub fn overhead_bytes(settings: &CudaSettings, num_layers: usize) -> u64 {
+    /// sequences as `settings` say recorded; of each of `world` ranks.
+    pub fn overhead_bytes(settings: &CudaSettings, num_layers: usize, world: usize) -> u64 {
         let mut sizes: Vec<usize> = (1..=settings.limits.max_sequences).map(bucket).collect();
         sizes.dedup();
         let quantised = settings.quantised.map_or(0, |_| QUANTISED_NODES);
-        let nodes = (LAYER_NODES + quantised) * num_layers as u64 + OTHER_NODES;
+        let sums = if world > 1 { SUM_NODES } else { 0 };
+        let nodes = (LAYER_NODES + quantised + sums) * num_layers as u64 + OTHER_NODES;
         let graphs = (sizes.len() as u64).saturating_mul(nodes).saturating_mul(NODE_BYTES);
         CODE_BYTES.saturating_add(graphs)
     }

@@ -17,6 +17,8 @@ pub(super) struct Kernel(pub(super) sys::CUfunction);
 
 // SAFETY: a handle that any thread may use with its context.
 unsafe impl Send for Kernel {}
+// SAFETY: as above; it never changes.
+unsafe impl Sync for Kernel {}
 
 /// Every kernel of the library, in one context.
 pub(super) struct Kernels {

@@ -11,6 +11,7 @@ use super::driver::{Stream, check};
 use super::faults::{self, LAUNCH};
 use super::kernels::{Kernel, Kernels};
 use super::memory::DeviceMemory;
+use super::owners::Owners;
 use super::pending::PendingLinear;
 use super::skinny::SkinnyLinear;
 use super::step::{Extents, StepInputs};
@@ -186,17 +187,21 @@ impl Launcher {
         self.launch(self.silu_mul, Config::line(blocks as usize, 256), &arguments)
     }
 
-    /// `out[i] = x[logits_rows[i]]`.
+    /// `out[i] = x[logits_rows[i]]`; the rows are with their owners, if it is said whose they are.
     pub(super) fn gather_rows(
         &self,
         step: &StepInputs,
-        x: &DeviceBuffer,
+        (x, owners): (&DeviceBuffer, Option<&Owners>),
         out: &mut DeviceBuffer,
     ) -> Result<()> {
         out.set_rows(step.extents.logits_rows);
         assert!(x.kind == Kind::Stream && out.kind == Kind::Stream && x.cols == out.cols);
         assert!(out.cols.is_multiple_of(4));
         let rows = step.addresses().logits_rows;
+        if let Some(owners) = owners {
+            let wanted = (out.address(), rows, out.rows);
+            return owners.gather(self, wanted, (x.rows, x.cols));
+        }
         let arguments = [out.address(), x.address(), rows, int(out.cols)];
         self.launch(self.gather_rows, Config::line(out.rows, 256), &arguments)
     }

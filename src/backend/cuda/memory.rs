@@ -6,6 +6,7 @@ use std::ffi::c_void;
 use std::ops::Range;
 use std::ptr::null_mut;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use cudarc::driver::sys::{self, CUresult};
 
@@ -106,6 +107,14 @@ impl DeviceMemory {
         // SAFETY: the whole of an allocation that is alive; its users are in the same queue.
         let result = unsafe { sys::cuMemsetD8Async(self.address, 0, self.len_bytes, stream.raw()) };
         check(result, "clear device memory")
+    }
+
+    /// Queues `word` for all of its whole words.
+    pub(super) fn fill(&self, stream: &Stream, word: u32) -> Result<()> {
+        let words = self.len_bytes / 4;
+        // SAFETY: the same.
+        let result = unsafe { sys::cuMemsetD32Async(self.address, word, words, stream.raw()) };
+        check(result, "fill device memory")
     }
 
     /// Where it begins.
@@ -271,6 +280,14 @@ impl PinnedMemory {
     pub(super) fn words(&self, len: usize) -> &[u32] {
         assert!(len * 4 <= self.len_bytes);
         // SAFETY: page-aligned, initialised, long enough.
+        unsafe { std::slice::from_raw_parts(self.start.cast(), len) }
+    }
+
+    /// The same, which the device and any thread may read and write at any time.
+    pub(super) fn atomics(&self, len: usize) -> &[AtomicU32] {
+        assert!(len * 4 <= self.len_bytes);
+        // SAFETY: page-aligned, initialised, long enough; an AtomicU32 is a u32 by its layout, and
+        // whoever uses these uses nothing else of the memory.
         unsafe { std::slice::from_raw_parts(self.start.cast(), len) }
     }
 

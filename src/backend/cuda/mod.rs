@@ -11,18 +11,22 @@
 
 mod blas;
 pub mod buffer;
+mod comm;
 mod decode;
 mod driver;
 #[doc(hidden)]
 pub mod faults;
+mod finish;
 mod footprint;
 mod gemm;
 mod graph;
+mod group;
 mod kernels;
 mod launch;
 mod linear;
 mod load;
 mod memory;
+mod owners;
 mod pack;
 mod packed;
 mod peek;
@@ -44,22 +48,25 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 pub use buffer::{DeviceBuffer, DeviceKv, DeviceMatrix, DeviceVector, GateUp, Weight};
+use comm::Communicator;
 use decode::DecodeAttention;
-pub use driver::{CallerContext, Context, Device, has_nccl};
+pub use driver::{CallerContext, Context, Device};
 use driver::{Mark, Stream};
+use finish::Pending;
 pub use footprint::Footprint;
 use gemm::Gemm;
 use graph::{Graph, bucket};
+pub use group::{Group, GroupShape, MAX_WORLD};
 use kernels::Kernels;
 use launch::{Launcher, RopeTables};
-use memory::{DeviceMemory, PinnedMemory};
+use memory::DeviceMemory;
 pub use packed::{PackedMatrix, QuantLimits, packed_bytes};
 use prefill::PrefillAttention;
 use quant::Quant;
 use sample::TokenSampler;
 pub use settings::{CudaSettings, HEAD_DIMS};
+use step::StepInputs;
 pub use step::StepLimits;
-use step::{Pending, StepInputs};
 use upload::Uploader;
 pub use weights::WeightBytes;
 
@@ -80,6 +87,8 @@ pub struct Cuda {
     prefill: PrefillAttention,
     gemm: Gemm,
     quant: Option<Quant>,
+    /// None where this rank is the only one.
+    comm: Option<Communicator>,
     step: StepInputs,
     sampler: TokenSampler,
     angles: RopeTables,
@@ -102,20 +111,33 @@ pub struct Cuda {
 }
 
 impl Cuda {
-    /// A backend on `device`, in a context of its own.
+    /// A backend on `device`, alone, in a context of its own.
     pub fn new(device: Device, settings: CudaSettings) -> Result<Cuda> {
-        Cuda::in_context(Context::new(device)?, settings)
+        Cuda::in_context(&Context::new(device)?, settings)
     }
 
-    /// A backend in `context`. Takes its workspaces at once, so that what is free afterwards can be
-    /// counted on.
-    pub fn in_context(context: Arc<Context>, settings: CudaSettings) -> Result<Cuda> {
-        let stream = Stream::new(&context)?;
-        let kernels = Kernels::load(&context)?;
+    /// A backend in `context`, alone. Takes its workspaces at once, so that what is free afterwards can
+    /// be counted on.
+    pub fn in_context(context: &Arc<Context>, settings: CudaSettings) -> Result<Cuda> {
+        Cuda::start(context, settings, None)
+    }
+
+    /// Rank `rank` of `group`, which is of several.
+    pub fn in_group(group: &Arc<Group>, rank: usize, settings: CudaSettings) -> Result<Cuda> {
+        Cuda::start(group.context(rank), settings, Some((group, rank)))
+    }
+
+    fn start(
+        context: &Arc<Context>,
+        settings: CudaSettings,
+        place: Option<(&Arc<Group>, usize)>,
+    ) -> Result<Cuda> {
+        let stream = Stream::new(context)?;
+        let kernels = Kernels::load(context)?;
         let limits = settings.limits;
         let angle_bytes = limits.max_tokens * limits.head_dim / 2 * 4;
-        let mark = || Mark::new(&context);
-        let table = || DeviceMemory::new(&context, angle_bytes, "rotary tables");
+        let mark = || Mark::new(context);
+        let table = || DeviceMemory::new(context, angle_bytes, "rotary tables");
         let gate_up_bytes = limits.max_tokens * 2 * settings.mlp_width * 2;
         let gate_up = DeviceBuffer {
             memory: DeviceMemory::zeroed(&stream, gate_up_bytes, "activations")?,
@@ -132,16 +154,18 @@ impl Cuda {
             .quantised
             .map(|quantised| Quant::new(&stream, &kernels, &quantised, limits.max_tokens))
             .transpose()?;
-        let mut uploader = Uploader::new(&context, settings.weight_bytes)?;
+        let mut uploader = Uploader::new(context, settings.weight_bytes)?;
         quant.iter().for_each(|quant| uploader.lend(quant.dense_memory()));
+        let join = |place| Communicator::new(place, (&stream, &kernels), dtype, &limits);
         Ok(Cuda {
             settings,
+            comm: place.map(join).transpose()?,
             graphs: HashMap::new(),
             decode,
             prefill,
             launcher: Launcher::new(stream, kernels, settings.dtype)?,
-            gemm: Gemm::new(&context, settings.dtype, settings.autotune)?,
-            step: StepInputs::new(&context, limits)?,
+            gemm: Gemm::new(context, settings.dtype, settings.autotune)?,
+            step: StepInputs::new(context, limits)?,
             sampler,
             angles: RopeTables { cos: table()?, sin: table()? },
             gate_up,
@@ -155,14 +179,6 @@ impl Cuda {
             replayed: false,
             failed: None,
         })
-    }
-
-    /// Queues the copy of the step's logits to the host: for tests and callers who draw.
-    fn fetch_logits(&mut self, logits: &DeviceBuffer) -> Result<PinnedMemory> {
-        let bytes = self.step.extents.wanted_rows * logits.cols() * 4;
-        let mut host = PinnedMemory::new(self.context(), bytes, "logits")?;
-        logits.memory.download(&self.launcher.stream, &mut host, bytes)?;
-        Ok(host)
     }
 
     fn context(&self) -> &Arc<Context> {
@@ -258,6 +274,7 @@ impl Backend for Cuda {
         let bytes = max_rows * cols * element_bytes;
         // Rows of padding are multiplied before anything has written them.
         let memory = DeviceMemory::zeroed(&self.launcher.stream, bytes, "activations")?;
+        self.comm.iter_mut().for_each(|comm| comm.add_buffer(memory.address()));
         Ok(DeviceBuffer { memory, kind, max_rows, cols, rows: 0 })
     }
 
@@ -266,6 +283,9 @@ impl Backend for Cuda {
         let bytes = spec.num_layers * buffer::kv_layer_bytes(&spec);
         let memory = DeviceMemory::zeroed(&self.launcher.stream, bytes, "KV cache")?;
         self.launcher.stream.wait()?;
+        // No rank begins before all have their weights: devices wait for each other then.
+        let Cuda { comm, launcher, settings, .. } = self;
+        comm.as_mut().map_or(Ok(()), |comm| comm.meet(&launcher.kernels, settings.dtype))?;
         Ok(DeviceKv { memory, spec })
     }
 
@@ -282,6 +302,7 @@ impl Backend for Cuda {
         assert!(self.pending.len() < 2, "two steps are on their way");
         self.failed = None;
         self.replayed = false;
+        self.comm.iter().for_each(Communicator::begin_step);
         let padded = self.graph_rows(batch);
         self.step.upload(&self.launcher.stream, batch, rope, padded)?;
         self.marks[self.step.turn].0.set(&self.launcher.stream)?;
@@ -376,61 +397,30 @@ impl Backend for Cuda {
     }
 
     fn gather_rows(&mut self, x: &DeviceBuffer, _rows: &[u32], out: &mut DeviceBuffer) {
-        let result = self.launcher.gather_rows(&self.step, x, out);
+        let owners = self.comm.as_ref().and_then(|comm| comm.owners_of(x));
+        let result = self.launcher.gather_rows(&self.step, (x, owners), out);
         self.note(result);
     }
 
-    fn all_reduce(&mut self, _x: &mut DeviceBuffer) -> Result<()> {
+    fn all_reduce(&mut self, x: &mut DeviceBuffer) -> Result<()> {
+        if let Some(comm) = &self.comm {
+            let result = comm.all_reduce(&self.launcher, x);
+            self.note(result);
+        }
         Ok(())
     }
 
     fn finish_step(&mut self, logits: Option<&DeviceBuffer>) -> Result<()> {
-        let result = self.launcher.flush();
-        self.note(result);
-        if let Some(logits) = logits.filter(|_| !self.replayed) {
-            let result = self.sampler.draw(&self.launcher, &self.step, logits);
-            self.note(result);
-        }
-        let recorded = self.recording.take().map(|rows| (rows, Graph::end(&self.launcher.stream)));
-        // An op that failed also spoils its recording: it is the cause to tell.
-        if let Some(error) = self.failed.take() {
-            return Err(error);
-        }
-        if let Some((rows, graph)) = recorded {
-            let graph = graph?;
-            graph.launch(&self.launcher.stream)?;
-            self.graphs.insert(rows, graph);
-        }
-        let (turn, tokens) = (self.step.turn, self.step.extents.draws);
-        let mut pending = Pending { turn, tokens, logits: None };
-        // Either the tokens or the logits leave the device.
-        match logits {
-            Some(logits) if tokens == 0 => pending.logits = Some(self.fetch_logits(logits)?),
-            Some(_) => self.sampler.fetch(&self.launcher.stream, turn, tokens)?,
-            None => {}
-        }
-        self.marks[turn].1.set(&self.launcher.stream)?;
-        self.pending.push_back(pending);
-        Ok(())
+        self.finish(logits)
     }
 
     fn collect_step(&mut self, _: Option<&DeviceBuffer>, output: &mut Output) -> Result<()> {
-        let step = self.pending.pop_front().ok_or_else(|| Error::EngineFailed {
-            reason: "a bug in the library: no step to collect".to_string(),
-        })?;
-        self.context().enter()?;
-        let (begun, done) = &self.marks[step.turn];
-        done.wait()?;
-        output.device_us = done.us_since(begun)?;
-        output.tokens.extend_from_slice(self.sampler.fetched(step.turn, step.tokens));
-        if let Some(logits) = step.logits {
-            let words = logits.words(logits.len_bytes() / 4);
-            output.logits.extend(words.iter().map(|word| f32::from_bits(*word)));
-        }
-        Ok(())
+        self.collect(output)
     }
 
-    fn abandon(&mut self) {}
+    fn abandon(&mut self) {
+        self.comm.iter().for_each(|comm| comm.group.abandon());
+    }
 }
 
 impl Drop for Cuda {

@@ -1,15 +1,19 @@
-//! Linears of a few rows on their way to the device, and the norms between them.
+//! Linears of a few rows on their way to the device, the sums of what they yield over ranks, and the
+//! norms between them.
 //!
 //! A linear is not launched when it is asked for but when the next op is, because a norm between two
 //! linears is no kernel of its own: the first adds to the residual stream, and leaves the stream
 //! times the norm's weight and the sums of its squares; the second multiplies by the former and
-//! divides by the root of the latter. Every launch of another kernel goes through `Launcher`, which
+//! divides by the root of the latter. Where there are several ranks, the sum between the linears does the
+//! first one's part. Every launch of another kernel goes through `Launcher`, which
 //! lets the linear go first.
 
 use std::cell::RefCell;
 
+use super::comm::Reduce;
 use super::kernels::Kernel;
 use super::launch::{Config, Launcher, Norm};
+use super::owners::RowSum;
 use crate::error::Result;
 
 /// What is done with a product; `linear_arguments.cuh` says more.
@@ -23,6 +27,8 @@ pub(super) enum Epilogue {
     GateUp = 3,
     /// Added to an f32 stream, which the next linear normalises.
     AddNorm = 4,
+    /// f32, sent to the other ranks as well.
+    Send = 5,
 }
 
 /// The one argument of the kernels; field by field as in `linear_arguments.cuh`.
@@ -66,10 +72,10 @@ impl Arguments {
         }
     }
 
-    /// This linear, which reads `norm`'s output, does the rest of it.
-    fn after(self, norm: &Norm) -> Arguments {
-        let (x, squares, epsilon) = (norm.delta, norm.out, norm.epsilon);
-        Arguments { x, squares, epsilon, normalised: 1, ..self }
+    /// This linear, which reads `norm`'s output, does the rest of it: of the weighted stream and the
+    /// sums of its squares.
+    fn after(self, norm: &Norm, x: u64, squares: u64) -> Arguments {
+        Arguments { x, squares, epsilon: norm.epsilon, normalised: 1, ..self }
     }
 
     /// Divides the tiles of `tile_rows` rows among `blocks`, which take up to `most` in a pass over x.
@@ -88,11 +94,70 @@ pub(super) struct Linear {
     pub(super) arguments: Arguments,
 }
 
+/// What can be held back: a norm may follow it.
+#[derive(Clone)]
+enum First {
+    Linear(Linear),
+    /// The sum over ranks of what a linear yields.
+    Reduce(Reduce),
+    /// The same of many rows; it does a norm whole.
+    Rows(Box<RowSum>),
+}
+
+impl First {
+    /// Could it do its part of `norm`? A linear not if it reads what would be written in place of the
+    /// norm's output and delta.
+    fn yields(&self, norm: &Norm) -> bool {
+        match self {
+            First::Reduce(reduce) => reduce.yields(norm),
+            First::Rows(sum) => sum.yields(norm),
+            First::Linear(Linear { arguments, .. }) => {
+                arguments.epilogue == Epilogue::Stream as u32
+                    && arguments.out == norm.delta
+                    && arguments.rows as usize == norm.rows
+                    && arguments.normalised == 0
+                    && arguments.x != norm.out
+                    && arguments.x != norm.delta
+            }
+        }
+    }
+
+    /// It does its part of `norm`; and where that leaves the weighted stream and the sums of its
+    /// squares. A linear's go where its own output and the norm's would have gone, which nobody else
+    /// reads. None: it would do all of it.
+    fn before(&self, norm: &Norm) -> Option<(First, u64, u64)> {
+        match self {
+            First::Rows(_) => None,
+            First::Reduce(reduce) => {
+                let (reduce, weighted, squares) = reduce.before(norm);
+                Some((First::Reduce(reduce), weighted, squares))
+            }
+            First::Linear(linear) => {
+                let arguments = linear.arguments.before(norm);
+                let linear = Linear { arguments, ..*linear };
+                Some((First::Linear(linear), norm.delta, norm.out))
+            }
+        }
+    }
+
+    /// Launches it, and `norm` behind it.
+    fn launch(&self, launcher: &Launcher, norm: Option<&Norm>) -> Result<()> {
+        match self {
+            First::Rows(sum) => return sum.launch(launcher, norm),
+            First::Reduce(reduce) => reduce.launch(launcher)?,
+            First::Linear(Linear { kernel, config, arguments }) => {
+                launcher.launch_struct(*kernel, *config, arguments)?;
+            }
+        }
+        norm.map_or(Ok(()), |norm| launcher.launch_norm(norm))
+    }
+}
+
 /// What is not launched yet.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Pending {
-    linear: Option<Linear>,
-    /// A norm of what the linear yields.
+#[derive(Clone, Default)]
+struct Pending {
+    first: Option<First>,
+    /// A norm of what it yields.
     norm: Option<Norm>,
 }
 
@@ -101,19 +166,11 @@ pub(super) struct Pending {
 pub(super) struct PendingLinear(RefCell<Pending>);
 
 impl PendingLinear {
-    /// Takes over `norm` if its delta is what the pending linear yields: then the linear after that
-    /// may read the norm's output, but nothing else, and nobody may read the delta. Not if the linear
-    /// itself reads what would be written in place of them.
+    /// Takes over `norm` if its delta is what is pending: then the linear after that may read the
+    /// norm's output, but nothing else, and nobody may read the delta.
     pub(super) fn take_norm(&self, norm: &Norm) -> bool {
         let mut pending = self.0.borrow_mut();
-        let is_next = pending.linear.is_some_and(|Linear { arguments, .. }| {
-            arguments.epilogue == Epilogue::Stream as u32
-                && arguments.out == norm.delta
-                && arguments.rows as usize == norm.rows
-                && arguments.normalised == 0
-                && arguments.x != norm.out
-                && arguments.x != norm.delta
-        });
+        let is_next = pending.first.as_ref().is_some_and(|first| first.yields(norm));
         let takes = is_next && pending.norm.is_none();
         if takes {
             pending.norm = Some(*norm);
@@ -123,26 +180,43 @@ impl PendingLinear {
 
     /// Launches what is pending; `next` takes its place.
     pub(super) fn queue(&self, launcher: &Launcher, mut next: Linear) -> Result<()> {
-        let Pending { linear, norm } = *self.0.borrow();
-        if let (Some(mut linear), Some(norm)) = (linear, norm)
+        let Pending { first, norm } = self.0.borrow().clone();
+        if let (Some(first), Some(norm)) = (first, norm)
+            && let Some((first, weighted, squares)) = first.before(&norm)
             && norm.out == next.arguments.x
+            && norm.rows == next.arguments.rows as usize
             && ![norm.delta, norm.out, norm.residual].contains(&next.arguments.out)
         {
-            next.arguments = next.arguments.after(&norm);
-            linear.arguments = linear.arguments.before(&norm);
-            self.0.replace(Pending { linear: Some(linear), norm: None });
+            next.arguments = next.arguments.after(&norm, weighted, squares);
+            self.0.replace(Pending { first: Some(first), norm: None });
         }
+        self.put(launcher, First::Linear(next))
+    }
+
+    /// The same for a sum over ranks, which the linear before sends.
+    pub(super) fn queue_reduce(&self, launcher: &Launcher, mut next: Reduce) -> Result<()> {
+        if let Pending { first: Some(First::Linear(linear)), norm: None } =
+            &mut *self.0.borrow_mut()
+        {
+            next.sent_by(linear);
+        }
+        self.put(launcher, First::Reduce(next))
+    }
+
+    /// The same for one of many rows.
+    pub(super) fn queue_rows(&self, launcher: &Launcher, next: RowSum) -> Result<()> {
+        self.put(launcher, First::Rows(Box::new(next)))
+    }
+
+    fn put(&self, launcher: &Launcher, next: First) -> Result<()> {
         self.flush(launcher)?;
-        self.0.replace(Pending { linear: Some(next), norm: None });
+        self.0.replace(Pending { first: Some(next), norm: None });
         Ok(())
     }
 
     /// Launches what is pending.
     pub(super) fn flush(&self, launcher: &Launcher) -> Result<()> {
-        let Pending { linear, norm } = self.0.take();
-        linear.map_or(Ok(()), |Linear { kernel, config, arguments }| {
-            launcher.launch_struct(kernel, config, &arguments)
-        })?;
-        norm.map_or(Ok(()), |norm| launcher.launch_norm(&norm))
+        let Pending { first, norm } = self.0.take();
+        first.map_or(Ok(()), |first| first.launch(launcher, norm.as_ref()))
     }
 }

@@ -290,7 +290,7 @@ fn queue(
     let out_row_bytes = match epilogue {
         Epilogue::Activation => 2 * n,
         Epilogue::GateUp => n,
-        Epilogue::Stream | Epilogue::AddNorm => 4 * n,
+        Epilogue::Stream | Epilogue::AddNorm | Epilogue::Send => 4 * n,
     };
     for first in (0..x.rows()).step_by(KERNEL_ROWS) {
         let rows = (x.rows() - first).min(KERNEL_ROWS);

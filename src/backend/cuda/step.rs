@@ -31,14 +31,6 @@ use crate::backend::RopeStep;
 use crate::batch::{Batch, Draw, FED, NO_SLOT, PAGE_TOKENS};
 use crate::error::Result;
 
-/// A step on its way.
-pub(super) struct Pending {
-    pub(super) turn: usize,
-    pub(super) tokens: usize,
-    /// Where no tokens are drawn: the logits on the host.
-    pub(super) logits: Option<PinnedMemory>,
-}
-
 /// Largest extents of any step.
 #[derive(Debug, Clone, Copy)]
 pub struct StepLimits {

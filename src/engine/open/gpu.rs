@@ -1,18 +1,23 @@
-//! One CUDA device as the target of a model: can it run it, what fits, and its backend.
+//! CUDA devices as the target of a model, a rank on each: can they run it, what fits, and their backends.
+//!
+//! Sizes are those of one device, of which the first has the most: it is where a row more goes if the
+//! vocabulary does not divide evenly.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use super::devices::named_devices;
 use super::stages::Stages;
 use super::target::{Needs, unsupported};
 use super::{FEWEST_PAGES, kv_token_bytes, limits};
 use crate::backend::cuda::{
-    Context, Cuda, CudaSettings, Device, Footprint, HEAD_DIMS, QuantLimits, StepLimits,
-    WeightBytes, has_nccl, packed_bytes,
+    Context, Cuda, CudaSettings, Device, Footprint, Group, GroupShape, HEAD_DIMS, MAX_WORLD,
+    QuantLimits, StepLimits, WeightBytes, packed_bytes,
 };
 use crate::batch::PAGE_TOKENS;
+use crate::checkpoint::shard::{Split, slice};
 use crate::engine::EngineOptions;
 use crate::engine::options::wrong;
 use crate::error::{Error, Result};
@@ -25,72 +30,61 @@ pub(super) const CHUNK_TOKENS: usize = 2048;
 /// Multiprocessors that the sampling kernel's blocks need to run at once.
 const MIN_SMS: u32 = 8;
 
-/// A device that can run the model.
+/// Devices that can run the model.
 pub(super) struct Gpu {
-    device: Device,
+    /// Rank r is on the r-th.
+    devices: Vec<Device>,
     dtype: Dtype,
     host_embedding: bool,
     /// The engine's; none where there is no room for one.
-    context: Option<Arc<Context>>,
-    /// What it finds free before anything is allocated.
+    contexts: Vec<Option<Arc<Context>>>,
+    /// What they find free before anything is allocated, on the fullest device.
     free_bytes: u64,
     stages: Mutex<Stages>,
 }
 
 impl Gpu {
-    /// The device that `options.devices` names (the first if none), if it can run the model.
+    /// The devices that `options.devices` names (the first ones if none), if they can run the model, of
+    /// which each gets a share.
     pub(super) fn choose(options: &EngineOptions, needs: &Needs<'_>) -> Result<Gpu> {
-        let index = device_index(options)?;
-        let config = needs.config;
+        let mut indices = named_devices(options)?;
+        if indices.is_empty() {
+            indices = (0..options.tensor_parallel).collect();
+        }
+        let world = indices.len();
+        if world > MAX_WORLD {
+            let reason = format!("{world} devices: at most {MAX_WORLD} work together");
+            return Err(wrong("devices", reason));
+        }
         let mut options = options.clone();
         if options.prefill_chunk_tokens == 0 {
             options.prefill_chunk_tokens = CHUNK_TOKENS;
         }
         let options = &options;
-        if !HEAD_DIMS.contains(&config.head_dim) {
-            let reason = format!("heads of {} elements; on CUDA 64 and 128 work", config.head_dim);
-            return Err(unsupported(needs, "kv_channels", reason));
-        }
-        check_dtype(needs)?;
-        let odd = |size: usize| !size.is_multiple_of(8);
-        for (field, size) in
-            [("hidden_size", config.hidden_size), ("intermediate_size", config.intermediate_size)]
-        {
-            if odd(size) {
-                let reason = format!("on CUDA, sizes must be multiples of 8; this one is {size}");
-                return Err(unsupported(needs, field, reason));
-            }
-        }
-        if options.tensor_parallel > 1 {
-            let reason = "one device runs one rank: must be 1 on CUDA".to_string();
-            return Err(wrong("tensor_parallel", reason));
-        }
+        check_shape(needs, world)?;
         let mut stages = Stages::begin();
-        let device = Device::open(index)?;
+        let head_dim = needs.config.head_dim;
+        let devices = indices.into_iter().map(|index| open_device(index, head_dim));
+        let devices = devices.collect::<Result<Vec<_>>>()?;
         stages.end("driver");
-        let needed = Cuda::block_shared_bytes(config.head_dim);
-        if needed > device.block_shared_bytes || device.num_sms < MIN_SMS {
-            let reason = format!(
-                "{} multiprocessors with {} bytes of shared memory for a block; {MIN_SMS} with \
-                 {needed} are needed",
-                device.num_sms, device.block_shared_bytes
-            );
-            return Err(Error::NoDevice { device: format!("cuda:{index}"), reason });
+        let contexts = devices.iter().map(Device::context).collect::<Result<Vec<_>>>()?;
+        let mut free_bytes = u64::MAX;
+        for context in &contexts {
+            let found = context.as_ref().map_or(Ok(0), |context| context.free_bytes())?;
+            free_bytes = free_bytes.min(found);
         }
-        let context = device.context()?;
-        let free_bytes = context.as_ref().map_or(Ok(0), |context| context.free_bytes())?;
         stages.end("context");
         let mut gpu = Gpu {
-            device,
+            devices,
             dtype: needs.dtype,
             host_embedding: false,
-            context,
+            contexts,
             free_bytes,
             stages: Mutex::new(stages),
         };
         gpu.host_embedding = gpu.choose_embedding(options, needs)?;
         let cache = options.kv_cache_tokens.max(FEWEST_PAGES * PAGE_TOKENS) as u64;
-        let cache_bytes = cache.saturating_mul(gpu.kv_token_bytes(config));
+        let cache_bytes = cache.saturating_mul(gpu.kv_token_bytes(needs.config));
         let least_bytes = gpu.least_bytes(options, needs).saturating_add(cache_bytes);
         if options.backend == "auto" && least_bytes > gpu.free_bytes() {
             let reason = "the model does not fit its free memory".to_string();
@@ -99,11 +93,41 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// Where the embedding table goes. `auto`: to the host if the device could not hold two long
-    /// sequences beside it.
+    fn world(&self) -> usize {
+        self.devices.len()
+    }
+
+    /// The model as one device has it.
+    fn share(&self, config: &ModelConfig) -> ModelConfig {
+        share(config, self.world())
+    }
+
+    /// Rows of lm_head on each device.
+    fn logits_cols(&self, config: &ModelConfig) -> Result<Vec<usize>> {
+        let world = self.world();
+        let rows = |rank| slice(Split::Vocab, config.vocab_size, config.hidden_size, rank, world);
+        (0..world).map(|rank| Ok(rows(rank)?.num_rows())).collect()
+    }
+
+    /// What devices exchange; none where there is one.
+    fn group_shape(
+        &self,
+        config: &ModelConfig,
+        options: &EngineOptions,
+    ) -> Result<Option<GroupShape>> {
+        if self.world() == 1 {
+            return Ok(None);
+        }
+        let logits_cols = self.logits_cols(config)?;
+        let max_tokens = limits(0, options).max_tokens;
+        Ok(Some(GroupShape { hidden_size: config.hidden_size, logits_cols, max_tokens }))
+    }
+
+    /// Where the embedding table goes. `auto`: to the host if the device could not hold a sequence of the
+    /// longest beside it.
     fn choose_embedding(&self, options: &EngineOptions, needs: &Needs<'_>) -> Result<bool> {
-        let two_long = (options.context_tokens(needs.config) as u64).saturating_mul(2);
-        let room = two_long.saturating_mul(self.kv_token_bytes(needs.config));
+        let longest = options.context_tokens(needs.config) as u64;
+        let room = longest.saturating_mul(self.kv_token_bytes(needs.config));
         match options.embedding.as_str() {
             "device" => Ok(false),
             "host" => Ok(true),
@@ -117,7 +141,7 @@ impl Gpu {
         self.weight_bytes(needs.config).saturating_add(self.workspace_bytes(needs.config, options))
     }
 
-    /// Weights on the device.
+    /// Weights on a device.
     pub(super) fn weight_bytes(&self, config: &ModelConfig) -> u64 {
         let mut taken = Footprint::default();
         taken.add(1, self.weights(config).num_bytes());
@@ -125,10 +149,13 @@ impl Gpu {
     }
 
     fn weights(&self, config: &ModelConfig) -> WeightBytes {
+        let vocab_size = config.vocab_size;
+        let config = &self.share(config);
         let (layers, hidden) = (config.num_layers, config.hidden_size);
-        let tables = if self.host_embedding { 1 } else { 2 };
+        let tables = if self.host_embedding { 0 } else { 1 };
         let mut taken = WeightBytes::default();
-        taken.add_matrices(tables, config.vocab_size, hidden, self.dtype);
+        taken.add_matrices(tables, vocab_size, hidden, self.dtype);
+        taken.add_matrices(1, vocab_size.div_ceil(self.world()), hidden, self.dtype);
         for (rows, cols) in linears(config) {
             let Some(format) = &config.quantisation else {
                 taken.add_matrices(layers, rows, cols, self.dtype);
@@ -143,9 +170,12 @@ impl Gpu {
         taken
     }
 
-    /// Everything else on the device but the KV cache.
+    /// Everything else on a device but the KV cache.
     pub(super) fn workspace_bytes(&self, config: &ModelConfig, options: &EngineOptions) -> u64 {
-        let limits = limits(0, options);
+        let (limits, world) = (limits(0, options), self.world());
+        let shape = self.group_shape(config, options).ok().flatten();
+        let settings = self.settings(config, options, config.vocab_size);
+        let config = &self.share(config);
         let (tokens, rows, hidden) =
             (limits.max_tokens, limits.max_logits_rows, config.hidden_size);
         let heads = config.num_heads * config.head_dim;
@@ -157,10 +187,9 @@ impl Gpu {
         }
         taken.add_matrices(2, rows, hidden, Dtype::F32);
         taken.add_matrices(1, rows, hidden, self.dtype);
-        taken.add_matrices(1, rows, config.vocab_size, Dtype::F32);
-        let settings = self.settings(config, options, config.vocab_size);
-        Cuda::add_workspace(&mut taken, &settings, &self.device);
-        let overhead = Cuda::overhead_bytes(&settings, config.num_layers);
+        taken.add_matrices(1, rows, config.vocab_size.div_ceil(world), Dtype::F32);
+        Cuda::add_workspace(&mut taken, &settings, &self.devices[0], shape.as_ref());
+        let overhead = Cuda::overhead_bytes(&settings, config.num_layers, world);
         taken.num_bytes().saturating_add(overhead)
     }
 
@@ -169,6 +198,7 @@ impl Gpu {
         self.free_bytes
     }
 
+    /// For a rank.
     fn settings(
         &self,
         config: &ModelConfig,
@@ -176,6 +206,8 @@ impl Gpu {
         usable_ids: usize,
     ) -> CudaSettings {
         let limits = limits(0, options);
+        let weight_bytes = self.weights(config).num_bytes();
+        let config = &self.share(config);
         let cache_pages = self.cache_pages(config, options);
         CudaSettings {
             dtype: self.dtype,
@@ -188,42 +220,67 @@ impl Gpu {
                 usable_ids,
             },
             mlp_width: config.intermediate_size,
-            weight_bytes: self.weights(config).num_bytes(),
+            weight_bytes,
             quantised: config.quantisation.map(|format| QuantLimits::of(&format, &linears(config))),
             host_embedding: self.host_embedding,
             autotune: options.autotune,
         }
     }
 
-    /// Pages of the cache: as asked, or at most what would fill the device's free memory.
+    /// Pages of the cache: as asked, or at most what would fill a device's free memory. `config` is a
+    /// rank's share.
     fn cache_pages(&self, config: &ModelConfig, options: &EngineOptions) -> usize {
         if options.kv_cache_tokens > 0 {
             return options.kv_cache_tokens.div_ceil(PAGE_TOKENS);
         }
-        let page_bytes = self.kv_token_bytes(config).saturating_mul(PAGE_TOKENS as u64);
+        let token_bytes = kv_token_bytes(config, self.dtype.size_bytes());
+        let page_bytes = token_bytes.saturating_mul(PAGE_TOKENS as u64);
         usize::try_from(self.free_bytes() / page_bytes.max(1)).unwrap_or(usize::MAX)
     }
 
-    fn kv_token_bytes(&self, config: &ModelConfig) -> u64 {
-        kv_token_bytes(config, self.dtype.size_bytes())
+    /// On one device.
+    pub(super) fn kv_token_bytes(&self, config: &ModelConfig) -> u64 {
+        kv_token_bytes(&self.share(config), self.dtype.size_bytes())
     }
 
-    /// A backend on the device, its workspaces taken.
+    /// The devices tied together; none where there is one.
+    pub(super) fn group(
+        &self,
+        config: &ModelConfig,
+        options: &EngineOptions,
+    ) -> Result<Option<Arc<Group>>> {
+        let shape = self.group_shape(config, options)?;
+        let Some(shape) = shape else { return Ok(None) };
+        let contexts = (0..self.world()).map(|rank| self.context(rank)).collect::<Result<_>>()?;
+        Group::new(contexts, shape).map(Some)
+    }
+
+    /// A backend for rank `rank`, its workspaces taken.
     pub(super) fn backend(
         &self,
+        (group, rank): (Option<&Arc<Group>>, usize),
         config: &ModelConfig,
         options: &EngineOptions,
         usable_ids: usize,
     ) -> Result<Cuda> {
         let settings = self.settings(config, options, usable_ids);
-        let mut stages = self.stages.lock();
-        stages.skip();
-        let cuda = match &self.context {
-            Some(context) => Cuda::in_context(Arc::clone(context), settings),
-            None => Cuda::new(self.device.clone(), settings),
+        // Others are made meanwhile.
+        let mut stages = (rank == 0).then(|| self.stages.lock());
+        stages.iter_mut().for_each(|stages| stages.skip());
+        let cuda = match group {
+            Some(group) => Cuda::in_group(group, rank, settings),
+            None => Cuda::in_context(&self.context(0)?, settings),
         };
-        stages.end("kernels and memory");
+        stages.iter_mut().for_each(|stages| stages.end("kernels and memory"));
         cuda
+    }
+
+    /// The engine's context on the device of rank `rank`.
+    fn context(&self, rank: usize) -> Result<Arc<Context>> {
+        match &self.contexts[rank] {
+            Some(context) => Ok(Arc::clone(context)),
+            None => Context::new(self.devices[rank].clone()),
+        }
     }
 
     /// How long these took.
@@ -231,21 +288,68 @@ impl Gpu {
         self.stages.lock().to_string()
     }
 
+    /// As `cuda:0`, or `cuda:0,1`.
     pub(super) fn name(&self) -> String {
-        format!("cuda:{}", self.device.index)
+        let indices: Vec<String> = self.devices.iter().map(|d| d.index.to_string()).collect();
+        format!("cuda:{}", indices.join(","))
     }
 
     pub(super) fn info(&self) -> Value {
-        let (major, minor) = self.device.capability;
+        let first = &self.devices[0];
+        let (major, minor) = first.capability;
         json!({
             "name": "cuda",
-            "device": self.device.index,
-            "device_name": self.device.name,
+            "device": first.index,
+            "devices": self.devices.iter().map(|device| device.index).collect::<Vec<_>>(),
+            "device_name": first.name,
             "compute_capability": format!("{major}.{minor}"),
-            "driver": self.device.driver,
+            "driver": first.driver,
             "embedding": if self.host_embedding { "host" } else { "device" },
         })
     }
+}
+
+/// The model as one of `world` ranks has it, but for the vocabulary.
+fn share(config: &ModelConfig, world: usize) -> ModelConfig {
+    ModelConfig {
+        num_heads: config.num_heads / world,
+        num_kv_heads: config.num_kv_heads / world,
+        intermediate_size: config.intermediate_size / world,
+        ..config.clone()
+    }
+}
+
+/// Sizes and dtypes that the kernels take.
+fn check_shape(needs: &Needs<'_>, world: usize) -> Result<()> {
+    let config = &share(needs.config, world);
+    if !HEAD_DIMS.contains(&config.head_dim) {
+        let reason = format!("heads of {} elements; on CUDA 64 and 128 work", config.head_dim);
+        return Err(unsupported(needs, "kv_channels", reason));
+    }
+    check_dtype(needs)?;
+    let sizes =
+        [("hidden_size", config.hidden_size), ("intermediate_size", config.intermediate_size)];
+    let Some((field, size)) = sizes.into_iter().find(|(_, size)| !size.is_multiple_of(8)) else {
+        return Ok(());
+    };
+    let of = if world > 1 { " on each device" } else { "" };
+    let reason = format!("on CUDA, sizes must be multiples of 8; this one is {size}{of}");
+    Err(unsupported(needs, field, reason))
+}
+
+/// Device `index`, if it can run kernels for heads of `head_dim`.
+fn open_device(index: usize, head_dim: usize) -> Result<Device> {
+    let device = Device::open(index)?;
+    let needed = Cuda::block_shared_bytes(head_dim);
+    if needed > device.block_shared_bytes || device.num_sms < MIN_SMS {
+        let reason = format!(
+            "{} multiprocessors with {} bytes of shared memory for a block; {MIN_SMS} with \
+             {needed} are needed",
+            device.num_sms, device.block_shared_bytes
+        );
+        return Err(Error::NoDevice { device: format!("cuda:{index}"), reason });
+    }
+    Ok(device)
 }
 
 /// Columns of queries, keys and values together.
@@ -270,63 +374,4 @@ fn check_dtype(needs: &Needs<'_>) -> Result<()> {
         None => "f32 weights run on the CPU; on CUDA bf16 and f16 work".to_string(),
     };
     Err(unsupported(needs, "torch_dtype", reason))
-}
-
-/// `0` or, as errors and estimates write it, `cuda:0`.
-fn parse_index(text: &str) -> Option<usize> {
-    text.strip_prefix("cuda:").unwrap_or(text).parse().ok()
-}
-
-/// The one index in `options.devices`; 0 if it is empty.
-fn device_index(options: &EngineOptions) -> Result<usize> {
-    let text = options.devices.trim();
-    if text.is_empty() {
-        return Ok(0);
-    }
-    let indices: Vec<Option<usize>> =
-        text.split(',').map(|part| parse_index(part.trim())).collect();
-    match indices[..] {
-        [Some(index)] => Ok(index),
-        [] | [_] => {
-            Err(wrong("devices", format!("`{text}` is not the index of a device, such as 0")))
-        }
-        _ if indices.contains(&None) => {
-            Err(wrong("devices", format!("`{text}` is not a list of devices' indices")))
-        }
-        _ => {
-            let nccl = if has_nccl() { "is" } else { "is not" };
-            let reason = format!(
-                "`{text}`: an engine runs on one device so far; name one (NCCL, which several will \
-                 need, {nccl} on the library path)"
-            );
-            Err(wrong("devices", reason))
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn index_of(devices: &str) -> Result<usize> {
-        let devices = devices.to_string();
-        device_index(&EngineOptions { devices, ..EngineOptions::default() })
-    }
-
-    #[test]
-    fn one_device_is_an_index_and_none_the_first() {
-        assert_eq!(["", " ", "0", "cuda:3"].map(index_of), [Ok(0), Ok(0), Ok(0), Ok(3)]);
-        for devices in ["x", "-1", "0,x", ",", "0,", "1 2"] {
-            let refused = index_of(devices);
-            assert!(matches!(refused, Err(Error::Option { .. })), "{devices}: {refused:?}");
-        }
-    }
-
-    #[test]
-    fn several_devices_are_refused() {
-        match index_of("0, 1") {
-            Err(Error::Option { reason, .. }) => assert!(reason.contains("one device"), "{reason}"),
-            other => panic!("{other:?}"),
-        }
-    }
 }

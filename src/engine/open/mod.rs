@@ -10,8 +10,10 @@
 //! The vocabulary is read on a thread of its own beside all else that comes before the weights. Its errors
 //! are told after those of options, configuration, files, device and memory, whichever is found first.
 
+mod devices;
 #[cfg(feature = "cuda")]
 mod gpu;
+mod ranks;
 mod stages;
 mod target;
 mod weights;
@@ -19,11 +21,9 @@ mod weights;
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use serde_json::json;
 
-use crate::backend::comm::{Comm, Solo, Threads};
 use crate::batch::PAGE_TOKENS;
 use crate::checkpoint::Source;
 use crate::checkpoint::shard::check_quantised_world;
@@ -32,12 +32,12 @@ use crate::engine::{
     Engine, EngineOptions, EngineParts, Estimate, LoadProgress, LogHook, LogLevel,
 };
 use crate::error::{Error, Result};
+use crate::model::Limits;
 use crate::model::config::ModelConfig;
 use crate::model::generation::GenerationConfig;
-use crate::model::{Limits, Placement, Rank};
 use crate::text::tokenizer::Tokenizer;
 use stages::Stages;
-use target::{CallerContext, Needs, Target, load_rank};
+use target::{CallerContext, Needs, Target};
 use weights::ModelWeights;
 
 /// Sequences of full length that the KV cache holds when nothing else is said (and memory allows).
@@ -62,6 +62,7 @@ struct Plan {
     num_threads: usize,
     /// Ids that can be drawn; all rows of the model until the vocabulary is known.
     usable_ids: usize,
+    /// Of all ranks together.
     kv_token_bytes: u64,
     num_pages: usize,
     estimate: Estimate,
@@ -102,7 +103,7 @@ pub(crate) fn open(
             caller.during(|| log(LogLevel::Warn, "engine", what));
         }
     }
-    let ranks = load_ranks(&mut plan, &options, (&caller, progress), &mut stages)?;
+    let ranks = ranks::load(&mut plan, &options, (&caller, progress), &mut stages)?;
     if let Some(log) = &log {
         let inner = plan.target.stages();
         let waits = ranks.first().map_or("", |rank| rank.load_report());
@@ -151,6 +152,7 @@ pub(crate) fn estimate(folder: &Path, options: &EngineOptions) -> Result<Estimat
 /// Reads headers and configuration, no weights. Also the options, which are valid, with what they left open.
 fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)> {
     let mut options = options.clone();
+    options.tensor_parallel = devices::num_ranks(&options)?;
     let config = ModelConfig::open(folder)?;
     let generation = GenerationConfig::open(folder)?;
     let world = options.tensor_parallel;
@@ -158,25 +160,26 @@ fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)>
     let unit = config.quantisation.map_or(1, |format| format.undivided_inputs());
     check_quantised_world(heads, config.intermediate_size, unit, world)?;
     let weights = ModelWeights::open(folder, &options, &config)?;
-    let dtype = weights.dtype;
     let needs = Needs {
         folder,
         config: &config,
         #[cfg(feature = "cuda")]
-        dtype,
+        dtype: weights.dtype,
         stored_bytes: weights.total_bytes,
     };
     let (target, no_gpu) = Target::choose(&options, &needs)?;
     if options.prefill_chunk_tokens == 0 {
         options.prefill_chunk_tokens = target.default_chunk_tokens();
     }
-    let kv_token_bytes = kv_token_bytes(&config, target.kv_element_bytes(dtype));
+    // Where an estimate's memory is: on the host all of the cache, on devices a share on each.
+    let kv_token_bytes = target.kv_token_bytes(&config, weights.dtype);
+    let kv_shares = if target.is_host() { 1 } else { world as u64 };
     let (available_bytes, kv_share) = target.available();
     let info = target.info();
     let text = |key: &str| info[key].as_str().unwrap_or_default().to_string();
     let mut estimate = Estimate {
         backend: text("name"),
-        device: info["device"].as_u64().map_or_else(String::new, |index| format!("cuda:{index}")),
+        device: target.device_names(),
         no_gpu: no_gpu.clone(),
         weight_bytes: target.weight_bytes(&needs, &options),
         kv_cache_bytes: 0,
@@ -200,7 +203,7 @@ fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)>
         target,
         no_gpu,
         num_threads,
-        kv_token_bytes,
+        kv_token_bytes: kv_token_bytes.saturating_mul(kv_shares),
         num_pages,
         estimate,
     };
@@ -287,36 +290,6 @@ fn check_vocabulary(folder: &Path, tokenizer: &Tokenizer, plan: &Plan) -> Result
          vocabulary is not this model's, or is cut short"
     );
     Err(Error::corrupt(&folder.join("generation_config.json"), reason))
-}
-
-fn load_ranks(
-    plan: &mut Plan,
-    options: &EngineOptions,
-    (caller, progress): (&CallerContext, &mut dyn FnMut(LoadProgress) -> bool),
-    stages: &mut Stages,
-) -> Result<Vec<Box<dyn Rank>>> {
-    let world = options.tensor_parallel;
-    let comm: Arc<dyn Comm> = if world == 1 { Arc::new(Solo) } else { Threads::new(world) };
-    let total_bytes = plan.weights.total_bytes;
-    let mut done_bytes = 0;
-    let mut told: Option<(Instant, Instant)> = None;
-    // Replicated tensors are read once a rank, copied ones twice, but the total counts them once.
-    let mut advance = |bytes: u64| {
-        done_bytes = (done_bytes + bytes).min(total_bytes);
-        let now = Instant::now();
-        told.get_or_insert((now, now)).1 = now;
-        caller.during(|| progress(LoadProgress { done_bytes, total_bytes }))
-    };
-    plan.weights.bring(plan.source, &mut advance)?;
-    let ranks = (0..world)
-        .map(|rank| load_rank(plan, options, &comm, Placement { rank, world }, &mut advance))
-        .collect();
-    if let Some((first, last)) = told {
-        stages.end_at("until the first weights", first);
-        stages.end_at("weights", last);
-    }
-    stages.end("after them");
-    ranks
 }
 
 /// What the engine opens, in a line.

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 #[cfg(feature = "cuda")]
 use super::gpu::Gpu;
-use super::{Plan, limits};
-use crate::backend::comm::Comm;
+use super::{Plan, kv_token_bytes, limits};
+use crate::backend::comm::{Comm, Solo, Threads};
 use crate::backend::cpu::fast::{Fast, Isa, MAX_HEAD_DIM};
 use crate::backend::cpu::reference::Reference;
 use crate::engine::EngineOptions;
@@ -22,6 +22,8 @@ use crate::tensor::Dtype;
 
 #[cfg(feature = "cuda")]
 pub(super) use crate::backend::cuda::CallerContext;
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::Group;
 
 /// Without CUDA there is no context of the caller's to keep.
 #[cfg(not(feature = "cuda"))]
@@ -105,9 +107,36 @@ impl Target {
         matches!(self, Target::Fast | Target::Reference)
     }
 
-    /// Bytes of one element in the KV cache.
-    pub(super) fn kv_element_bytes(&self, dtype: Dtype) -> usize {
-        if matches!(self, Target::Reference) { 4 } else { dtype.size_bytes() }
+    /// Keys and values of one token where they are: on the host all, on devices one's share.
+    pub(super) fn kv_token_bytes(&self, config: &ModelConfig, dtype: Dtype) -> u64 {
+        match self {
+            Target::Reference => kv_token_bytes(config, 4),
+            Target::Fast => kv_token_bytes(config, dtype.size_bytes()),
+            #[cfg(feature = "cuda")]
+            Target::Cuda(gpu) => gpu.kv_token_bytes(config),
+        }
+    }
+
+    /// For estimates: empty on the host.
+    pub(super) fn device_names(&self) -> String {
+        match self {
+            Target::Fast | Target::Reference => String::new(),
+            #[cfg(feature = "cuda")]
+            Target::Cuda(gpu) => gpu.name(),
+        }
+    }
+
+    /// What ties this target's ranks together.
+    pub(super) fn tie(&self, config: &ModelConfig, options: &EngineOptions) -> Result<Tie> {
+        let world = options.tensor_parallel;
+        #[cfg(not(feature = "cuda"))]
+        let _ = config;
+        match self {
+            Target::Fast | Target::Reference if world == 1 => Ok(Tie::Host(Arc::new(Solo))),
+            Target::Fast | Target::Reference => Ok(Tie::Host(Threads::new(world))),
+            #[cfg(feature = "cuda")]
+            Target::Cuda(gpu) => Ok(Tie::Devices(gpu.group(config, options)?)),
+        }
     }
 
     /// Prompt tokens of a step when nothing else is said: enough rows to keep the arithmetic busy.
@@ -191,29 +220,54 @@ impl Target {
     }
 }
 
-/// Loads one rank's share of the model.
+/// What the ranks of one engine have in common.
+pub(super) enum Tie {
+    Host(Arc<dyn Comm>),
+    /// None of a device alone.
+    #[cfg(feature = "cuda")]
+    Devices(Option<Arc<Group>>),
+}
+
+impl Tie {
+    /// A rank will not come: none waits for it.
+    pub(super) fn abandon(&self) {
+        match self {
+            Tie::Host(comm) => comm.abandon(),
+            #[cfg(feature = "cuda")]
+            Tie::Devices(group) => group.iter().for_each(|group| group.abandon()),
+        }
+    }
+}
+
+/// Loads one rank's share of the model; `tie` is the target's.
 pub(super) fn load_rank(
     plan: &Plan,
     options: &EngineOptions,
-    comm: &Arc<dyn Comm>,
+    tie: &Tie,
     placement: Placement,
     advance: Progress<'_>,
 ) -> Result<Box<dyn Rank>> {
-    let (weights, config, comm) = (plan.weights.source(), &plan.config, comm.clone());
+    let (weights, config, rank) = (plan.weights.source(), &plan.config, placement.rank);
     let limits = limits(plan.num_pages, options);
-    Ok(match &plan.target {
-        Target::Fast => {
-            let backend = Fast::new(comm, placement.rank, plan.num_threads)?;
+    Ok(match (&plan.target, tie) {
+        #[cfg(feature = "cuda")]
+        (Target::Cuda(gpu), Tie::Devices(group)) => {
+            let place = (group.as_ref(), rank);
+            let backend = gpu.backend(place, config, options, plan.usable_ids)?;
             Box::new(Model::load(backend, weights, config, placement, limits, advance)?)
         }
-        Target::Reference => {
-            let backend = Reference::new(comm, placement.rank);
+        (Target::Reference, Tie::Host(comm)) => {
+            let backend = Reference::new(comm.clone(), rank);
+            Box::new(Model::load(backend, weights, config, placement, limits, advance)?)
+        }
+        (Target::Fast, Tie::Host(comm)) => {
+            let backend = Fast::new(comm.clone(), rank, plan.num_threads)?;
             Box::new(Model::load(backend, weights, config, placement, limits, advance)?)
         }
         #[cfg(feature = "cuda")]
-        Target::Cuda(gpu) => {
-            let backend = gpu.backend(config, options, plan.usable_ids)?;
-            Box::new(Model::load(backend, weights, config, placement, limits, advance)?)
+        _ => {
+            let reason = "a bug in the library: ranks of one target tied as another's".to_string();
+            return Err(Error::EngineFailed { reason });
         }
     })
 }

@@ -1,0 +1,280 @@
+//! Models divided over two GPUs: against the plain CPU reference, against the host's draws, as engines
+//! that are cancelled, run out of pages, and lose a rank.
+//!
+//! Tolerances as in `model` and `gptq`: a sum over ranks is f32, and adds no rounding that counts there.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::scope;
+use std::time::Duration;
+
+use qwen::backend::comm::Solo;
+use qwen::backend::cpu::reference::Reference;
+use qwen::backend::cuda::{Cuda, CudaSettings, Device, Group, GroupShape, QuantLimits};
+use qwen::batch::{Batch, Output};
+use qwen::checkpoint::shard::{Split, slice};
+use qwen::engine::{Engine, EngineOptions, EventKind, Request};
+use qwen::error::{Error, Result};
+use qwen::model::config::ModelConfig;
+use qwen::model::{Model, Placement, Rank};
+use qwen::tensor::Dtype;
+
+use crate::checkpoint::{Shape, write};
+use crate::common::Random;
+use crate::device::{gpus, limits, settings};
+use crate::fed;
+use crate::gptq;
+use crate::model::{LIMITS, allowed, compare_steps, folder, try_load};
+use crate::opened::{Folder, SMALL, options, reply};
+
+/// Ranks that run the same steps, each on a thread of its own while it does.
+struct Together(Vec<Box<dyn Rank>>);
+
+impl Together {
+    /// The checkpoint in `folder`, a rank on each of `devices`, which reach each other's memory or not.
+    fn load(devices: &[Device], folder: &Path, dtype: Dtype, is_direct: bool) -> Together {
+        let config = ModelConfig::open(folder).expect("config.json");
+        let world = devices.len();
+        let part = |rank| slice(Split::Vocab, config.vocab_size, config.hidden_size, rank, world);
+        let logits_cols = (0..world).map(|rank| part(rank).expect("a part").num_rows()).collect();
+        let shape = GroupShape {
+            hidden_size: config.hidden_size,
+            logits_cols,
+            max_tokens: LIMITS.max_tokens,
+        };
+        let contexts = devices.iter().map(|device| device.context().expect("asked"));
+        let contexts = contexts.collect::<Option<Vec<_>>>().expect("room for contexts");
+        let tie = if is_direct { Group::new } else { Group::through_host };
+        let group = tie(contexts, shape).expect("a group");
+        let mut sizes = limits(config.head_dim);
+        (sizes.max_tokens, sizes.max_sequences) = (LIMITS.max_tokens, LIMITS.max_logits_rows);
+        let settings = CudaSettings {
+            quantised: config.quantisation.map(|_| QuantLimits::default()),
+            ..settings(dtype, sizes, (config.intermediate_size / world, config.vocab_size))
+        };
+        let load = |rank| -> Result<Box<dyn Rank>> {
+            let checkpoint = qwen::checkpoint::Checkpoint::open(folder)?;
+            let backend = Cuda::in_group(&group, rank, settings)?;
+            let place = Placement { rank, world };
+            Ok(Box::new(Model::load(backend, &checkpoint, &config, place, LIMITS, &mut |_| true)?))
+        };
+        let ranks = scope(|scope| {
+            let load = &load;
+            let threads: Vec<_> = (0..world).map(|rank| scope.spawn(move || load(rank))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Vec<_>>()
+        });
+        Together(ranks.into_iter().map(|rank| rank.expect("the model loads")).collect())
+    }
+
+    /// Does `work` with every rank at once.
+    fn all(
+        &mut self,
+        work: impl Fn(&mut dyn Rank, &mut Output) -> Result<()> + Sync,
+    ) -> Result<Output> {
+        let work = &work;
+        let done: Vec<Result<Output>> = scope(|scope| {
+            let run = |rank: &'_ mut Box<dyn Rank>| {
+                let mut output = Output::default();
+                work(&mut **rank, &mut output).map(|()| output)
+            };
+            let threads: Vec<_> =
+                self.0.iter_mut().map(|rank| scope.spawn(move || run(rank))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        let outputs = done.into_iter().collect::<Result<Vec<_>>>()?;
+        Ok(outputs.into_iter().next().expect("rank 0"))
+    }
+}
+
+impl Rank for Together {
+    fn submit(&mut self, batch: &Batch) -> Result<()> {
+        self.all(|rank, _| rank.submit(batch)).map(drop)
+    }
+
+    fn collect(&mut self, output: &mut Output) -> Result<()> {
+        *output = self.all(|rank, output| rank.collect(output))?;
+        Ok(())
+    }
+}
+
+#[test]
+fn logits_of_two_devices_agree_with_the_reference() {
+    let Some(devices) = gpus(2) else { return };
+    let mut random = Random::from_env();
+    for (index, (dtype, heads, dim)) in
+        [(Dtype::Bf16, 2, 128), (Dtype::F16, 4, 64), (Dtype::Bf16, 10, 64), (Dtype::F16, 4, 128)]
+            .into_iter()
+            .enumerate()
+    {
+        let shape = Shape {
+            layers: 3,
+            hidden: heads * dim,
+            heads,
+            width: 272 + 16 * index,
+            // Some of them do not divide evenly.
+            vocab: 1000 + 3 * index,
+            dtype,
+            stretched: index % 2 == 1,
+        };
+        let folder = folder(&format!("parallel-{index}"));
+        write(&folder, &mut random, &shape);
+        let mut cpu = try_load(&folder, Reference::new(Arc::new(Solo), 0), LIMITS).expect("loads");
+        // Twice by way of the host.
+        let mut two = Together::load(&devices, &folder, dtype, index < 2);
+        compare_steps(&mut *cpu, &mut two, &mut random, &shape, allowed(&shape));
+        std::fs::remove_dir_all(&folder).expect("removed");
+    }
+}
+
+#[test]
+fn quantised_logits_of_two_devices_agree_with_the_reference() {
+    let Some(devices) = gpus(2) else { return };
+    gptq::compare_divided("parallel", |folder| {
+        Box::new(Together::load(&devices, folder, Dtype::F16, true))
+    });
+}
+
+#[test]
+fn two_devices_draw_the_tokens_of_steps_one_by_one() {
+    let Some(devices) = gpus(2) else { return };
+    fed::check(|folder, dtype| Box::new(Together::load(&devices, folder, dtype, true)));
+}
+
+/// Random weights on devices 0 and 1.
+fn on_two() -> EngineOptions {
+    EngineOptions { devices: "0,1".to_string(), ..options() }
+}
+
+fn open(folder: &Folder, options: &EngineOptions) -> Result<Engine> {
+    Engine::open(folder.path(), options, None, &mut |_| true)
+}
+
+#[test]
+fn an_engine_on_two_devices_opens_answers_and_says_where_it_is() {
+    let Some(_) = gpus(2) else { return };
+    let folder = Folder::new("two", &SMALL);
+    let engine = open(&folder, &on_two()).expect("it opens");
+    let first = reply(&engine).expect("a reply");
+    assert!(!first.is_empty());
+    assert_eq!(reply(&engine), Ok(first.clone()), "the same again");
+    assert_eq!(engine.info()["backend"]["devices"], serde_json::json!([0, 1]));
+    drop(engine);
+    let again = open(&folder, &on_two()).expect("it opens again");
+    assert_eq!(reply(&again), Ok(first), "the same from another engine");
+    let estimate = Engine::estimate(folder.path(), &on_two()).expect("an estimate");
+    assert_eq!(estimate.device, "cuda:0,1");
+}
+
+/// What a request came to.
+fn end_of(request: &Request) -> Result<usize> {
+    let mut tokens = 0;
+    loop {
+        let event = request.next(Some(Duration::from_secs(60))).expect("an event");
+        tokens += event.token_ids.len();
+        match event.kind {
+            EventKind::Finished => return Ok(tokens),
+            EventKind::Failed => return Err(event.error.expect("a reason")),
+            _ => {}
+        }
+    }
+}
+
+/// Prompts of several lengths, more than the cache holds at once.
+fn many(engine: &Engine, count: usize) -> Vec<Request> {
+    let mut params = engine.generation_defaults();
+    (params.max_tokens, params.ignore_eos) = (200, true);
+    let submit = |index: usize| {
+        let prompt = (0..30 + index % 7 * 20).map(|i| (i * 7 + index) as u32 % 280).collect();
+        engine.submit_tokens(prompt, &params, None).expect("submitted")
+    };
+    (0..count).map(submit).collect()
+}
+
+#[test]
+fn requests_on_two_devices_are_cancelled_and_step_back() {
+    let Some(_) = gpus(2) else { return };
+    let folder = Folder::new("two-many", &SMALL);
+    let options = EngineOptions { max_batch_sequences: 16, ..on_two() };
+    let engine = open(&folder, &options).expect("it opens");
+    let requests = many(&engine, 48);
+    for request in requests.iter().step_by(3) {
+        request.cancel(false);
+    }
+    for (index, request) in requests.iter().enumerate() {
+        match end_of(request) {
+            Ok(tokens) => assert!(tokens == 200 || index % 3 == 0, "{index}: {tokens} tokens"),
+            Err(error) => assert!(index % 3 == 0 && error == Error::Cancelled, "{index}: {error}"),
+        }
+    }
+    let preempted = engine.metrics()["preemptions"].as_u64().expect("a count");
+    assert!(preempted > 0, "a cache of 2048 tokens is not enough for 16 of 250");
+    assert!(!reply(&engine).expect("it goes on").is_empty());
+}
+
+#[test]
+fn what_does_not_divide_is_refused_with_what_would() {
+    let Some(_) = gpus(2) else { return };
+    let folder = Folder::new("three-heads", &Shape { heads: 3, hidden: 192, ..SMALL });
+    match open(&folder, &on_two()).map(drop) {
+        Err(Error::Option { key, reason }) => {
+            assert!(key == "tensor_parallel" && reason.contains("these work: [1"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[cfg(feature = "test-hooks")]
+mod lost {
+    use std::time::Instant;
+
+    use qwen::backend::cuda::faults::{
+        ALLOCATE, INSTANTIATE, LAUNCH, MULTIPLY, REPLAY, arm, disarm,
+    };
+
+    use super::*;
+    use crate::faults::{MARK, child};
+
+    #[test]
+    #[ignore = "run in a child by the test below"]
+    fn lose_a_rank() {
+        let folder = Folder::new("lost", &SMALL);
+        let want = reply(&open(&folder, &on_two()).expect("it opens")).expect("a reply");
+        let mut found = Vec::new();
+        for (operation, nth) in [(LAUNCH, 1), (LAUNCH, 12), (MULTIPLY, 3), (REPLAY, 1), (REPLAY, 8)]
+        {
+            let engine = open(&folder, &on_two()).expect("it opens");
+            arm(operation, nth);
+            let begun = Instant::now();
+            let error = reply(&engine).expect_err(operation);
+            let took = begun.elapsed();
+            assert!(disarm(), "{operation}, number {nth} never came");
+            let named =
+                matches!(&error, Error::EngineFailed { reason } if reason.contains(operation));
+            assert!(named, "{operation}, number {nth}: {error:?}");
+            assert!(took < Duration::from_secs(2), "{operation}, number {nth}: after {took:?}");
+            drop(engine);
+            let engine = open(&folder, &on_two()).expect("a new engine opens");
+            assert_eq!(reply(&engine).as_ref(), Ok(&want), "after {operation}, number {nth}");
+            found.push(format!("{operation} {nth}: {} ms", took.as_millis()));
+        }
+        for (operation, nth) in
+            [(LAUNCH, 3), (MULTIPLY, 2), (INSTANTIATE, 2), (ALLOCATE, 9), (ALLOCATE, 20)]
+        {
+            arm(operation, nth);
+            let begun = Instant::now();
+            let opened = open(&folder, &on_two()).map(drop);
+            let took = begun.elapsed();
+            assert!(disarm(), "{operation}, number {nth} never came at open");
+            assert!(opened.is_err() && took < Duration::from_secs(20), "{operation}: {took:?}");
+            found.push(format!("open, {operation} {nth}: {} ms", took.as_millis()));
+        }
+        assert_eq!(reply(&open(&folder, &on_two()).expect("it opens")), Ok(want));
+        eprintln!("{MARK}{}", found.join("; "));
+    }
+
+    #[test]
+    fn a_lost_rank_fails_its_engine_soon() {
+        let Some(_) = gpus(2) else { return };
+        eprintln!("{}", child("parallel::lost::lose_a_rank", None));
+    }
+}
