@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Measures on GPU 0: run-benchmarks.sh [quick|full|kernels] (quick). quick: the 72B, 14B and 7B shapes
+# Measures on GPU 0, or on all: run-benchmarks.sh [quick|full|kernels|parallel] (quick). quick: the 72B, 14B and 7B shapes
 # at short context, and 6144-token prompts on 36 of the 72B's layers: with all 80, a card of 141 GB
 # has no room left for the cache. full: longer replies and prompts. kernels: each kernel alone beside
-# its roofline, with caches emptied, and cuBLAS and PyTorch's attention beside them. Full logs: logs/.
-# Last: the tables.
+# its roofline, with caches emptied, and cuBLAS and PyTorch's attention beside them. parallel: the 72B over
+# all GPUs of the host, and what these send each other. Full logs: logs/. Last: the tables.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
-usage "${1:-quick}" quick full kernels
+usage "${1:-quick}" quick full kernels parallel
 GENERATE=256
 [ "${1:-quick}" = full ] && GENERATE=2048
 
@@ -38,6 +38,27 @@ bench() {
     step "bench-$name" 600 "$HERE/bin/qwen-bench" --backend cuda \
         --ceilings "$LOGS/ceilings.log" "$@"
 }
+if [ "${1:-quick}" = parallel ]; then
+    count=$(nvidia-smi -L | wc -l)
+    devices=$(seq -s, 0 $((count - 1)))
+    step sums 60 "$HERE/kernels/all_reduce" time
+    step sums-of-rows 60 "$HERE/kernels/reduce_rows" time
+    for format in bf16 int8 int4; do
+        bench "72b-$format" --devices "$devices" --shape qwen-72b --format "$format" \
+            --context 1,6144,14336,30720 --generate 2048 --batch 1
+        bench "72b-$format-8" --devices "$devices" --shape qwen-72b --format "$format" \
+            --context 1 --generate 256 --batch 8,16
+    done
+    for log in "$LOGS"/sums*.log "$LOGS"/bench-*.log; do
+        echo
+        cat "$log"
+    done
+    echo "$before"
+    machine
+    cat "$LOGS/table"
+    [ "$failures" -eq 0 ] || { echo "$failures failed"; exit 1; }
+    exit 0
+fi
 # The cache that is left beside the whole 72B holds some 1,300 tokens.
 bench 72b --shape qwen-72b --context 1 --generate 128 --batch 1,8
 bench 14b --shape 14b --context 1 --generate "$GENERATE" --batch 1,8

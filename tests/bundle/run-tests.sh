@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# Runs every test of this bundle on GPU 0: run-tests.sh [sanitize]. With `sanitize`, the op tests
+# Runs every test of this bundle on GPU 0, and those of several GPUs on as many as there are (up to three):
+# run-tests.sh [sanitize]. With `sanitize`, the op tests
 # also run under compute-sanitizer's four tools, which takes long. Full logs: logs/. Last: a table.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 usage "${1:-plain}" plain sanitize
 export QWEN_REQUIRE_GPU=1
+QWEN_REQUIRE_GPUS=$(nvidia-smi -L | wc -l)
+export QWEN_REQUIRE_GPUS
 
 # Races in shared memory, within a kernel; those inside cuBLAS (nvjet) are passed over: the tool reports
 # its pipelines.

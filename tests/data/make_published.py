@@ -3,6 +3,7 @@
 
     make_published.py OUT                                     Qwen-72B-Chat-Int4, 41 GB
     make_published.py OUT --shape qwen-7b-chat --bits 8 --layers 4 --vocabulary qwen.tiktoken
+    make_published.py OUT --bits 16                           Qwen-72B-Chat in bf16, 145 GB
     make_published.py --list --shape qwen-72b-chat            names, dtypes and shapes; writes nothing
 
 Names, shapes, dtypes, shards with an index, config.json, quantize_config.json and
@@ -38,30 +39,35 @@ SHAPES = {
 HEAD_DIM, GROUP_SIZE = 128, 128
 SHARD_BYTES = 2 << 30
 PIECE_BYTES = 64 << 20
-DTYPES = {"F16": np.dtype("<f2"), "I32": np.dtype("<i4")}
+DTYPES = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "I32": np.dtype("<i4")}
 INDEX = "model.safetensors.index.json"
 
 
 def tensors(shape, bits):
     """(name, dtype, shape, kind) of every tensor, in the order of the model. `kind` says what is in it."""
     layers, heads, ffn, rows, *_ = shape
-    hidden = HEAD_DIM * heads
-    yield "transformer.wte.weight", "F16", (rows, hidden), ("normal", 0.02)
+    hidden, half = HEAD_DIM * heads, "BF16" if bits == 16 else "F16"
+    yield "transformer.wte.weight", half, (rows, hidden), ("normal", 0.02)
     for index in range(layers):
         block = f"transformer.h.{index}"
-        yield f"{block}.ln_1.weight", "F16", (hidden,), ("norm",)
+        yield f"{block}.ln_1.weight", half, (hidden,), ("norm",)
         yield from linear(f"{block}.attn.c_attn", 3 * hidden, hidden, bits, ("normal", 0.3))
         yield from linear(f"{block}.attn.c_proj", hidden, hidden, bits)
-        yield f"{block}.ln_2.weight", "F16", (hidden,), ("norm",)
+        yield f"{block}.ln_2.weight", half, (hidden,), ("norm",)
         yield from linear(f"{block}.mlp.w1", ffn, hidden, bits)
         yield from linear(f"{block}.mlp.w2", ffn, hidden, bits)
         yield from linear(f"{block}.mlp.c_proj", hidden, ffn, bits)
-    yield "transformer.ln_f.weight", "F16", (hidden,), ("norm",)
-    yield "lm_head.weight", "F16", (rows, hidden), ("normal", 2 / hidden**0.5)
+    yield "transformer.ln_f.weight", half, (hidden,), ("norm",)
+    yield "lm_head.weight", half, (rows, hidden), ("normal", 2 / hidden**0.5)
 
 
 def linear(name, outputs, inputs, bits, bias=("constant", 0)):
-    """The five tensors of a linear."""
+    """The five tensors of a quantised linear; in 16 bits its weight, and a bias that is not all 0."""
+    if bits == 16:
+        if bias != ("constant", 0):
+            yield f"{name}.bias", "BF16", (outputs,), bias
+        yield f"{name}.weight", "BF16", (outputs, inputs), ("normal", inputs**-0.5)
+        return
     per_word, groups = 32 // bits, -(-inputs // GROUP_SIZE)
     # Stored zero points are one less.
     middle = 0x77777777 if bits == 4 else 0x7F7F7F7F
@@ -97,6 +103,13 @@ def normals():
     return random.standard_normal(1 << 16, np.float32)
 
 
+def encode(values, dtype):
+    """Numbers in f32 as they are stored; bf16 by cutting off."""
+    if dtype == "BF16":
+        return (values.astype("<f4").view("<u4") >> 16).astype("<u2")
+    return values.astype(DTYPES[dtype])
+
+
 def pieces(tensor):
     """The bytes of a tensor, a piece at a time."""
     name, dtype, shape, (kind, *value) = tensor
@@ -115,7 +128,7 @@ def pieces(tensor):
             yield (value[0] * random.uniform(0.8, 1.2, count)).astype(dtype)
         else:
             mean, deviation = (1, 0.1) if kind == "norm" else (0, value[0])
-            table = (mean + deviation * normals()).astype(dtype)
+            table = encode(mean + deviation * normals(), tensor[1])
             yield table[np.frombuffer(random.bytes(2 * count), np.uint16)]
 
 
@@ -160,9 +173,9 @@ def write_configs(folder, shape, bits):
     config = {
         "architectures": ["QWenLMHeadModel"],
         "attn_dropout_prob": 0.0,
-        "bf16": False,
+        "bf16": bits == 16,
         "emb_dropout_prob": 0.0,
-        "fp16": True,
+        "fp16": bits != 16,
         "fp32": False,
         "hidden_size": HEAD_DIM * heads,
         "initializer_range": 0.02,
@@ -182,7 +195,7 @@ def write_configs(folder, shape, bits):
         "seq_length": seq_length,
         "tie_word_embeddings": False,
         "tokenizer_class": "QWenTokenizer",
-        "torch_dtype": "float16",
+        "torch_dtype": "bfloat16" if bits == 16 else "float16",
         "transformers_version": "4.32.0",
         "use_cache": True,
         "use_dynamic_ntk": stretched,
@@ -203,8 +216,11 @@ def write_configs(folder, shape, bits):
         "top_k": 0,
         "top_p": 0.8,
     }
+    if bits == 16:
+        del config["quantization_config"]
+    else:
+        write_json(folder / "quantize_config.json", settings)
     write_json(folder / "config.json", config)
-    write_json(folder / "quantize_config.json", settings)
     write_json(folder / "generation_config.json", generation)
 
 
@@ -234,7 +250,7 @@ def main():
     parser.add_argument("out", nargs="?", type=pathlib.Path, help="folder to write")
     parser.add_argument("--list", action="store_true", help="print the tensors, write nothing")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen-72b-chat")
-    parser.add_argument("--bits", type=int, choices=(4, 8), default=4)
+    parser.add_argument("--bits", type=int, choices=(4, 8, 16), default=4)
     parser.add_argument("--layers", type=int, help="fewer than the shape has")
     parser.add_argument("--shard-bytes", type=int, default=SHARD_BYTES)
     parser.add_argument("--vocabulary", type=pathlib.Path, help="a qwen.tiktoken to copy")
