@@ -58,6 +58,13 @@
 //     tiles come out more even (4096 x 11008 from 15.0 to 10.2 us).
 //   A stage is given back only after its sums (another card, 4,644 GB/s): 86.0, 83.0, 70.3; 8 bits
 //     96.0, 94.4, 88.3.
+//   For 16 rows at 4 bits only, norms apart and inside (this form on those cards: 70.4, 69.3):
+//   wgmma
+//     with codes in registers, zeros subtracted, x by cp.async, 2 warpgroups 70.3, 69.6; 4 of them
+//     73.3, 69.8; with the next stage's codes loaded ahead 70.2, 70.3, or not 71.7, 71.0; x by
+//     tensor map 71.4, 71.4; six tiles a pass 70.0, 71.8. Not worth a second form. All of them
+//     bring 32 KB of x for each 99 KB of weights: 6.1 TB/s from the L2 where the memory gives 4.6.
+//     Blocks of a cluster that share x (multicast) have not been tried.
 #include "quant_finish.cuh"
 #include "quant_part.cuh"
 #include "quant_ring.cuh"
