@@ -64,7 +64,7 @@ fn load(checkpoint: &Checkpoint, config: &ModelConfig, threads: usize) -> (Box<d
         max_logits_rows: 1,
         num_pages: (PROMPT_TOKENS + DECODE_TOKENS).div_ceil(PAGE_TOKENS),
     };
-    let placement = Placement { rank: 0, world: 1 };
+    let placement = Placement::ALONE;
     let model = Model::load(backend, checkpoint, config, placement, limits, &mut |_| true);
     (Box::new(model.expect("model")), times)
 }

@@ -5,11 +5,13 @@
 //     ADD_NORM       residual += the sum; weighted [rows, cols] T = residual * gain / range;
 //     squares
 //                    = sums of eight residual^2, as linear_arguments.cuh has them
-//   gather_logits    full [rows, all columns] f32 = the ranks' columns side by side
+//   gather_logits    full [rows, all columns] f32 = the ranks' columns side by side; a rank may
+//                    have none
+//   hand_over        x [count] f32 of rank `to` = x + delta of rank `from`
 //
 // Shapes: x, residual [rows, cols] f32, cols a multiple of 8; gain [cols] f32; rows * cols, and
-// rows * the most columns of a rank, at most slot_floats. Terms are added in f32 in the order of
-// ranks, and -0 counts as +0: all ranks get the same bits.
+// rows * the most columns of a rank, at most slot_floats; so is count, a multiple of 4. Terms are
+// added in f32 in the order of ranks, and -0 counts as +0: all ranks get the same bits.
 //
 // Launch: BLOCKS blocks of THREADS, always, on all ranks the same calls in the same order.
 //
@@ -62,6 +64,16 @@ struct GatherArguments {
     uint32_t rows;                  // 164
 };
 static_assert(sizeof(GatherArguments) == 168, "as the host has it");
+
+struct HandArguments {
+    Peers peers;
+    float *x;           // 112
+    const float *delta; // 120
+    uint32_t count;     // 128
+    uint32_t from, to;  // 132
+    uint32_t unused;    // 140
+};
+static_assert(sizeof(HandArguments) == 144, "as the host has it");
 
 using Four = Numbers<4>;
 
@@ -158,10 +170,24 @@ template <int VECTOR> struct Gather {
 
     __device__ explicit Gather(const GatherArguments &a) : a(a), call(a.peers), patience(a.peers) {}
 
+    // `rank` has no columns.
+    __device__ void without(uint32_t rank) {
+        if (rank != a.peers.rank)
+            return call.await(rank, patience);
+        for (uint32_t peer = 0; peer < a.peers.world; peer++)
+            if (peer != rank)
+                call.greet(peer);
+    }
     __device__ void columns_of(uint32_t rank) {
         const uint32_t start = a.starts[rank], width = a.starts[rank + 1] - start;
         const uint64_t all = a.starts[a.peers.world];
+        if (width == 0)
+            return without(rank);
         const Part part(a.rows * width / VECTOR);
+        // Whoever has no columns has had nothing to do for a while.
+        const bool is_idle = a.starts[a.peers.rank] == a.starts[a.peers.rank + 1];
+        if (is_idle && part.begin < part.end)
+            call.wait(rank, part.begin * VECTOR, patience);
         for (uint32_t i = part.begin + threadIdx.x; i < part.end; i += THREADS) {
             const uint32_t at = i * VECTOR, row = at / width, col = at % width;
             Numbers<VECTOR> v;
@@ -186,6 +212,41 @@ template <int VECTOR> struct Gather {
         call.end(a.rows * most);
     }
 };
+
+__device__ void hand_on(const HandArguments &a) {
+    wait_for_predecessor();
+    release_successor();
+    const Call call(a.peers);
+    Patience patience(a.peers);
+    const uint32_t rank = a.peers.rank, world = a.peers.world;
+    const Part part(a.count / 4);
+    for (uint32_t peer = 0; peer < world; peer++)
+        if (peer != rank && !(rank == a.from && peer == a.to))
+            call.greet(peer);
+    if (rank == a.from)
+        for (uint32_t i = part.begin + threadIdx.x; i < part.end; i += THREADS) {
+            const uint64_t at = uint64_t(i) * 4;
+            const Four x = Four::load(a.x + at), delta = Four::load(a.delta + at);
+            Four sum;
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                sum.at[j] = x.at[j] + delta.at[j];
+            call.send_to(a.to, sendable(sum), at);
+        }
+    if (rank == a.to && part.begin < part.end) {
+        call.wait(a.from, uint64_t(part.begin) * 4, patience);
+        for (uint32_t i = part.begin + threadIdx.x; i < part.end; i += THREADS) {
+            const uint64_t at = uint64_t(i) * 4;
+            Four received[1];
+            call.receive(received, a.from, at, patience);
+            received[0].store(a.x + at);
+        }
+    }
+    for (uint32_t peer = 0; peer < world; peer++)
+        if (peer != rank && !(rank == a.to && peer == a.from))
+            call.await(peer, patience);
+    call.end(rank == a.to ? a.count : 1);
+}
 
 } // namespace
 
@@ -212,5 +273,9 @@ __global__ void __launch_bounds__(THREADS, 2)
         Gather<4>(a).run();
     else
         Gather<1>(a).run();
+}
+
+__global__ void __launch_bounds__(THREADS, 2) hand_over(const __grid_constant__ HandArguments a) {
+    hand_on(a);
 }
 }

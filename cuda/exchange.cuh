@@ -11,7 +11,8 @@
 // Calls take the buffers in turn. One of them makes the buffer of the call before EMPTY again,
 // which that call has read, all of it: kernels of a stream follow each other. And none of the
 // others writes there yet: it would have to be two calls further, for which it needs what this rank
-// sends in the next one.
+// sends in the next one. So in every call each rank sends something to each other and waits for
+// what comes from there; where it has no numbers, a word (greet, and await).
 //
 // A kernel before that of the call may send for it (the linear whose output is summed): what is
 // sent in call n goes to a buffer that has been EMPTY since the receiver's call n - 2, and this
@@ -175,6 +176,11 @@ class Call {
     // After the kernel before.
     __device__ explicit Call(const Peers &peers) : peers(peers), calls(peers.calls[blockIdx.x]) {}
 
+    // Sends `v` to `peer`, who finds it at `index` of what comes from here.
+    template <int VECTOR>
+    __device__ void send_to(uint32_t peer, const Numbers<VECTOR> &v, uint64_t index) const {
+        v.send(slot(peers, peer, calls.count, peers.rank) + index);
+    }
     template <int VECTOR> __device__ void send(const Numbers<VECTOR> &v, uint64_t index) const {
         exchange::send(peers, calls.count, v, index);
     }
@@ -194,8 +200,27 @@ class Call {
                 whole &= is_whole(v[i]);
         } while (!whole && patience.lasts());
     }
-    // The buffer of the call before is EMPTY again, and this call, which has sent no more than
-    // `sent` floats to anybody, is over.
+    // One thread of all sends a word to `peer`, which has no numbers from here in this call.
+    __device__ void greet(uint32_t peer) const {
+        if (blockIdx.x == 0 && threadIdx.x == 0)
+            send_to(peer, Numbers<1>{0.0f}, 0);
+    }
+    // One thread of all waits for the word of `peer`.
+    __device__ void await(uint32_t peer, Patience &patience) const {
+        Numbers<1> word[1];
+        if (blockIdx.x == 0 && threadIdx.x == 0)
+            receive(word, peer, 0, patience);
+    }
+    // One thread of a block waits for what `from` has sent at `index`, the others for that thread:
+    // where it takes long, few should look.
+    __device__ void wait(uint32_t from, uint64_t index, Patience &patience) const {
+        Numbers<1> first[1];
+        if (threadIdx.x == 0)
+            receive(first, from, index, patience);
+        __syncthreads();
+    }
+    // The buffer of the call before is EMPTY again, and this call, in which nobody has sent more
+    // than `sent` floats to this rank, is over.
     __device__ void end(uint32_t sent) const {
         const float nothing = __uint_as_float(EMPTY);
         const Numbers<4> empty = {nothing, nothing, nothing, nothing};

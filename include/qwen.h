@@ -434,17 +434,17 @@ int32_t qwen_engine_open(const char *folder,
                          qwen_error **err);
 
 /// What qwen_engine_open would need, as a JSON object: backend and device (what it was computed
-/// for; with a GPU all bytes are the GPU's), no_gpu (why not a GPU), weight_bytes, kv_cache_bytes,
-/// kv_cache_tokens, workspace_bytes, available_bytes, fits. Loads no weights. The caller frees
-/// `json`. Any thread. Errors as for qwen_engine_open.
+/// for; with a GPU all bytes are the GPU's, with several those of the fullest), no_gpu (why not a
+/// GPU), weight_bytes, kv_cache_bytes, kv_cache_tokens, workspace_bytes, available_bytes, fits. Loads
+/// no weights. The caller frees `json`. Any thread. Errors as for qwen_engine_open.
 int32_t qwen_engine_estimate_json(const char *folder,
                                   uint64_t folder_len,
                                   const qwen_options *options,
                                   qwen_buf **json,
                                   qwen_error **err);
 
-/// The model, the backend (no_gpu: why not a GPU), sizes, and the options in force, as a JSON object. The caller frees
-/// `json`. Any thread.
+/// The model, the backend (no_gpu: why not a GPU), sizes, and the options in force (rank_layers: how many
+/// layers each rank has), as a JSON object. The caller frees `json`. Any thread.
 int32_t qwen_engine_info_json(const qwen_engine *engine,
                               qwen_buf **json,
                               qwen_error **err);

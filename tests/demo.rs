@@ -60,6 +60,8 @@ fn greedy_text_is_golden_however_the_prompt_is_cut() {
     }
     let options = EngineOptions { tensor_parallel: 3, ..EngineOptions::default() };
     assert_eq!(greedy(&open(&options), question, 64), golden, "three ranks");
+    let options = EngineOptions { split: "layers".to_string(), ..options };
+    assert_eq!(greedy(&open(&options), question, 64), golden, "three ranks of whole layers");
 }
 
 /// Quantised to four bits the model still knows what it is asked, and its reply is that of the oracle.

@@ -1,6 +1,7 @@
 //! Logits of tiny random checkpoints that cover every switch, against a float64 forward pass in
 //! numpy (`tests/data/oracle.py`), at lengths on both sides of every threshold of dynamic NTK and
-//! log-n; whole, in chunks, token by token, and on 1, 2 and 4 ranks.
+//! log-n; whole, in chunks, token by token, on 1, 2 and 4 ranks that divide tensors, and on up to 5 that
+//! have whole layers.
 //!
 //! Tolerances, all relative to the size (rms) of the logits:
 //! - f32 weights: every sum of K <= 512 products has a relative error of about sqrt(K) u, and 20
@@ -20,6 +21,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use qwen::backend::cpu::fast::Isa;
+use qwen::checkpoint::Checkpoint;
+use qwen::checkpoint::shard::Division;
+use qwen::model::Weights;
+use qwen::model::config::ModelConfig;
 use ranks::{Kind, Ranks, tiny};
 use safetensors::SafeTensors;
 
@@ -184,6 +189,58 @@ fn tensor_parallel_worlds_agree_with_float64() {
     for name in ["../quantised/int4", "../quantised/int8-one-group"] {
         for kind in [Kind::Reference, Kind::Fast(Isa::best())] {
             check(name, kind, 2, 16);
+        }
+    }
+}
+
+/// A prompt in chunks, and then some: all logits of a model of `weights` divided in these ways.
+fn all_logits(
+    weights: Weights<'_>,
+    config: &ModelConfig,
+    kind: Kind,
+    divided: (usize, &Division),
+) -> Vec<f32> {
+    let tokens: Vec<u32> = (0..40).map(|i| i * 31 % config.vocab_size as u32).collect();
+    Ranks::load(weights, config, kind, divided).generate(&tokens, 36, 16, tokens.len())
+}
+
+/// The same sums in the same order: not merely close.
+#[test]
+fn whole_layers_on_several_ranks_give_the_bits_of_one() {
+    for name in names() {
+        let config = ModelConfig::open(&tiny(name)).expect("config.json");
+        let checkpoint = Checkpoint::open(&tiny(name)).expect("a checkpoint");
+        for kind in [Kind::Reference, Kind::Fast(Isa::best())] {
+            let weights = || Weights::Stored(&checkpoint);
+            let want = all_logits(weights(), &config, kind, (1, &Division::Tensors));
+            for world in 1..=config.num_layers {
+                let division = Division::of_layers(config.num_layers, &vec![1; world]);
+                let division = division.expect("a layer each");
+                let got = all_logits(weights(), &config, kind, (world, &division));
+                assert_eq!(got, want, "{name} {kind:?} {world}");
+            }
+        }
+    }
+}
+
+/// More layers than a tiny checkpoint has, unevenly.
+#[test]
+fn many_layers_on_many_ranks_give_the_bits_of_one() {
+    for name in ["ntk-logn-f32", "plain-bf16", "../quantised/int4", "../quantised/int8-order"] {
+        let config = ModelConfig::open(&tiny(name)).expect("config.json");
+        let checkpoint = Checkpoint::open(&tiny(name)).expect("a checkpoint");
+        let dtype = Weights::Stored(&checkpoint).dtype().expect("a dtype");
+        let config = ModelConfig { num_layers: 5, ..config };
+        for kind in [Kind::Reference, Kind::Fast(Isa::best())] {
+            let run = |divided: (usize, &Division)| {
+                all_logits(Weights::Random(dtype), &config, kind, divided)
+            };
+            let want = run((1, &Division::Tensors));
+            for counts in [vec![3, 2], vec![1, 3, 1], vec![2, 2, 1], vec![1; 5]] {
+                let (world, division) = (counts.len(), Division::Layers(counts));
+                let got = run((world, &division));
+                assert_eq!(got, want, "{name} {kind:?} {division:?}");
+            }
         }
     }
 }

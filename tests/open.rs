@@ -165,6 +165,56 @@ fn ranks_load_side_by_side_and_fail_as_one_would() {
     assert_eq!(one, four, "the same error however many ranks meet it");
 }
 
+#[test]
+fn more_ranks_than_layers_are_refused() {
+    let split = "layers".to_string();
+    let options = EngineOptions { tensor_parallel: 3, split, ..EngineOptions::default() };
+    let error = fails(&data("tiny/plain-f32"), &options);
+    assert!(matches!(&error, Error::Option { key, .. } if key == "tensor_parallel"), "{error}");
+    assert!(error.to_string().contains("2 layers"), "{error}");
+    assert_eq!(Engine::estimate(&data("tiny/plain-f32"), &options).err(), Some(error));
+}
+
+#[test]
+fn an_unknown_split_is_refused() {
+    let options = EngineOptions { split: "rows".to_string(), ..EngineOptions::default() };
+    let error = fails(&data("tiny/plain-f32"), &options);
+    assert!(matches!(&error, Error::Option { key, .. } if key == "split"), "{error}");
+}
+
+/// Whole layers are the same arithmetic: the reply of one rank, also from a copy of the weights, of
+/// which nothing is cut.
+#[test]
+fn an_engine_of_whole_layers_replies_as_one_rank_does() {
+    let folder = data("tiny/plain-f32");
+    let reply = |ranks: usize, weights: &str| {
+        let options = EngineOptions {
+            backend: "cpu".to_string(),
+            split: "layers".to_string(),
+            weights: weights.to_string(),
+            tensor_parallel: ranks,
+            max_context_tokens: 200,
+            ..EngineOptions::default()
+        };
+        let estimate = Engine::estimate(&folder, &options).expect("an estimate");
+        let engine = Engine::open(&folder, &options, None, &mut |_| true).expect("it opens");
+        let info = engine.info();
+        assert_eq!((&info["split"], &info["tensor_parallel"]), (&"layers".into(), &ranks.into()));
+        assert_eq!(info["rank_layers"], serde_json::json!(vec![2 / ranks; ranks]));
+        let mut params = engine.generation_defaults();
+        params.sampling.temperature = 0.0;
+        params.max_tokens = 20;
+        params.ignore_eos = true;
+        let session = Session::new(&engine, None);
+        let chat = session.chat("Hello.", &params, &mut |_| Flow::Continue);
+        (chat.expect("a reply").text, estimate.weight_bytes)
+    };
+    let want = reply(1, "map");
+    assert!(!want.0.is_empty());
+    assert_eq!(reply(2, "map"), want);
+    assert_eq!(reply(2, "copy"), want);
+}
+
 /// Estimates never wrap, whatever is asked for.
 #[test]
 fn a_cache_that_cannot_fit_is_refused_with_the_numbers() {

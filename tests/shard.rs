@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")]
 
 use proptest::prelude::*;
-use qwen::checkpoint::shard::{Slice, Split, check_world, slice};
+use qwen::checkpoint::shard::{Division, Slice, Split, check_world, slice};
 use qwen::error::Error;
 
 /// How often each element of a `[rows, cols]` matrix is held over all ranks.
@@ -23,7 +23,68 @@ fn all_ranks(split: Split, rows: usize, cols: usize, world: usize) -> Vec<Slice>
     (0..world).map(|rank| slice(split, rows, cols, rank, world).unwrap()).collect()
 }
 
+fn layer_counts(num_layers: usize, rooms: &[u64]) -> Vec<usize> {
+    match Division::of_layers(num_layers, rooms) {
+        Ok(Division::Layers(counts)) => counts,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The least room for a layer, as a fraction.
+fn least_room(rooms: &[u64], counts: &[usize]) -> f64 {
+    let each = rooms.iter().zip(counts).map(|(room, count)| *room as f64 / *count as f64);
+    each.fold(f64::INFINITY, f64::min)
+}
+
+/// Every way to give each of `ranks` one of `num_layers` or more.
+fn all_counts(num_layers: usize, ranks: usize) -> Vec<Vec<usize>> {
+    if ranks == 1 {
+        return vec![vec![num_layers]];
+    }
+    let first = 1..=num_layers + 1 - ranks;
+    first
+        .flat_map(|count| {
+            let rest = all_counts(num_layers - count, ranks - 1);
+            rest.into_iter().map(move |rest| [vec![count], rest].concat())
+        })
+        .collect()
+}
+
 proptest! {
+    /// No other division leaves more room where there is least.
+    #[test]
+    fn layers_go_where_there_is_room(
+        num_layers in 4usize..11, rooms in proptest::collection::vec(1u64..2000, 1..5),
+    ) {
+        let counts = layer_counts(num_layers, &rooms);
+        let best = all_counts(num_layers, rooms.len())
+            .iter()
+            .map(|counts| least_room(&rooms, counts))
+            .fold(0.0, f64::max);
+        prop_assert_eq!(counts.iter().sum::<usize>(), num_layers);
+        prop_assert_eq!(least_room(&rooms, &counts), best);
+    }
+
+    /// Whole layers tile the model in order, and of what is not in layers each is with one rank.
+    #[test]
+    fn layers_of_all_ranks_are_the_model(
+        num_layers in 8usize..100, rooms in proptest::collection::vec(0u64..u64::MAX, 1..9),
+    ) {
+        let (division, world) = (Division::of_layers(num_layers, &rooms).unwrap(), rooms.len());
+        let shares: Vec<_> =
+            (0..world).map(|rank| division.share(num_layers, rank, world)).collect();
+        let layers: Vec<usize> = shares.iter().flat_map(|share| share.layers.clone()).collect();
+        prop_assert!(layers.iter().copied().eq(0..num_layers));
+        prop_assert!(shares.iter().all(|share| !share.layers.is_empty() && share.parts == 1));
+        let firsts: Vec<bool> = shares.iter().map(|share| share.is_first()).collect();
+        let lasts: Vec<bool> = shares.iter().rev().map(|share| share.is_last()).collect();
+        prop_assert!(firsts[0] && firsts.iter().filter(|is_first| **is_first).count() == 1);
+        prop_assert!(lasts == firsts);
+        let mut cols = vec![0; world];
+        cols[world - 1] = 1001;
+        prop_assert_eq!(division.logits_cols(1001, world), cols);
+    }
+
     /// The divided splits tile the tensor.
     #[test]
     fn slices_of_all_ranks_tile_the_tensor(
@@ -72,6 +133,26 @@ proptest! {
         let divides = heads % world == 0 && width % world == 0;
         prop_assert_eq!(check_world(heads, heads, width, world).is_ok(), divides);
     }
+}
+
+#[test]
+fn layers_are_divided_evenly_among_equals_and_by_room_among_others() {
+    assert_eq!(layer_counts(80, &[1; 3]), [27, 27, 26]);
+    assert_eq!(layer_counts(5, &[0, 0]), [3, 2]);
+    assert_eq!(layer_counts(80, &[30, 10]), [60, 20]);
+    assert_eq!(layer_counts(3, &[u64::MAX, 1, 0]), [1, 1, 1], "one at least");
+    assert_eq!(layer_counts(1, &[0]), [1]);
+    let error = Division::of_layers(2, &[9; 3]).unwrap_err();
+    assert!(matches!(&error, Error::Option { key, .. } if key == "tensor_parallel"), "{error}");
+    assert!(error.to_string().contains("2 layers"), "{error}");
+}
+
+#[test]
+fn divided_tensors_are_parts_of_all_layers() {
+    let share = Division::Tensors.share(80, 1, 3);
+    assert!(share.layers == (0..80) && (share.part, share.parts) == (1, 3));
+    assert!(share.is_first() && share.is_last());
+    assert_eq!(Division::Tensors.logits_cols(1001, 3), [334, 334, 333]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use qwen::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep};
+use qwen::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep, StepStart};
 use qwen::batch::{Batch, Output};
 use qwen::error::Result;
 use qwen::quant::QuantTensor;
@@ -69,6 +69,9 @@ impl<B: Backend> Backend for Timed<B> {
     fn soon_gate_up(&mut self, weights: &B::GateUp) {
         self.inner.soon_gate_up(weights)
     }
+    fn begin_step(&mut self, batch: &Batch, rope: &RopeStep) -> Result<StepStart> {
+        self.inner.begin_step(batch, rope)
+    }
     fn embed(&mut self, table: &B::Matrix, token_ids: &[u32], out: &mut B::Buffer) {
         self.time(5, |inner| inner.embed(table, token_ids, out))
     }
@@ -119,6 +122,15 @@ impl<B: Backend> Backend for Timed<B> {
     }
     fn all_reduce(&mut self, x: &mut B::Buffer) -> Result<()> {
         self.time(5, |inner| inner.all_reduce(x))
+    }
+    fn hand_over(
+        &mut self,
+        batch: &Batch,
+        from_to: (usize, usize),
+        x: &mut B::Buffer,
+        delta: &B::Buffer,
+    ) -> Result<()> {
+        self.time(5, |inner| inner.hand_over(batch, from_to, x, delta))
     }
     fn collect_step(&mut self, logits: Option<&B::Buffer>, output: &mut Output) -> Result<()> {
         self.time(5, |inner| inner.collect_step(logits, output))

@@ -1,5 +1,5 @@
 //! Collectives between the ranks of one process: all-reduce and gather with a fixed order of
-//! summation, so that every rank holds the same bits whatever the threads' timing.
+//! summation, so that every rank holds the same bits whatever the threads' timing; and handing over.
 //!
 //! Host memory only; a device backend has its own, and uses this to meet on the host.
 
@@ -20,6 +20,8 @@ pub trait Comm: Send + Sync {
     fn all_reduce(&self, rank: usize, data: &mut [f32]) -> Result<()>;
     /// Rank 0 gets every rank's `data`, in rank order; the others get nothing.
     fn gather(&self, rank: usize, data: &[f32]) -> Result<Vec<Vec<f32>>>;
+    /// `data` of rank `from` becomes that of rank `to`.
+    fn hand_over(&self, rank: usize, from_to: (usize, usize), data: &mut [f32]) -> Result<()>;
     /// Releases every waiting rank with an error, now and for ever.
     fn abandon(&self);
 }
@@ -38,6 +40,10 @@ impl Comm for Solo {
 
     fn gather(&self, _rank: usize, data: &[f32]) -> Result<Vec<Vec<f32>>> {
         Ok(vec![data.to_vec()])
+    }
+
+    fn hand_over(&self, _: usize, _: (usize, usize), _: &mut [f32]) -> Result<()> {
+        Ok(())
     }
 
     fn abandon(&self) {}
@@ -120,6 +126,14 @@ impl Comm for Threads {
         };
         self.meet()?;
         Ok(parts)
+    }
+
+    fn hand_over(&self, rank: usize, (from, to): (usize, usize), data: &mut [f32]) -> Result<()> {
+        self.publish(rank, if rank == from { data } else { &[] })?;
+        if rank == to {
+            data.copy_from_slice(&self.slots[from].lock());
+        }
+        self.meet()
     }
 
     fn abandon(&self) {

@@ -29,7 +29,7 @@ use random::{Normal, RandomCodes};
 /// Sizes of one rank's KV cache. A page holds `batch::PAGE_TOKENS` tokens of every layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvSpec {
-    /// Layers of the model.
+    /// Layers on this rank.
     pub num_layers: usize,
     /// Pages the cache holds.
     pub num_pages: usize,
@@ -253,11 +253,22 @@ pub trait Backend: Send {
     /// Sums `x` over all ranks; every rank gets the same bits. World 1: nothing to do.
     fn all_reduce(&mut self, x: &mut Self::Buffer) -> Result<()>;
 
+    /// `x + delta` of rank `from` becomes `x` of rank `to`, of as many rows as the batch has; -0 may
+    /// become +0. What the other ranks have in `x` is of no use afterwards. All ranks call it, and only
+    /// where there are several. `x` and `delta [tokens, hidden]` of kind `Stream`.
+    fn hand_over(
+        &mut self,
+        batch: &Batch,
+        from_to: (usize, usize),
+        x: &mut Self::Buffer,
+        delta: &Self::Buffer,
+    ) -> Result<()>;
+
     /// Does it draw tokens itself, where a batch says how? Then no logits leave it for such a batch.
     const DRAWS: bool = false;
 
-    /// Ends the ops of a step, whose `logits [rows, vocab share]` are given if it has any. A backend
-    /// that draws queues the draws here, waits for nothing, and takes one more step before this one
+    /// Ends the ops of a step, whose `logits [rows, vocab share]` are given if it has any; a rank whose
+    /// share is empty has not touched them. A backend that draws queues the draws here, waits for nothing, and takes one more step before this one
     /// is collected.
     fn finish_step(&mut self, _logits: Option<&Self::Buffer>) -> Result<()> {
         Ok(())

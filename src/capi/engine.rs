@@ -113,9 +113,9 @@ impl Watcher {
 }
 
 /// What qwen_engine_open would need, as a JSON object: backend and device (what it was computed
-/// for; with a GPU all bytes are the GPU's), no_gpu (why not a GPU), weight_bytes, kv_cache_bytes,
-/// kv_cache_tokens, workspace_bytes, available_bytes, fits. Loads no weights. The caller frees
-/// `json`. Any thread. Errors as for qwen_engine_open.
+/// for; with a GPU all bytes are the GPU's, with several those of the fullest), no_gpu (why not a
+/// GPU), weight_bytes, kv_cache_bytes, kv_cache_tokens, workspace_bytes, available_bytes, fits. Loads
+/// no weights. The caller frees `json`. Any thread. Errors as for qwen_engine_open.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qwen_engine_estimate_json(
     folder: *const c_char,
@@ -166,8 +166,8 @@ unsafe fn engine_json(
     Ok(())
 }
 
-/// The model, the backend (no_gpu: why not a GPU), sizes, and the options in force, as a JSON object. The caller frees
-/// `json`. Any thread.
+/// The model, the backend (no_gpu: why not a GPU), sizes, and the options in force (rank_layers: how many
+/// layers each rank has), as a JSON object. The caller frees `json`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qwen_engine_info_json(
     engine: *const qwen_engine,

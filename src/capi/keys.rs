@@ -111,12 +111,19 @@ pub(super) const KEYS: &[Key] = &[
     engine(
         "num_threads",
         Shape::Integer(0, MAX_THREADS as i64),
-        "CPU threads of each rank; 0: the machine's cores divided by the ranks",
+        "CPU threads of each rank; 0: the machine's cores divided by the ranks that compute at once",
     ),
     engine(
         "tensor_parallel",
         Shape::Integer(1, 64),
         "ranks that share the model: devices, or groups of the CPU's threads",
+    ),
+    engine(
+        "split",
+        Shape::Choice(&["tensors", "layers"]),
+        "how ranks, or GPUs, share the model: tensors: a part of every matrix each, all computing at once; \
+         layers: whole layers each, computing one after the other, for GPUs without a fast link or of \
+         unequal memory",
     ),
     engine(
         "weights",

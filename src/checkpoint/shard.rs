@@ -1,7 +1,8 @@
-//! The sharding plan: pure functions from (tensor kind, rank, world) to row and column ranges.
+//! The sharding plan: pure functions from (tensor kind, rank, world) to row and column ranges, and from
+//! (rank, world) to layers.
 //!
-//! Decides which part of each tensor a rank holds, for any world size. Reads no file and knows no
-//! tensor by name; the model says which `Split` each of its tensors has.
+//! Decides which layers and which part of each tensor a rank holds, for any world size. Reads no file
+//! and knows no tensor by name; the model says which `Split` each of its tensors has.
 
 use std::ops::Range;
 
@@ -20,6 +21,101 @@ pub enum Split {
     Row,
     /// Rows are divided as evenly as they go, the first ranks taking one more (lm_head).
     Vocab,
+}
+
+/// How a model is divided over the ranks of a world.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Division {
+    /// Every rank has all layers, and of each tensor the part that its `Split` says.
+    Tensors,
+    /// Every rank has whole layers, one after the other in rank order: so many each.
+    Layers(Vec<usize>),
+}
+
+/// What one rank of a world holds, and when it computes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// Its layers.
+    pub layers: Range<usize>,
+    /// Which part of their tensors, 0-based.
+    pub part: usize,
+    /// Of how many.
+    pub parts: usize,
+    /// When its layers are computed, 0-based: ranks with the same layers at the same time.
+    pub turn: usize,
+    /// Of how many.
+    pub turns: usize,
+}
+
+impl Division {
+    /// Layers for ranks with `rooms` for them, one at least for each, so that the least room for a layer
+    /// is as large as can be; where that makes no difference, the first ranks take more. `Error::Option`
+    /// if there are more ranks than layers.
+    pub fn of_layers(num_layers: usize, rooms: &[u64]) -> Result<Division> {
+        let world = rooms.len();
+        if world > num_layers {
+            return Err(impossible(format!(
+                "{num_layers} layers do not divide over {world} ranks: each has one at least"
+            )));
+        }
+        let mut counts = vec![1; world];
+        for _ in world..num_layers {
+            // The rank that would have most room for each of its layers with one more.
+            let mut best = 0;
+            for rank in 1..world {
+                let [room, most] = [rank, best].map(|rank| u128::from(rooms[rank].max(1)));
+                if room * (counts[best] + 1) as u128 > most * (counts[rank] + 1) as u128 {
+                    best = rank;
+                }
+            }
+            counts[best] += 1;
+        }
+        Ok(Division::Layers(counts))
+    }
+
+    /// What `rank` of `world` holds of a model of `num_layers`.
+    pub fn share(&self, num_layers: usize, rank: usize, world: usize) -> Share {
+        match self {
+            Division::Tensors => {
+                Share { layers: 0..num_layers, part: rank, parts: world, turn: 0, turns: 1 }
+            }
+            Division::Layers(counts) => {
+                let start = counts[..rank].iter().sum();
+                let layers = start..start + counts[rank];
+                Share { layers, part: 0, parts: 1, turn: rank, turns: world }
+            }
+        }
+    }
+
+    /// Columns of the logits that each of `world` ranks computes of `vocab_size`.
+    pub fn logits_cols(&self, vocab_size: usize, world: usize) -> Vec<usize> {
+        (0..world).map(|rank| self.share(0, rank, world).logits_cols(vocab_size)).collect()
+    }
+
+    /// As the option `split` has it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Division::Tensors => "tensors",
+            Division::Layers(_) => "layers",
+        }
+    }
+}
+
+impl Share {
+    /// Does the first layer come with it, and so the embedding?
+    pub fn is_first(&self) -> bool {
+        self.turn == 0
+    }
+
+    /// Does the last layer come with it, and so the final norm and lm_head?
+    pub fn is_last(&self) -> bool {
+        self.turn + 1 == self.turns
+    }
+
+    /// Columns of the logits, rows of lm_head.
+    pub fn logits_cols(&self, vocab_size: usize) -> usize {
+        if self.is_last() { uneven_part(vocab_size, self.part, self.parts).len() } else { 0 }
+    }
 }
 
 /// The part of a `[rows, cols]` matrix that one rank holds: these rows, in order, of these

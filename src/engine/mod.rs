@@ -58,7 +58,8 @@ pub struct LoadProgress {
 pub struct Estimate {
     /// What it was computed for: a backend as `Engine::info` names it.
     pub backend: String,
-    /// The GPU, as in `cuda:0`; empty on the CPU.
+    /// The GPU, as in `cuda:0`, or several; empty on the CPU. All bytes are those of the fullest: the one
+    /// that has room for the fewest tokens beside its share of the model.
     pub device: String,
     /// Why a GPU was not taken, where one could have been.
     pub no_gpu: String,

@@ -23,10 +23,15 @@ pub struct EngineOptions {
     /// first has a new length, and keep the fastest for as long as the process lives. Without it a
     /// request that runs alone gives the same bits in each run on the same GPU and libraries.
     pub autotune: bool,
-    /// Threads per rank of the CPU backend; 0 means the machine's cores divided by the ranks.
+    /// Threads per rank of the CPU backend; 0 means the machine's cores divided by the ranks that
+    /// compute at once.
     pub num_threads: usize,
     /// Ranks that share the model in this process; 1 where `devices` names several: it says how many.
     pub tensor_parallel: usize,
+    /// How ranks, or devices, share it: `"tensors"` (each has a part of every matrix, and all compute at
+    /// once) or `"layers"` (each has whole layers, as many as its memory has room for, and they compute
+    /// one after the other: for GPUs without a fast link, or of unequal memory).
+    pub split: String,
     /// `"map"` (weights stay in the page cache, shared with other processes; the files must not be
     /// cut or rewritten meanwhile), `"copy"` (into this process's own memory: faster to read),
     /// `"auto"` (copy when memory is plentiful), or `"random"` (no files are read: random numbers of
@@ -54,6 +59,7 @@ impl Default for EngineOptions {
             autotune: true,
             num_threads: 0,
             tensor_parallel: 1,
+            split: "tensors".to_string(),
             weights: "auto".to_string(),
             max_context_tokens: 0,
             kv_cache_tokens: 0,

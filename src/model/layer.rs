@@ -15,10 +15,20 @@ pub(super) struct StepContext<'a> {
     pub(super) rope: &'a RopeStep,
     pub(super) heads: HeadShape,
     pub(super) epsilon: f32,
+    /// The ranks have parts of this layer's tensors: what they yield is summed.
+    pub(super) is_divided: bool,
+}
+
+impl StepContext<'_> {
+    /// What a block adds, of all ranks that have parts of it.
+    fn sum<B: Backend>(&self, backend: &mut B, delta: &mut B::Buffer) -> Result<()> {
+        if self.is_divided { backend.all_reduce(delta) } else { Ok(()) }
+    }
 }
 
 /// The weights of one layer on one rank.
 pub(super) struct Layer<B: Backend> {
+    /// Among this rank's.
     index: usize,
     attention_norm: B::Vector,
     qkv: B::Matrix,
@@ -30,13 +40,13 @@ pub(super) struct Layer<B: Backend> {
 }
 
 impl<B: Backend> Layer<B> {
-    /// Loads this rank's part of layer `index`.
+    /// Loads this rank's part of layer `number`, which is the `index`-th that it has.
     pub(super) fn load(
         loader: &mut Loader<'_, B>,
         config: &ModelConfig,
-        index: usize,
+        (index, number): (usize, usize),
     ) -> Result<Layer<B>> {
-        let name = |tensor| names::layer(index, tensor);
+        let name = |tensor| names::layer(number, tensor);
         let hidden = config.hidden_size;
         let heads_cols = config.num_heads * config.head_dim;
         let qkv_rows = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim;
@@ -56,15 +66,15 @@ impl<B: Backend> Layer<B> {
     }
 
     /// Attention, then MLP. On entry `scratch.delta` holds what the layer before adds to the
-    /// residual (nothing before the first layer); on return, what this one adds. `next` is the
-    /// weight that is read after this layer.
+    /// residual (nothing before the first layer of a rank); on return, what this one adds. `next` is
+    /// the weight that is read after this layer, if it is here.
     pub(super) fn forward(
         &self,
         backend: &mut B,
         step: &StepContext<'_>,
         scratch: &mut Scratch<B>,
         kv: &mut B::KvCache,
-        next: &B::Matrix,
+        next: Option<&B::Matrix>,
     ) -> Result<()> {
         self.attention(backend, step, scratch, kv)?;
         self.mlp(backend, step, scratch, next)
@@ -90,7 +100,7 @@ impl<B: Backend> Layer<B> {
         backend.attention(step.batch, step.heads, &s.qkv, (kv, self.index), &mut s.attended);
         backend.soon_gate_up(&self.gate_up);
         backend.linear(&s.attended, &self.o, None, &mut s.delta);
-        backend.all_reduce(&mut s.delta)
+        step.sum(backend, &mut s.delta)
     }
 
     fn mlp(
@@ -98,7 +108,7 @@ impl<B: Backend> Layer<B> {
         backend: &mut B,
         step: &StepContext<'_>,
         s: &mut Scratch<B>,
-        next: &B::Matrix,
+        next: Option<&B::Matrix>,
     ) -> Result<()> {
         backend.add_norm(
             Some(&s.delta),
@@ -109,8 +119,10 @@ impl<B: Backend> Layer<B> {
         );
         backend.soon(&self.down);
         backend.swiglu(&s.normed, &self.gate_up, &mut s.hidden);
-        backend.soon(next);
+        if let Some(next) = next {
+            backend.soon(next);
+        }
         backend.linear(&s.hidden, &self.down, None, &mut s.delta);
-        backend.all_reduce(&mut s.delta)
+        step.sum(backend, &mut s.delta)
     }
 }

@@ -62,8 +62,9 @@ pub(super) struct Loader<'a, B: Backend> {
     pub(super) backend: &'a mut B,
     pub(super) weights: Weights<'a>,
     pub(super) quantisation: Option<QuantConfig>,
-    pub(super) rank: usize,
-    pub(super) world: usize,
+    /// Which part of tensors that are divided this rank has, of how many.
+    pub(super) part: usize,
+    pub(super) parts: usize,
     pub(super) progress: Progress<'a>,
 }
 
@@ -162,7 +163,7 @@ impl<B: Backend> Loader<'_, B> {
     ) -> Result<B::Vector> {
         let tensor = match self.weights {
             Weights::Stored(checkpoint) => {
-                let part = slice(split, len, 1, self.rank, self.world)?;
+                let part = slice(split, len, 1, self.part, self.parts)?;
                 checkpoint.small_tensor(name, len, 1, &part)?
             }
             Weights::Random(_) => self.host(name, (len, 1), split, random)?,
@@ -197,15 +198,15 @@ impl<B: Backend> Loader<'_, B> {
         (rows, cols): (usize, usize),
         split: Split,
     ) -> Result<Normal> {
-        let part = slice(split, rows, cols, self.rank, self.world)?;
-        let rank = if split == Split::Replicated { 0 } else { self.rank };
+        let part = slice(split, rows, cols, self.part, self.parts)?;
+        let index = if split == Split::Replicated { 0 } else { self.part };
         Ok(Normal {
             dtype,
             rows: part.num_rows(),
             cols: part.cols.len(),
             mean: 0.0,
             deviation: 1.0 / (cols as f32).sqrt(),
-            seed: seed_of(name, rank as u64),
+            seed: seed_of(name, index as u64),
         })
     }
 
@@ -232,7 +233,7 @@ impl<B: Backend> Loader<'_, B> {
         (rows, cols): (usize, usize),
         split: Split,
     ) -> Result<HostTensor> {
-        let part = slice(split, rows, cols, self.rank, self.world)?;
+        let part = slice(split, rows, cols, self.part, self.parts)?;
         match B::STREAMS {
             true => checkpoint.tensor_in_place(name, rows, cols, &part),
             false => checkpoint.tensor(name, rows, cols, &part),

@@ -69,21 +69,21 @@ impl<B: Backend> Loader<'_, B> {
         split: Split,
     ) -> Result<Option<Codes>> {
         let Some(format) = self.quantisation else { return Ok(None) };
-        let part = slice(split, shape.0, shape.1, self.rank, self.world)?;
+        let part = slice(split, shape.0, shape.1, self.part, self.parts)?;
         match self.weights {
             Weights::Stored(checkpoint) if checkpoint.has_codes(name) => {
                 // What is summed over ranks gets its bias once.
-                let with_bias = split != Split::Row || self.rank == 0;
+                let with_bias = split != Split::Row || self.part == 0;
                 let tensor =
                     checkpoint.quantised(name, shape, &format, &part, (with_bias, B::STREAMS))?;
-                self.report(checkpoint.looked_at_bytes(name) as usize / self.world)?;
+                self.report(checkpoint.looked_at_bytes(name) as usize / self.parts)?;
                 self.bring(tensor.scales().span())?;
                 self.bring(tensor.codes().span())?;
                 Ok(Some(Codes::Stored(Box::new(tensor))))
             }
             // lm_head, the one linear divided so, is never quantised.
             Weights::Random(_) if split != Split::Vocab => {
-                let seed = seed_of(name, self.rank as u64);
+                let seed = seed_of(name, self.part as u64);
                 let (outputs, inputs) = (part.num_rows(), part.cols.len());
                 let codes = RandomCodes { format, outputs, inputs, seed };
                 self.report(codes.num_bytes())?;

@@ -1,5 +1,5 @@
 //! The model graph: `forward(Batch)`: embed, layers, norm, logits. Knows no concrete backend, and
-//! rank numbers only where it asks for its share of the weights.
+//! of ranks only which share is its own.
 
 pub mod config;
 mod fields;
@@ -14,9 +14,8 @@ mod scratch;
 use crate::backend::{Backend, HeadShape, KvSpec, RopeStep, StepStart};
 use crate::batch::{Batch, Output};
 use crate::checkpoint::names;
-use crate::checkpoint::shard::{Split, slice};
+use crate::checkpoint::shard::{Division, Share, Split};
 use crate::error::Result;
-use crate::tensor::Dtype;
 use config::ModelConfig;
 use layer::{Layer, StepContext};
 use load::Loader;
@@ -71,22 +70,38 @@ pub struct Limits {
 
 /// Where a rank stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Placement {
+pub struct Placement<'a> {
     /// 0-based.
     pub rank: usize,
     /// Ranks in all.
     pub world: usize,
+    /// What each of them holds.
+    pub division: &'a Division,
+}
+
+impl Placement<'_> {
+    /// The only rank.
+    pub const ALONE: Placement<'static> =
+        Placement { rank: 0, world: 1, division: &Division::Tensors };
+}
+
+/// What comes after the layers.
+struct Head<B: Backend> {
+    norm: B::Vector,
+    linear: B::Matrix,
 }
 
 /// One rank's share of a model on backend `B`.
 pub struct Model<B: Backend> {
     backend: B,
     config: ModelConfig,
+    share: Share,
     heads: HeadShape,
-    embedding: B::Matrix,
+    /// With whoever has the first layer.
+    embedding: Option<B::Matrix>,
     layers: Vec<Layer<B>>,
-    final_norm: B::Vector,
-    lm_head: B::Matrix,
+    /// With whoever has the last layer.
+    head: Option<Head<B>>,
     kv: B::KvCache,
     rope: Rope,
     rope_step: RopeStep,
@@ -104,43 +119,61 @@ impl<B: Backend> Model<B> {
         mut backend: B,
         weights: impl Into<Weights<'a>>,
         config: &ModelConfig,
-        placement: Placement,
+        placement: Placement<'_>,
         limits: Limits,
         progress: Progress<'_>,
     ) -> Result<Model<B>> {
-        let Placement { rank, world } = placement;
+        let Placement { rank, world, division } = placement;
+        let share = division.share(config.num_layers, rank, world);
         let heads = HeadShape {
-            num_heads: config.num_heads / world,
-            num_kv_heads: config.num_kv_heads / world,
+            num_heads: config.num_heads / share.parts,
+            num_kv_heads: config.num_kv_heads / share.parts,
             head_dim: config.head_dim,
         };
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let weights = weights.into();
         weights.check_quantisation(config)?;
         let quantisation = config.quantisation;
+        let (part, parts) = (share.part, share.parts);
         let mut loader =
-            Loader { backend: &mut backend, weights, quantisation, rank, world, progress };
+            Loader { backend: &mut backend, weights, quantisation, part, parts, progress };
         let dtype = loader.weights.dtype()?;
         loader.backend.begin_load();
-        let embedding = loader.embedding(names::EMBEDDING, (vocab, hidden))?;
-        let layers = (0..config.num_layers)
-            .map(|index| Layer::load(&mut loader, config, index))
+        let embedding = match share.is_first() {
+            true => Some(loader.embedding(names::EMBEDDING, (vocab, hidden))?),
+            false => None,
+        };
+        let layers = share
+            .layers
+            .clone()
+            .enumerate()
+            .map(|place| Layer::load(&mut loader, config, place))
             .collect::<Result<Vec<_>>>()?;
-        let final_norm = loader.norm(names::FINAL_NORM, hidden)?;
-        let lm_head = loader.matrix(names::LM_HEAD, (vocab, hidden), Split::Vocab)?;
+        let head = match share.is_last() {
+            true => Some(Head {
+                norm: loader.norm(names::FINAL_NORM, hidden)?,
+                linear: loader.matrix(names::LM_HEAD, (vocab, hidden), Split::Vocab)?,
+            }),
+            false => None,
+        };
         loader.finish()?;
-        let share = slice(Split::Vocab, vocab, hidden, rank, world)?;
-        let vocab_share = share.row_ranges.iter().map(ExactSizeIterator::len).sum();
-        let scratch = Scratch::new(&mut backend, config, heads, &limits, (world, vocab_share))?;
-        let kv = backend.kv_cache(kv_spec(config, heads, limits.num_pages, dtype))?;
+        let scratch = Scratch::new(&mut backend, config, heads, &limits, &share)?;
+        let kv = KvSpec {
+            num_layers: layers.len(),
+            num_pages: limits.num_pages,
+            num_kv_heads: heads.num_kv_heads,
+            head_dim: heads.head_dim,
+            dtype,
+        };
+        let kv = backend.kv_cache(kv)?;
         let mut model = Model {
             backend,
             config: config.clone(),
+            share,
             heads,
             embedding,
             layers,
-            final_norm,
-            lm_head,
+            head,
             kv,
             rope: Rope::new(config),
             rope_step: RopeStep::default(),
@@ -159,28 +192,40 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// The ops of a step: embed, layers, and the head for the rows whose logits are wanted.
+    /// The ops of a step: embed, layers, and the head for the rows whose logits are wanted; of these,
+    /// what is this rank's.
     fn run(&mut self, batch: &Batch) -> Result<()> {
-        let Model { backend, scratch: s, .. } = self;
+        let Model { backend, scratch: s, head, .. } = self;
+        let Share { parts, turn, turns, .. } = self.share;
         let step = StepContext {
             batch,
             rope: &self.rope_step,
             heads: self.heads,
             epsilon: self.config.norm_epsilon,
+            is_divided: parts > 1,
         };
-        backend.embed(&self.embedding, &batch.token_ids, &mut s.residual);
+        if let Some(table) = &self.embedding {
+            backend.embed(table, &batch.token_ids, &mut s.residual);
+        }
+        for to in 1..=turn {
+            backend.hand_over(batch, (to - 1, to), &mut s.residual, &s.delta)?;
+        }
         for (index, layer) in self.layers.iter().enumerate() {
-            let next = self.layers.get(index + 1).map_or(&self.lm_head, Layer::first_weight);
+            let head = head.as_ref().map(|head| &head.linear);
+            let next = self.layers.get(index + 1).map(Layer::first_weight).or(head);
             layer.forward(backend, &step, s, &mut self.kv, next)?;
         }
-        if batch.logits_rows.is_empty() {
-            return Ok(());
+        for to in turn + 1..turns {
+            backend.hand_over(batch, (to - 1, to), &mut s.residual, &s.delta)?;
         }
+        let Some(head) = head.as_ref().filter(|_| !batch.logits_rows.is_empty()) else {
+            return Ok(());
+        };
         backend.gather_rows(&s.residual, &batch.logits_rows, &mut s.last);
         backend.gather_rows(&s.delta, &batch.logits_rows, &mut s.last_delta);
         let delta = Some(&s.last_delta);
-        backend.add_norm(delta, &mut s.last, &self.final_norm, step.epsilon, &mut s.last_normed);
-        backend.linear(&s.last_normed, &self.lm_head, None, &mut s.logits);
+        backend.add_norm(delta, &mut s.last, &head.norm, step.epsilon, &mut s.last_normed);
+        backend.linear(&s.last_normed, &head.linear, None, &mut s.logits);
         Ok(())
     }
 }
@@ -213,16 +258,5 @@ impl<B: Backend> Drop for Model<B> {
     /// However this rank ends, the others must not wait for it.
     fn drop(&mut self) {
         self.backend.abandon();
-    }
-}
-
-/// The KV cache of one rank.
-pub fn kv_spec(config: &ModelConfig, heads: HeadShape, num_pages: usize, dtype: Dtype) -> KvSpec {
-    KvSpec {
-        num_layers: config.num_layers,
-        num_pages,
-        num_kv_heads: heads.num_kv_heads,
-        head_dim: heads.head_dim,
-        dtype,
     }
 }

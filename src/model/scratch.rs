@@ -3,6 +3,7 @@
 use super::Limits;
 use super::config::ModelConfig;
 use crate::backend::{Backend, BufferKind, HeadShape};
+use crate::checkpoint::shard::Share;
 use crate::error::Result;
 
 /// Activations of one step, this rank's share.
@@ -34,7 +35,7 @@ impl<B: Backend> Scratch<B> {
         config: &ModelConfig,
         heads: HeadShape,
         limits: &Limits,
-        (world, vocab_share): (usize, usize),
+        share: &Share,
     ) -> Result<Scratch<B>> {
         let (tokens, rows) = (limits.max_tokens, limits.max_logits_rows);
         let hidden = config.hidden_size;
@@ -44,12 +45,12 @@ impl<B: Backend> Scratch<B> {
             normed: backend.buffer(Activation, tokens, hidden)?,
             qkv: backend.buffer(Activation, tokens, heads.qkv_cols())?,
             attended: backend.buffer(Activation, tokens, heads.num_heads * heads.head_dim)?,
-            hidden: backend.buffer(Activation, tokens, config.intermediate_size / world)?,
+            hidden: backend.buffer(Activation, tokens, config.intermediate_size / share.parts)?,
             delta: backend.buffer(Stream, tokens, hidden)?,
             last: backend.buffer(Stream, rows, hidden)?,
             last_delta: backend.buffer(Stream, rows, hidden)?,
             last_normed: backend.buffer(Activation, rows, hidden)?,
-            logits: backend.buffer(Stream, rows, vocab_share)?,
+            logits: backend.buffer(Stream, rows, share.logits_cols(config.vocab_size))?,
         })
     }
 }

@@ -12,8 +12,9 @@ use qwen::backend::cpu::fast::{Fast, Isa};
 use qwen::backend::cpu::reference::Reference;
 use qwen::batch::{Batch, PAGE_TOKENS};
 use qwen::checkpoint::Checkpoint;
+use qwen::checkpoint::shard::Division;
 use qwen::model::config::ModelConfig;
-use qwen::model::{Limits, Model, Placement, Rank};
+use qwen::model::{Limits, Model, Placement, Rank, Weights};
 
 /// Longest sequence a test runs.
 const MAX_TOKENS: usize = 160;
@@ -45,20 +46,29 @@ pub struct Ranks {
 }
 
 impl Ranks {
+    /// The checkpoint in `folder`, every tensor divided.
     pub fn open(folder: &Path, kind: Kind, world: usize) -> Ranks {
         let config = ModelConfig::open(folder).expect("config.json");
         let checkpoint = Checkpoint::open(folder).expect("checkpoint");
+        Ranks::load((&checkpoint).into(), &config, kind, (world, &Division::Tensors))
+    }
+
+    pub fn load(
+        weights: Weights<'_>,
+        config: &ModelConfig,
+        kind: Kind,
+        (world, division): (usize, &Division),
+    ) -> Ranks {
         let comm: Arc<dyn Comm> = if world == 1 { Arc::new(Solo) } else { Threads::new(world) };
         let ranks = (0..world)
             .map(|rank| {
                 let comm = comm.clone();
+                let place = Placement { rank, world, division };
                 match kind {
-                    Kind::Reference => {
-                        load(Reference::new(comm, rank), &checkpoint, &config, (rank, world))
-                    }
+                    Kind::Reference => load(Reference::new(comm, rank), weights, config, place),
                     Kind::Fast(isa) => {
                         let backend = Fast::with_isa(comm, rank, 2, isa).expect("threads");
-                        load(backend, &checkpoint, &config, (rank, world))
+                        load(backend, weights, config, place)
                     }
                 }
             })
@@ -116,16 +126,15 @@ impl Ranks {
 
 fn load<B: Backend + 'static>(
     backend: B,
-    checkpoint: &Checkpoint,
+    weights: Weights<'_>,
     config: &ModelConfig,
-    (rank, world): (usize, usize),
+    placement: Placement<'_>,
 ) -> Box<dyn Rank> {
     let limits = Limits {
         max_tokens: MAX_TOKENS,
         max_logits_rows: MAX_TOKENS,
         num_pages: MAX_TOKENS.div_ceil(PAGE_TOKENS),
     };
-    let placement = Placement { rank, world };
-    let model = Model::load(backend, checkpoint, config, placement, limits, &mut |_| true);
+    let model = Model::load(backend, weights, config, placement, limits, &mut |_| true);
     Box::new(model.expect("the model loads"))
 }

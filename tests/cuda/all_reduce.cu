@@ -1,7 +1,7 @@
 // Checks and times cuda/all_reduce.cu on as many GPUs as there are (two ranks share one GPU where
-// there is no other): `check` compares sums, norms and gathered logits with a host's, bit by bit;
-// `soak CALLS` does the same for many calls with random delays, recorded and not; `lost` sees that
-// whoever waits in vain says so and ends; `time` gives microseconds a call.
+// there is no other): `check` compares sums, norms, gathered logits and what is handed over with a
+// host's, bit by bit; `soak CALLS` compares sums of many calls with random delays, recorded and
+// not; `lost` sees that whoever waits in vain says so and ends; `time` gives microseconds a call.
 #include "../../cuda/all_reduce.cu"
 
 #include "ranks.cuh"
@@ -21,6 +21,24 @@ __global__ void compare_next(const float *x, uint32_t count, uint32_t *call, uin
     for (uint32_t i = threadIdx.x; i < count; i += blockDim.x)
         if (__float_as_uint(x[i]) != __float_as_uint(sum_of(now, world, i)))
             atomicAdd(wrong, 1);
+    __syncthreads();
+    if (threadIdx.x == 0)
+        *call = now + 1;
+}
+
+// `x`, if it is given, was handed over by rank `from`; `full`, of `columns`, if it is given, is
+// what the last rank had.
+__global__ void compare_handed(const float *x, const float *full, uint32_t count, uint32_t columns,
+                               uint32_t *call, uint32_t from, uint32_t last, uint32_t *wrong) {
+    const uint32_t now = *call;
+    for (uint32_t i = threadIdx.x; i < count; i += blockDim.x) {
+        const float sum = number(now, from, i) + number(now, from + 50, i) + 0.0f;
+        if (x && __float_as_uint(x[i]) != __float_as_uint(sum))
+            atomicAdd(wrong, 1);
+        const float logit = number(now, last, i) + 0.0f;
+        if (full && i < columns && __float_as_uint(full[i]) != __float_as_uint(logit))
+            atomicAdd(wrong, 1);
+    }
     __syncthreads();
     if (threadIdx.x == 0)
         *call = now + 1;
@@ -101,6 +119,42 @@ static uint64_t check_gather(std::vector<Rank> &ranks, uint32_t rows, uint32_t a
     return wrong;
 }
 
+// Steps of ranks with whole layers: streams are handed over, the last rank alone has logits; nobody
+// waits on the host in between, and some are late.
+static uint64_t check_relay(std::vector<Rank> &ranks, uint32_t steps) {
+    const uint32_t world = ranks.size(), last = world - 1;
+    for (Rank &rank : ranks) {
+        CHECK(cudaSetDevice(rank.device));
+        CHECK(cudaMemset(rank.call, 0, 4));
+    }
+    for (uint32_t step = 0; step < steps; step++)
+        for (Rank &rank : ranks) {
+            const uint32_t r = rank.peers.rank, count = 4 + step % 7 * 2048;
+            const uint32_t columns = count - step % 2;
+            const bool has_logits = step % 3 != 0; // a part of a prompt has none
+            // Mostly forwards, as layers go.
+            const uint32_t from = step % 5 == 0 ? last : step % last;
+            const uint32_t to = step % 5 == 0 ? step % last : from + 1;
+            CHECK(cudaSetDevice(rank.device));
+            make<<<8, 256, 0, rank.stream>>>(rank.x, count, rank.call, r, true);
+            make<<<8, 256, 0, rank.stream>>>(rank.residual, count, rank.call, r + 50, false);
+            GatherArguments logits{rank.peers, rank.x, rank.full, {}, 1};
+            logits.starts[world] = columns;
+            if (has_logits)
+                launch(gather_logits, rank, logits);
+            launch(hand_over, rank,
+                   HandArguments{rank.peers, rank.x, rank.residual, count, from, to, 0});
+            compare_handed<<<1, 1024, 0, rank.stream>>>(r == to ? rank.x : nullptr,
+                                                        has_logits ? rank.full : nullptr, count,
+                                                        columns, rank.call, from, last, rank.wrong);
+        }
+    wait_for(ranks);
+    uint64_t wrong = 0;
+    for (Rank &rank : ranks)
+        wrong += fetch(rank.peers.has_failed, 1)[0] + (fetch(rank.call, 1)[0] != steps);
+    return wrong;
+}
+
 static int check(std::vector<Rank> &ranks) {
     const uint32_t world = ranks.size();
     uint64_t wrong = 0;
@@ -120,6 +174,7 @@ static int check(std::vector<Rank> &ranks) {
             wrong += check_norm(ranks, rows, cols, ++call);
             wrong += check_gather(ranks, rows, cols % 3 == 0 ? cols + 1 : cols, ++call);
         }
+    wrong += check_relay(ranks, 3000), cases += 3000;
     for (Rank &rank : ranks)
         wrong += fetch(rank.wrong, 1)[0];
     printf("check: %u ranks, %u cases, %llu wrong\n", world, cases, (unsigned long long)wrong);
@@ -199,7 +254,8 @@ static int lost(std::vector<Rank> &ranks, Shared *shared) {
 static void time_calls(std::vector<Rank> &ranks) {
     constexpr uint32_t EACH = 200;
     const uint32_t world = ranks.size();
-    for (Then then : {STORE, ADD_NORM})
+    const char *const names[] = {"sum", "sum+norm", "handed"};
+    for (uint32_t what : {0, 1, 2})
         for (uint32_t rows : {1, 2, 4, 8, 16, 32, 64, 128}) {
             std::vector<cudaGraphExec_t> graphs(world);
             for (Rank &rank : ranks) {
@@ -207,7 +263,12 @@ static void time_calls(std::vector<Rank> &ranks) {
                 cudaGraph_t graph;
                 CHECK(cudaStreamBeginCapture(rank.stream, cudaStreamCaptureModeThreadLocal));
                 for (uint32_t i = 0; i < EACH; i++)
-                    reduce(rank, rows, 8192, then);
+                    if (what < 2)
+                        reduce(rank, rows, 8192, Then(what));
+                    else
+                        launch(
+                            hand_over, rank,
+                            HandArguments{rank.peers, rank.x, rank.residual, rows * 8192, 0, 1, 0});
                 CHECK(cudaStreamEndCapture(rank.stream, &graph));
                 CHECK(cudaGraphInstantiate(&graphs[rank.peers.rank], graph, 0));
             }
@@ -233,8 +294,8 @@ static void time_calls(std::vector<Rank> &ranks) {
                 CHECK(cudaEventElapsedTime(&ms, begin, end));
                 best = std::min(best, ms);
             }
-            printf("time: %u ranks, %-8s %3u rows of 8192: %6.2f us\n", world,
-                   then == STORE ? "sum" : "sum+norm", rows, best * 1e3 / EACH);
+            printf("time: %u ranks, %-8s %3u rows of 8192: %6.2f us\n", world, names[what], rows,
+                   best * 1e3 / EACH);
         }
 }
 

@@ -93,7 +93,7 @@ fn told(device: &Device, folder: &Path) -> (u64, u64) {
         told += bytes;
         true
     };
-    let placement = Placement { rank: 0, world: 1 };
+    let placement = Placement::ALONE;
     Model::load(backend, &checkpoint, &config, placement, LIMITS, &mut progress).expect("it loads");
     (told, checkpoint.total_bytes())
 }

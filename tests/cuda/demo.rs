@@ -148,7 +148,7 @@ fn cpu_model(folder: &Path) -> Box<dyn Rank> {
     let checkpoint = Checkpoint::open(folder).expect("checkpoint");
     let limits = Limits { max_tokens: 512, max_logits_rows: 1, num_pages: 32 };
     let backend = Fast::new(Arc::new(Solo), 0, 8).expect("threads");
-    let placement = Placement { rank: 0, world: 1 };
+    let placement = Placement::ALONE;
     let model = Model::load(backend, &checkpoint, &config, placement, limits, &mut |_| true);
     Box::new(model.expect("the model loads"))
 }

@@ -38,7 +38,7 @@ pub(crate) fn try_load<B: Backend + 'static>(
 ) -> Result<Box<dyn Rank>> {
     let config = ModelConfig::open(folder)?;
     let checkpoint = Checkpoint::open(folder)?;
-    let placement = Placement { rank: 0, world: 1 };
+    let placement = Placement::ALONE;
     let model = Model::load(backend, &checkpoint, &config, placement, limits, &mut |_| true)?;
     Ok(Box::new(model))
 }

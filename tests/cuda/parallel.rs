@@ -1,7 +1,8 @@
-//! Models divided over two GPUs: against the plain CPU reference, against the host's draws, as engines
-//! that are cancelled, run out of pages, and lose a rank.
+//! Models divided over two GPUs, by tensors and by layers: against the plain CPU reference, against the
+//! host's draws, as engines that are cancelled, run out of pages, and lose a rank.
 //!
-//! Tolerances as in `model` and `gptq`: a sum over ranks is f32, and adds no rounding that counts there.
+//! Tolerances as in `model` and `gptq`: a sum over ranks is f32, and adds no rounding that counts there; what
+//! is handed over is f32, too.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,51 +13,63 @@ use qwen::backend::comm::Solo;
 use qwen::backend::cpu::reference::Reference;
 use qwen::backend::cuda::{Cuda, CudaSettings, Device, Group, GroupShape, QuantLimits};
 use qwen::batch::{Batch, Output};
-use qwen::checkpoint::shard::{Split, slice};
+use qwen::checkpoint::shard::Division;
 use qwen::engine::{Engine, EngineOptions, EventKind, Request};
 use qwen::error::{Error, Result};
 use qwen::model::config::ModelConfig;
-use qwen::model::{Model, Placement, Rank};
+use qwen::model::{Limits, Model, Placement, Rank};
 use qwen::tensor::Dtype;
 
 use crate::checkpoint::{Shape, write};
 use crate::common::Random;
-use crate::device::{gpus, limits, settings};
+use crate::device::{backend, gpus, settings};
 use crate::fed;
 use crate::gptq;
-use crate::model::{LIMITS, allowed, compare_steps, folder, try_load};
+use crate::model::{LIMITS, Script, allowed, compare_steps, errors, folder, try_load};
 use crate::opened::{Folder, SMALL, options, reply};
+
+/// How two devices share a model.
+#[derive(Clone, Copy)]
+struct Way {
+    by_layers: bool,
+    /// They reach each other's memory.
+    is_direct: bool,
+    limits: Limits,
+}
+
+const BY_TENSORS: Way = Way { by_layers: false, is_direct: true, limits: LIMITS };
+const BY_LAYERS: Way = Way { by_layers: true, ..BY_TENSORS };
 
 /// Ranks that run the same steps, each on a thread of its own while it does.
 struct Together(Vec<Box<dyn Rank>>);
 
 impl Together {
-    /// The checkpoint in `folder`, a rank on each of `devices`, which reach each other's memory or not.
-    fn load(devices: &[Device], folder: &Path, dtype: Dtype, is_direct: bool) -> Together {
+    /// The checkpoint in `folder`, a rank on each of `devices`.
+    fn load(devices: &[Device], folder: &Path, dtype: Dtype, way: Way) -> Together {
         let config = ModelConfig::open(folder).expect("config.json");
-        let world = devices.len();
-        let part = |rank| slice(Split::Vocab, config.vocab_size, config.hidden_size, rank, world);
-        let logits_cols = (0..world).map(|rank| part(rank).expect("a part").num_rows()).collect();
-        let shape = GroupShape {
-            hidden_size: config.hidden_size,
-            logits_cols,
-            max_tokens: LIMITS.max_tokens,
+        let (world, limits) = (devices.len(), way.limits);
+        let (division, max_tokens) = match way.by_layers {
+            true => (Division::of_layers(config.num_layers, &vec![1; world]).expect("enough"), 0),
+            false => (Division::Tensors, limits.max_tokens),
         };
+        let parts = division.share(config.num_layers, 0, world).parts;
+        let logits_cols = division.logits_cols(config.vocab_size, world);
+        let shape = GroupShape { hidden_size: config.hidden_size, logits_cols, max_tokens };
         let contexts = devices.iter().map(|device| device.context().expect("asked"));
         let contexts = contexts.collect::<Option<Vec<_>>>().expect("room for contexts");
-        let tie = if is_direct { Group::new } else { Group::through_host };
+        let tie = if way.is_direct { Group::new } else { Group::through_host };
         let group = tie(contexts, shape).expect("a group");
-        let mut sizes = limits(config.head_dim);
-        (sizes.max_tokens, sizes.max_sequences) = (LIMITS.max_tokens, LIMITS.max_logits_rows);
+        let mut sizes = crate::device::limits(config.head_dim);
+        (sizes.max_tokens, sizes.max_sequences) = (limits.max_tokens, limits.max_logits_rows);
         let settings = CudaSettings {
             quantised: config.quantisation.map(|_| QuantLimits::default()),
-            ..settings(dtype, sizes, (config.intermediate_size / world, config.vocab_size))
+            ..settings(dtype, sizes, (config.intermediate_size / parts, config.vocab_size))
         };
         let load = |rank| -> Result<Box<dyn Rank>> {
             let checkpoint = qwen::checkpoint::Checkpoint::open(folder)?;
             let backend = Cuda::in_group(&group, rank, settings)?;
-            let place = Placement { rank, world };
-            Ok(Box::new(Model::load(backend, &checkpoint, &config, place, LIMITS, &mut |_| true)?))
+            let place = Placement { rank, world, division: &division };
+            Ok(Box::new(Model::load(backend, &checkpoint, &config, place, limits, &mut |_| true)?))
         };
         let ranks = scope(|scope| {
             let load = &load;
@@ -118,10 +131,14 @@ fn logits_of_two_devices_agree_with_the_reference() {
         };
         let folder = folder(&format!("parallel-{index}"));
         write(&folder, &mut random, &shape);
-        let mut cpu = try_load(&folder, Reference::new(Arc::new(Solo), 0), LIMITS).expect("loads");
-        // Twice by way of the host.
-        let mut two = Together::load(&devices, &folder, dtype, index < 2);
-        compare_steps(&mut *cpu, &mut two, &mut random, &shape, allowed(&shape));
+        for by_layers in [false, true] {
+            let cpu = try_load(&folder, Reference::new(Arc::new(Solo), 0), LIMITS);
+            // Twice by way of the host.
+            let way = Way { by_layers, is_direct: index < 2, ..BY_TENSORS };
+            let mut two = Together::load(&devices, &folder, dtype, way);
+            let mut cpu = cpu.expect("it loads");
+            compare_steps(&mut *cpu, &mut two, &mut random, &shape, allowed(&shape));
+        }
         std::fs::remove_dir_all(&folder).expect("removed");
     }
 }
@@ -129,20 +146,67 @@ fn logits_of_two_devices_agree_with_the_reference() {
 #[test]
 fn quantised_logits_of_two_devices_agree_with_the_reference() {
     let Some(devices) = gpus(2) else { return };
-    gptq::compare_divided("parallel", |folder| {
-        Box::new(Together::load(&devices, folder, Dtype::F16, true))
-    });
+    for (name, way) in [("tensors", BY_TENSORS), ("layers", BY_LAYERS)] {
+        gptq::compare_divided(name, |folder| {
+            Box::new(Together::load(&devices, folder, Dtype::F16, way))
+        });
+    }
 }
 
 #[test]
 fn two_devices_draw_the_tokens_of_steps_one_by_one() {
     let Some(devices) = gpus(2) else { return };
-    fed::check(|folder, dtype| Box::new(Together::load(&devices, folder, dtype, true)));
+    for way in [BY_TENSORS, BY_LAYERS] {
+        fed::check(|folder, dtype| Box::new(Together::load(&devices, folder, dtype, way)));
+    }
+}
+
+/// A prompt's residual stream that takes several pieces to hand over, none of which ends with a row.
+#[test]
+fn long_steps_are_handed_over_whole() {
+    let Some(devices) = gpus(2) else { return };
+    let mut random = Random::from_env();
+    let shape = Shape {
+        layers: 2,
+        hidden: 1152,
+        heads: 9,
+        width: 264,
+        vocab: 1000,
+        dtype: Dtype::Bf16,
+        stretched: false,
+    };
+    let folder = folder("parallel-long");
+    write(&folder, &mut random, &shape);
+    let limits = Limits { max_tokens: 2048, ..LIMITS };
+    let mut sizes = crate::device::limits(128);
+    (sizes.max_tokens, sizes.max_sequences) = (limits.max_tokens, limits.max_logits_rows);
+    let alone = backend(&devices[0], shape.dtype, sizes, (shape.width, shape.vocab));
+    let mut alone = try_load(&folder, alone, limits).expect("it loads");
+    let tokens = |_| ((0..500).map(|_| random.below(shape.vocab) as u32).collect(), 0);
+    let mut script = Script { sequences: (0..4).map(tokens).collect() };
+    let batch = script.step(&[500; 4]);
+    let mut want = Vec::new();
+    alone.forward(&batch, &mut want).expect("one device");
+    for is_direct in [true, false] {
+        let way = Way { is_direct, limits, ..BY_LAYERS };
+        let mut two = Together::load(&devices, &folder, shape.dtype, way);
+        let mut got = Vec::new();
+        two.forward(&batch, &mut got).expect("two devices");
+        let (rms, largest) = errors(&got, &want);
+        let allowed = allowed(&shape);
+        assert!(rms < allowed && largest < 8.0 * allowed, "{rms} and {largest} of {allowed}");
+    }
+    std::fs::remove_dir_all(&folder).expect("removed");
 }
 
 /// Random weights on devices 0 and 1.
 fn on_two() -> EngineOptions {
     EngineOptions { devices: "0,1".to_string(), ..options() }
+}
+
+/// The same with whole layers on each.
+fn by_layers() -> EngineOptions {
+    EngineOptions { split: "layers".to_string(), ..on_two() }
 }
 
 fn open(folder: &Folder, options: &EngineOptions) -> Result<Engine> {
@@ -163,6 +227,43 @@ fn an_engine_on_two_devices_opens_answers_and_says_where_it_is() {
     assert_eq!(reply(&again), Ok(first), "the same from another engine");
     let estimate = Engine::estimate(folder.path(), &on_two()).expect("an estimate");
     assert_eq!(estimate.device, "cuda:0,1");
+}
+
+#[test]
+fn an_engine_of_whole_layers_opens_answers_and_says_how_it_is_divided() {
+    let Some(_) = gpus(2) else { return };
+    let folder = Folder::new("two-layers", &Shape { layers: 5, ..SMALL });
+    let options = by_layers();
+    let engine = open(&folder, &options).expect("it opens");
+    let first = reply(&engine).expect("a reply");
+    assert!(!first.is_empty());
+    assert_eq!(reply(&engine), Ok(first.clone()), "the same again");
+    let info = engine.info();
+    assert_eq!(info["split"], "layers");
+    let counts = info["rank_layers"].as_array().expect("a list").iter();
+    let counts: Vec<u64> = counts.map(|count| count.as_u64().expect("a count")).collect();
+    assert!(counts.len() == 2 && counts.iter().sum::<u64>() == 5 && !counts.contains(&0));
+    for request in many(&engine, 24) {
+        assert_eq!(end_of(&request), Ok(200));
+    }
+    drop(engine);
+    assert_eq!(reply(&open(&folder, &options).expect("it opens again")), Ok(first));
+}
+
+#[test]
+fn more_layers_than_fit_are_refused_with_the_name_of_a_device() {
+    let Some(_) = gpus(2) else { return };
+    let folder = Folder::new("two-full", &SMALL);
+    let options = EngineOptions { kv_cache_tokens: u32::MAX as usize, ..by_layers() };
+    let estimate = Engine::estimate(folder.path(), &options).expect("an estimate");
+    assert!(!estimate.fits && estimate.device == "cuda:0,1");
+    match open(&folder, &options).map(drop) {
+        Err(Error::OutOfDeviceMemory { device, needed_bytes, available_bytes, .. }) => {
+            assert!(device == "cuda:0" || device == "cuda:1", "{device}");
+            assert!(needed_bytes > available_bytes);
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 /// What a request came to.
@@ -234,15 +335,13 @@ mod lost {
     use super::*;
     use crate::faults::{MARK, child};
 
-    #[test]
-    #[ignore = "run in a child by the test below"]
-    fn lose_a_rank() {
-        let folder = Folder::new("lost", &SMALL);
-        let want = reply(&open(&folder, &on_two()).expect("it opens")).expect("a reply");
+    /// While engines of `options` run. What was seen.
+    fn lose_while_running(folder: &Folder, options: &EngineOptions) -> Vec<String> {
+        let want = reply(&open(folder, options).expect("it opens")).expect("a reply");
         let mut found = Vec::new();
         for (operation, nth) in [(LAUNCH, 1), (LAUNCH, 12), (MULTIPLY, 3), (REPLAY, 1), (REPLAY, 8)]
         {
-            let engine = open(&folder, &on_two()).expect("it opens");
+            let engine = open(folder, options).expect("it opens");
             arm(operation, nth);
             let begun = Instant::now();
             let error = reply(&engine).expect_err(operation);
@@ -253,10 +352,20 @@ mod lost {
             assert!(named, "{operation}, number {nth}: {error:?}");
             assert!(took < Duration::from_secs(2), "{operation}, number {nth}: after {took:?}");
             drop(engine);
-            let engine = open(&folder, &on_two()).expect("a new engine opens");
+            let engine = open(folder, options).expect("a new engine opens");
             assert_eq!(reply(&engine).as_ref(), Ok(&want), "after {operation}, number {nth}");
             found.push(format!("{operation} {nth}: {} ms", took.as_millis()));
         }
+        found
+    }
+
+    #[test]
+    #[ignore = "run in a child by the test below"]
+    fn lose_a_rank() {
+        let folder = Folder::new("lost", &SMALL);
+        let mut found = lose_while_running(&folder, &on_two());
+        found.extend(lose_while_running(&folder, &by_layers()));
+        let want = reply(&open(&folder, &on_two()).expect("it opens")).expect("a reply");
         for (operation, nth) in
             [(LAUNCH, 3), (MULTIPLY, 2), (INSTANTIATE, 2), (ALLOCATE, 9), (ALLOCATE, 20)]
         {

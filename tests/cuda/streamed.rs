@@ -61,7 +61,7 @@ fn load(
     let mut sizes = limits(config.head_dim);
     (sizes.max_tokens, sizes.max_sequences) = (LIMITS.max_tokens, LIMITS.max_logits_rows);
     let backend = backend(device, SHAPE.dtype, sizes, (SHAPE.width, SHAPE.vocab));
-    let placement = Placement { rank: 0, world: 1 };
+    let placement = Placement::ALONE;
     Ok(Box::new(Model::load(backend, &checkpoint, &config, placement, LIMITS, progress)?))
 }
 

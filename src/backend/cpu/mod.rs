@@ -55,6 +55,14 @@ impl HostBuffer {
         }
     }
 
+    /// Adds `other`, which has as many rows and columns.
+    pub fn add(&mut self, other: &HostBuffer) {
+        let terms = other.data();
+        let data = self.data_mut();
+        assert!(data.len() == terms.len(), "buffers of two shapes");
+        data.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term);
+    }
+
     /// Row `index`.
     pub fn row(&self, index: usize) -> &[f32] {
         &self.data()[index * self.cols..(index + 1) * self.cols]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{HostBuffer, input_dtype, round_to, zeroed};
 use crate::backend::comm::Comm;
-use crate::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep};
+use crate::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep, StepStart};
 use crate::batch::{Batch, Output, PAGE_TOKENS};
 use crate::error::Result;
 use crate::quant::QuantTensor;
@@ -17,12 +17,14 @@ use crate::tensor::{Dtype, HostTensor};
 pub struct Reference {
     comm: Arc<dyn Comm>,
     rank: usize,
+    /// Of the step.
+    logits_rows: usize,
 }
 
 impl Reference {
     /// Rank `rank` of the world of `comm`.
     pub fn new(comm: Arc<dyn Comm>, rank: usize) -> Reference {
-        Reference { comm, rank }
+        Reference { comm, rank, logits_rows: 0 }
     }
 }
 
@@ -103,6 +105,11 @@ impl Backend for Reference {
         let layers = || (0..spec.num_layers).map(|_| zeroed(len, "KV cache")).collect();
         let (keys, values): (Result<_>, Result<_>) = (layers(), layers());
         Ok(ReferenceKv { spec, keys: keys?, values: values? })
+    }
+
+    fn begin_step(&mut self, batch: &Batch, _rope: &RopeStep) -> Result<StepStart> {
+        self.logits_rows = batch.logits_rows.len();
+        Ok(StepStart::Run)
     }
 
     fn embed(&mut self, table: &ReferenceMatrix, token_ids: &[u32], out: &mut HostBuffer) {
@@ -229,10 +236,24 @@ impl Backend for Reference {
         self.comm.all_reduce(self.rank, x.data_mut())
     }
 
+    fn hand_over(
+        &mut self,
+        batch: &Batch,
+        (from, to): (usize, usize),
+        x: &mut HostBuffer,
+        delta: &HostBuffer,
+    ) -> Result<()> {
+        if self.rank == from {
+            x.add(delta);
+        }
+        x.set_rows(batch.num_tokens());
+        self.comm.hand_over(self.rank, (from, to), x.data_mut())
+    }
+
     fn collect_step(&mut self, logits: Option<&HostBuffer>, output: &mut Output) -> Result<()> {
         let Some(local) = logits else { return Ok(()) };
         let parts = self.comm.gather(self.rank, local.data())?;
-        join_columns(&parts, local.rows(), &mut output.logits);
+        join_columns(&parts, self.logits_rows, &mut output.logits);
         Ok(())
     }
 

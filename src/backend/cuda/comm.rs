@@ -1,5 +1,6 @@
 //! What one rank does with the others on the device: sums of what linears yield, with the norm after
-//! them where a linear follows, and logits side by side. `all_reduce.cu` has how.
+//! them where a linear follows, the residual stream handed over, and logits side by side.
+//! `all_reduce.cu` has how.
 
 use std::sync::Arc;
 
@@ -99,6 +100,19 @@ struct GatherArguments {
 
 const _: () = assert!(size_of::<GatherArguments>() == 168, "as the kernel has it");
 
+#[repr(C)]
+struct HandArguments {
+    peers: Peers,
+    x: u64,
+    delta: u64,
+    count: u32,
+    from: u32,
+    to: u32,
+    unused: u32,
+}
+
+const _: () = assert!(size_of::<HandArguments>() == 144, "as the kernel has it");
+
 /// A sum that can be launched.
 #[derive(Clone, Copy)]
 pub(super) struct Reduce {
@@ -159,6 +173,7 @@ pub(super) struct Communicator {
     pub(super) rank: usize,
     all_reduce: Kernel,
     gather_logits: Kernel,
+    hand_over: Kernel,
     peers: Peers,
     squares: DeviceMemory,
     /// Logits of all ranks `[rows, vocab]`.
@@ -205,6 +220,7 @@ impl Communicator {
             rank,
             all_reduce: kernels.get(&format!("all_reduce_{}", dtype.name()), 0)?,
             gather_logits: kernels.get("gather_logits", 0)?,
+            hand_over: kernels.get("hand_over", 0)?,
             peers,
             squares: DeviceMemory::zeroed(stream, squares_bytes(shape), "sums of squares")?,
             logits,
@@ -279,9 +295,41 @@ impl Communicator {
         (0..rows).step_by(most).try_for_each(|first| part(first).launch(launcher))
     }
 
-    /// Queues the gathering of all ranks' logits, of which `part` are this one's.
-    pub(super) fn gather(&mut self, launcher: &Launcher, part: &DeviceBuffer) -> Result<()> {
-        let (rows, cols) = (part.rows(), part.cols());
+    /// Queues `x` of rank `to` = `x + delta` of rank `from`, of `x`'s rows.
+    pub(super) fn hand_over(
+        &self,
+        launcher: &Launcher,
+        (from, to): (usize, usize),
+        (x, delta): (&DeviceBuffer, &DeviceBuffer),
+    ) -> Result<()> {
+        assert!(x.kind() == Kind::Stream && delta.kind() == Kind::Stream);
+        assert!(x.cols() == delta.cols() && x.cols().is_multiple_of(4));
+        assert!(self.rank != from || x.rows() == delta.rows());
+        let (count, most) = (x.rows() * x.cols(), self.peers.slot_floats as usize);
+        for first in (0..count).step_by(most) {
+            let arguments = HandArguments {
+                peers: self.peers,
+                x: x.address() + first as u64 * 4,
+                delta: delta.address() + first as u64 * 4,
+                count: (count - first).min(most) as u32,
+                from: from as u32,
+                to: to as u32,
+                unused: 0,
+            };
+            launcher.launch_struct(self.hand_over, CONFIG, &arguments)?;
+        }
+        Ok(())
+    }
+
+    /// Queues the gathering of `rows` rows of all ranks' logits, of which `part` are this one's: it may
+    /// have none.
+    pub(super) fn gather(
+        &mut self,
+        launcher: &Launcher,
+        part: &DeviceBuffer,
+        rows: usize,
+    ) -> Result<()> {
+        let cols = part.cols();
         let shares = &self.group.shape().logits_cols;
         assert!(part.kind() == Kind::Stream && cols == shares[self.rank]);
         self.logits.set_rows(rows);

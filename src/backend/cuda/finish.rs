@@ -55,7 +55,7 @@ impl Cuda {
     fn draw(&mut self, logits: &DeviceBuffer) -> Result<()> {
         let Cuda { comm, launcher, sampler, step, .. } = self;
         let Some(comm) = comm else { return sampler.draw(launcher, step, logits) };
-        comm.gather(launcher, logits)?;
+        comm.gather(launcher, logits, step.extents.logits_rows)?;
         sampler.draw(launcher, step, &comm.logits)
     }
 

@@ -33,7 +33,7 @@ pub struct GroupShape {
     pub hidden_size: usize,
     /// Columns of logits of each rank.
     pub logits_cols: Vec<usize>,
-    /// Rows of the largest step.
+    /// Rows of the largest step that is summed; 0 where none is.
     pub max_tokens: usize,
 }
 

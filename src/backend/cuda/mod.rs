@@ -410,6 +410,21 @@ impl Backend for Cuda {
         Ok(())
     }
 
+    fn hand_over(
+        &mut self,
+        _batch: &Batch,
+        from_to: (usize, usize),
+        x: &mut DeviceBuffer,
+        delta: &DeviceBuffer,
+    ) -> Result<()> {
+        x.set_rows(self.step.extents.rows);
+        if let Some(comm) = &self.comm {
+            let result = comm.hand_over(&self.launcher, from_to, (x, delta));
+            self.note(result);
+        }
+        Ok(())
+    }
+
     fn finish_step(&mut self, logits: Option<&DeviceBuffer>) -> Result<()> {
         self.finish(logits)
     }

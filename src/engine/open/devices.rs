@@ -1,9 +1,27 @@
-//! Which devices an engine runs on, and so how many ranks it has: what the options say, before anybody
-//! has looked for a device.
+//! Which devices an engine runs on, how many ranks it so has, and how they share the model: what the
+//! options say, before anybody has looked for a device.
 
+use crate::checkpoint::shard::{Division, check_quantised_world};
 use crate::engine::EngineOptions;
 use crate::engine::options::wrong;
 use crate::error::Result;
+use crate::model::config::ModelConfig;
+
+/// How `options.tensor_parallel` ranks share the model, if they can: whole layers evenly, which devices
+/// may do otherwise.
+pub(super) fn division(options: &EngineOptions, config: &ModelConfig) -> Result<Division> {
+    let world = options.tensor_parallel;
+    match options.split.as_str() {
+        "tensors" => {
+            let heads = (config.num_heads, config.num_kv_heads, config.head_dim);
+            let unit = config.quantisation.map_or(1, |format| format.undivided_inputs());
+            check_quantised_world(heads, config.intermediate_size, unit, world)?;
+            Ok(Division::Tensors)
+        }
+        "layers" => Division::of_layers(config.num_layers, &vec![1; world]),
+        other => Err(wrong("split", format!("`{other}` is not tensors or layers"))),
+    }
+}
 
 /// Ranks that share the model: as many as devices are named, or as `tensor_parallel` says.
 pub(super) fn num_ranks(options: &EngineOptions) -> Result<usize> {

@@ -1,7 +1,7 @@
 //! CUDA devices as the target of a model, a rank on each: can they run it, what fits, and their backends.
 //!
-//! Sizes are those of one device, of which the first has the most: it is where a row more goes if the
-//! vocabulary does not divide evenly.
+//! Estimates are those of the fullest device: the one that has room for the fewest tokens beside its share
+//! of the model. All have caches for as many tokens.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::backend::cuda::{
     QuantLimits, StepLimits, WeightBytes, packed_bytes,
 };
 use crate::batch::PAGE_TOKENS;
-use crate::checkpoint::shard::{Split, slice};
+use crate::checkpoint::shard::{Division, Share};
 use crate::engine::EngineOptions;
 use crate::engine::options::wrong;
 use crate::error::{Error, Result};
@@ -38,8 +38,11 @@ pub(super) struct Gpu {
     host_embedding: bool,
     /// The engine's; none where there is no room for one.
     contexts: Vec<Option<Arc<Context>>>,
-    /// What they find free before anything is allocated, on the fullest device.
-    free_bytes: u64,
+    /// What is free before anything is allocated, on each device.
+    free_bytes: Vec<u64>,
+    division: Division,
+    /// The rank with the fullest device.
+    fullest: usize,
     stages: Mutex<Stages>,
 }
 
@@ -68,11 +71,10 @@ impl Gpu {
         let devices = devices.collect::<Result<Vec<_>>>()?;
         stages.end("driver");
         let contexts = devices.iter().map(Device::context).collect::<Result<Vec<_>>>()?;
-        let mut free_bytes = u64::MAX;
-        for context in &contexts {
-            let found = context.as_ref().map_or(Ok(0), |context| context.free_bytes())?;
-            free_bytes = free_bytes.min(found);
-        }
+        let free = |context: &Option<Arc<Context>>| {
+            context.as_ref().map_or(Ok(0), |context| context.free_bytes())
+        };
+        let free_bytes = contexts.iter().map(free).collect::<Result<_>>()?;
         stages.end("context");
         let mut gpu = Gpu {
             devices,
@@ -80,12 +82,17 @@ impl Gpu {
             host_embedding: false,
             contexts,
             free_bytes,
+            division: needs.division.clone(),
+            fullest: 0,
             stages: Mutex::new(stages),
         };
+        gpu.divide(needs.config, options)?;
         gpu.host_embedding = gpu.choose_embedding(options, needs)?;
+        gpu.divide(needs.config, options)?;
         let cache = options.kv_cache_tokens.max(FEWEST_PAGES * PAGE_TOKENS) as u64;
-        let cache_bytes = cache.saturating_mul(gpu.kv_token_bytes(needs.config));
-        let least_bytes = gpu.least_bytes(options, needs).saturating_add(cache_bytes);
+        let cache_bytes = cache.saturating_mul(gpu.kv_token_bytes(needs.config, gpu.fullest));
+        let least_bytes = gpu.least_bytes(needs.config, options, gpu.fullest);
+        let least_bytes = least_bytes.saturating_add(cache_bytes);
         if options.backend == "auto" && least_bytes > gpu.free_bytes() {
             let reason = "the model does not fit its free memory".to_string();
             return Err(Error::NoDevice { device: gpu.name(), reason });
@@ -97,65 +104,88 @@ impl Gpu {
         self.devices.len()
     }
 
-    /// The model as one device has it.
-    fn share(&self, config: &ModelConfig) -> ModelConfig {
-        share(config, self.world())
+    /// Gives each device as many layers as it has room for, where they are given out whole, and finds
+    /// the fullest.
+    fn divide(&mut self, config: &ModelConfig, options: &EngineOptions) -> Result<()> {
+        let world = self.world();
+        if self.division != Division::Tensors {
+            // What there is besides comes first.
+            self.division = Division::Layers(vec![0; world]);
+            let least = |rank| self.least_bytes(config, options, rank);
+            let room = |rank: usize| self.free_bytes[rank].saturating_sub(least(rank));
+            let rooms: Vec<u64> = (0..world).map(room).collect();
+            self.division = Division::of_layers(config.num_layers, &rooms)?;
+        }
+        let tokens = |rank: &usize| {
+            let least_bytes = self.least_bytes(config, options, *rank);
+            let room = i128::from(self.free_bytes[*rank]) - i128::from(least_bytes);
+            room.div_euclid(i128::from(self.kv_token_bytes(config, *rank).max(1)))
+        };
+        self.fullest = (0..world).min_by_key(tokens).unwrap_or(0);
+        Ok(())
     }
 
-    /// Rows of lm_head on each device.
-    fn logits_cols(&self, config: &ModelConfig) -> Result<Vec<usize>> {
-        let world = self.world();
-        let rows = |rank| slice(Split::Vocab, config.vocab_size, config.hidden_size, rank, world);
-        (0..world).map(|rank| Ok(rows(rank)?.num_rows())).collect()
+    pub(super) fn division(&self) -> &Division {
+        &self.division
+    }
+
+    /// The rank with the fullest device.
+    pub(super) fn fullest(&self) -> usize {
+        self.fullest
+    }
+
+    /// The model as the device of `rank` has it, but for the vocabulary.
+    fn share(&self, config: &ModelConfig, rank: usize) -> ModelConfig {
+        share(config, &self.division, (rank, self.world()))
     }
 
     /// What devices exchange; none where there is one.
-    fn group_shape(
-        &self,
-        config: &ModelConfig,
-        options: &EngineOptions,
-    ) -> Result<Option<GroupShape>> {
+    fn group_shape(&self, config: &ModelConfig, options: &EngineOptions) -> Option<GroupShape> {
         if self.world() == 1 {
-            return Ok(None);
+            return None;
         }
-        let logits_cols = self.logits_cols(config)?;
-        let max_tokens = limits(0, options).max_tokens;
-        Ok(Some(GroupShape { hidden_size: config.hidden_size, logits_cols, max_tokens }))
+        let logits_cols = self.division.logits_cols(config.vocab_size, self.world());
+        let is_summed = self.division == Division::Tensors;
+        let max_tokens = if is_summed { limits(0, options).max_tokens } else { 0 };
+        Some(GroupShape { hidden_size: config.hidden_size, logits_cols, max_tokens })
     }
 
     /// Where the embedding table goes. `auto`: to the host if the device could not hold a sequence of the
     /// longest beside it.
     fn choose_embedding(&self, options: &EngineOptions, needs: &Needs<'_>) -> Result<bool> {
         let longest = options.context_tokens(needs.config) as u64;
-        let room = longest.saturating_mul(self.kv_token_bytes(needs.config));
+        let room = longest.saturating_mul(self.kv_token_bytes(needs.config, self.fullest));
+        let least_bytes = self.least_bytes(needs.config, options, self.fullest);
         match options.embedding.as_str() {
             "device" => Ok(false),
             "host" => Ok(true),
-            "auto" => Ok(self.least_bytes(options, needs).saturating_add(room) > self.free_bytes()),
+            "auto" => Ok(least_bytes.saturating_add(room) > self.free_bytes()),
             other => Err(wrong("embedding", format!("`{other}` is not auto, device or host"))),
         }
     }
 
-    /// Weights and workspace.
-    fn least_bytes(&self, options: &EngineOptions, needs: &Needs<'_>) -> u64 {
-        self.weight_bytes(needs.config).saturating_add(self.workspace_bytes(needs.config, options))
+    /// Weights and workspace of a rank.
+    fn least_bytes(&self, config: &ModelConfig, options: &EngineOptions, rank: usize) -> u64 {
+        let weights = self.weight_bytes(config, rank);
+        weights.saturating_add(self.workspace_bytes(config, options, rank))
     }
 
-    /// Weights on a device.
-    pub(super) fn weight_bytes(&self, config: &ModelConfig) -> u64 {
+    /// Weights on the device of `rank`.
+    pub(super) fn weight_bytes(&self, config: &ModelConfig, rank: usize) -> u64 {
         let mut taken = Footprint::default();
-        taken.add(1, self.weights(config).num_bytes());
+        taken.add(1, self.weights(config, rank).num_bytes());
         taken.num_bytes()
     }
 
-    fn weights(&self, config: &ModelConfig) -> WeightBytes {
-        let vocab_size = config.vocab_size;
-        let config = &self.share(config);
+    fn weights(&self, config: &ModelConfig, rank: usize) -> WeightBytes {
+        let part = self.division.share(config.num_layers, rank, self.world());
+        let (vocab_size, lm_head_rows) = (config.vocab_size, part.logits_cols(config.vocab_size));
+        let config = &self.share(config, rank);
         let (layers, hidden) = (config.num_layers, config.hidden_size);
-        let tables = if self.host_embedding { 0 } else { 1 };
+        let tables = usize::from(part.is_first() && !self.host_embedding);
         let mut taken = WeightBytes::default();
         taken.add_matrices(tables, vocab_size, hidden, self.dtype);
-        taken.add_matrices(1, vocab_size.div_ceil(self.world()), hidden, self.dtype);
+        taken.add_matrices(1, lm_head_rows, hidden, self.dtype);
         for (rows, cols) in linears(config) {
             let Some(format) = &config.quantisation else {
                 taken.add_matrices(layers, rows, cols, self.dtype);
@@ -165,17 +195,23 @@ impl Gpu {
             taken.add(layers, weights);
             taken.add(if order > 0 { layers } else { 0 }, order);
         }
-        taken.add_vectors(2 * layers + 1, hidden);
+        taken.add_vectors(2 * layers + usize::from(part.is_last()), hidden);
         taken.add_vectors(layers, qkv_cols(config));
         taken
     }
 
-    /// Everything else on a device but the KV cache.
-    pub(super) fn workspace_bytes(&self, config: &ModelConfig, options: &EngineOptions) -> u64 {
+    /// Everything else on the device of `rank` but the KV cache.
+    pub(super) fn workspace_bytes(
+        &self,
+        config: &ModelConfig,
+        options: &EngineOptions,
+        rank: usize,
+    ) -> u64 {
         let (limits, world) = (limits(0, options), self.world());
-        let shape = self.group_shape(config, options).ok().flatten();
-        let settings = self.settings(config, options, config.vocab_size);
-        let config = &self.share(config);
+        let shape = self.group_shape(config, options);
+        let settings = self.settings(config, options, (rank, config.vocab_size));
+        let part = self.division.share(config.num_layers, rank, world);
+        let config = &self.share(config, rank);
         let (tokens, rows, hidden) =
             (limits.max_tokens, limits.max_logits_rows, config.hidden_size);
         let heads = config.num_heads * config.head_dim;
@@ -187,28 +223,27 @@ impl Gpu {
         }
         taken.add_matrices(2, rows, hidden, Dtype::F32);
         taken.add_matrices(1, rows, hidden, self.dtype);
-        taken.add_matrices(1, rows, config.vocab_size.div_ceil(world), Dtype::F32);
-        Cuda::add_workspace(&mut taken, &settings, &self.devices[0], shape.as_ref());
+        taken.add_matrices(1, rows, part.logits_cols(config.vocab_size), Dtype::F32);
+        Cuda::add_workspace(&mut taken, &settings, &self.devices[rank], shape.as_ref());
         let overhead = Cuda::overhead_bytes(&settings, config.num_layers, world);
         taken.num_bytes().saturating_add(overhead)
     }
 
-    /// Free before anything is allocated.
+    /// Free before anything is allocated, on the fullest device.
     pub(super) fn free_bytes(&self) -> u64 {
-        self.free_bytes
+        self.free_bytes[self.fullest]
     }
 
-    /// For a rank.
     fn settings(
         &self,
         config: &ModelConfig,
         options: &EngineOptions,
-        usable_ids: usize,
+        (rank, usable_ids): (usize, usize),
     ) -> CudaSettings {
         let limits = limits(0, options);
-        let weight_bytes = self.weights(config).num_bytes();
-        let config = &self.share(config);
+        let weight_bytes = self.weights(config, rank).num_bytes();
         let cache_pages = self.cache_pages(config, options);
+        let config = &self.share(config, rank);
         CudaSettings {
             dtype: self.dtype,
             limits: StepLimits {
@@ -227,20 +262,20 @@ impl Gpu {
         }
     }
 
-    /// Pages of the cache: as asked, or at most what would fill a device's free memory. `config` is a
-    /// rank's share.
+    /// Pages of the cache: as asked, or at most what would fill all devices' free memory.
     fn cache_pages(&self, config: &ModelConfig, options: &EngineOptions) -> usize {
         if options.kv_cache_tokens > 0 {
             return options.kv_cache_tokens.div_ceil(PAGE_TOKENS);
         }
         let token_bytes = kv_token_bytes(config, self.dtype.size_bytes());
         let page_bytes = token_bytes.saturating_mul(PAGE_TOKENS as u64);
-        usize::try_from(self.free_bytes() / page_bytes.max(1)).unwrap_or(usize::MAX)
+        let free_bytes = self.free_bytes.iter().copied().fold(0, u64::saturating_add);
+        usize::try_from(free_bytes / page_bytes.max(1)).unwrap_or(usize::MAX)
     }
 
-    /// On one device.
-    pub(super) fn kv_token_bytes(&self, config: &ModelConfig) -> u64 {
-        kv_token_bytes(&self.share(config), self.dtype.size_bytes())
+    /// On the device of `rank`.
+    pub(super) fn kv_token_bytes(&self, config: &ModelConfig, rank: usize) -> u64 {
+        kv_token_bytes(&self.share(config, rank), self.dtype.size_bytes())
     }
 
     /// The devices tied together; none where there is one.
@@ -249,8 +284,7 @@ impl Gpu {
         config: &ModelConfig,
         options: &EngineOptions,
     ) -> Result<Option<Arc<Group>>> {
-        let shape = self.group_shape(config, options)?;
-        let Some(shape) = shape else { return Ok(None) };
+        let Some(shape) = self.group_shape(config, options) else { return Ok(None) };
         let contexts = (0..self.world()).map(|rank| self.context(rank)).collect::<Result<_>>()?;
         Group::new(contexts, shape).map(Some)
     }
@@ -263,7 +297,7 @@ impl Gpu {
         options: &EngineOptions,
         usable_ids: usize,
     ) -> Result<Cuda> {
-        let settings = self.settings(config, options, usable_ids);
+        let settings = self.settings(config, options, (rank, usable_ids));
         // Others are made meanwhile.
         let mut stages = (rank == 0).then(|| self.stages.lock());
         stages.iter_mut().for_each(|stages| stages.skip());
@@ -294,6 +328,11 @@ impl Gpu {
         format!("cuda:{}", indices.join(","))
     }
 
+    /// The same of the fullest device.
+    pub(super) fn fullest_name(&self) -> String {
+        format!("cuda:{}", self.devices[self.fullest].index)
+    }
+
     pub(super) fn info(&self) -> Value {
         let first = &self.devices[0];
         let (major, minor) = first.capability;
@@ -309,19 +348,21 @@ impl Gpu {
     }
 }
 
-/// The model as one of `world` ranks has it, but for the vocabulary.
-fn share(config: &ModelConfig, world: usize) -> ModelConfig {
+/// The model as `rank` of `world` has it, but for the vocabulary.
+fn share(config: &ModelConfig, division: &Division, (rank, world): (usize, usize)) -> ModelConfig {
+    let Share { layers, parts, .. } = division.share(config.num_layers, rank, world);
     ModelConfig {
-        num_heads: config.num_heads / world,
-        num_kv_heads: config.num_kv_heads / world,
-        intermediate_size: config.intermediate_size / world,
+        num_layers: layers.len(),
+        num_heads: config.num_heads / parts,
+        num_kv_heads: config.num_kv_heads / parts,
+        intermediate_size: config.intermediate_size / parts,
         ..config.clone()
     }
 }
 
 /// Sizes and dtypes that the kernels take.
 fn check_shape(needs: &Needs<'_>, world: usize) -> Result<()> {
-    let config = &share(needs.config, world);
+    let config = &share(needs.config, needs.division, (0, world));
     if !HEAD_DIMS.contains(&config.head_dim) {
         let reason = format!("heads of {} elements; on CUDA 64 and 128 work", config.head_dim);
         return Err(unsupported(needs, "kv_channels", reason));
@@ -332,7 +373,8 @@ fn check_shape(needs: &Needs<'_>, world: usize) -> Result<()> {
     let Some((field, size)) = sizes.into_iter().find(|(_, size)| !size.is_multiple_of(8)) else {
         return Ok(());
     };
-    let of = if world > 1 { " on each device" } else { "" };
+    let is_divided = world > 1 && *needs.division == Division::Tensors;
+    let of = if is_divided { " on each device" } else { "" };
     let reason = format!("on CUDA, sizes must be multiples of 8; this one is {size}{of}");
     Err(unsupported(needs, field, reason))
 }

@@ -26,7 +26,7 @@ use serde_json::json;
 
 use crate::batch::PAGE_TOKENS;
 use crate::checkpoint::Source;
-use crate::checkpoint::shard::check_quantised_world;
+use crate::checkpoint::shard::Division;
 use crate::engine::options::{MAX_THREADS, wrong};
 use crate::engine::{
     Engine, EngineOptions, EngineParts, Estimate, LoadProgress, LogHook, LogLevel,
@@ -57,6 +57,7 @@ struct Plan {
     generation: GenerationConfig,
     source: Source,
     target: Target,
+    division: Division,
     /// Why a GPU was not taken, where one could have been.
     no_gpu: String,
     num_threads: usize,
@@ -155,16 +156,14 @@ fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)>
     options.tensor_parallel = devices::num_ranks(&options)?;
     let config = ModelConfig::open(folder)?;
     let generation = GenerationConfig::open(folder)?;
-    let world = options.tensor_parallel;
-    let heads = (config.num_heads, config.num_kv_heads, config.head_dim);
-    let unit = config.quantisation.map_or(1, |format| format.undivided_inputs());
-    check_quantised_world(heads, config.intermediate_size, unit, world)?;
+    let division = devices::division(&options, &config)?;
     let weights = ModelWeights::open(folder, &options, &config)?;
     let needs = Needs {
         folder,
         config: &config,
         #[cfg(feature = "cuda")]
         dtype: weights.dtype,
+        division: &division,
         stored_bytes: weights.total_bytes,
     };
     let (target, no_gpu) = Target::choose(&options, &needs)?;
@@ -172,8 +171,8 @@ fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)>
         options.prefill_chunk_tokens = target.default_chunk_tokens();
     }
     // Where an estimate's memory is: on the host all of the cache, on devices a share on each.
-    let kv_token_bytes = target.kv_token_bytes(&config, weights.dtype);
-    let kv_shares = if target.is_host() { 1 } else { world as u64 };
+    let element_bytes = target.kv_element_bytes(weights.dtype);
+    let kv_token_bytes = target.kv_token_bytes(&config, element_bytes);
     let (available_bytes, kv_share) = target.available();
     let info = target.info();
     let text = |key: &str| info[key].as_str().unwrap_or_default().to_string();
@@ -192,18 +191,20 @@ fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)>
     estimate.kv_cache_tokens = (num_pages as u64).saturating_mul(PAGE_TOKENS as u64);
     estimate.kv_cache_bytes = estimate.kv_cache_tokens.saturating_mul(kv_token_bytes);
     estimate.fits = needed_bytes(&estimate) <= estimate.available_bytes;
-    let num_threads = num_threads(&options, world)?;
+    let division = target.division(&needs).clone();
+    let num_threads = num_threads(&options, &division)?;
     let source = weights::source(&options, &target, &estimate)?;
     let plan = Plan {
         usable_ids: config.vocab_size,
         weights,
+        kv_token_bytes: self::kv_token_bytes(&config, element_bytes),
         config,
         generation,
         source,
         target,
+        division,
         no_gpu,
         num_threads,
-        kv_token_bytes: kv_token_bytes.saturating_mul(kv_shares),
         num_pages,
         estimate,
     };
@@ -221,14 +222,18 @@ fn needed_bytes(estimate: &Estimate) -> u64 {
     parts.into_iter().fold(0, u64::saturating_add)
 }
 
-fn num_threads(options: &EngineOptions, world: usize) -> Result<usize> {
+fn num_threads(options: &EngineOptions, division: &Division) -> Result<usize> {
     let given = match options.num_threads {
         0 => std::env::var("QWEN_NUM_THREADS").ok().and_then(|text| text.parse().ok()).unwrap_or(0),
         chosen => chosen,
     };
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let at_once = match division {
+        Division::Tensors => options.tensor_parallel,
+        Division::Layers(_) => 1,
+    };
     match given {
-        0 => Ok((cores() / world).max(1)),
+        0 => Ok((cores() / at_once).max(1)),
         1..=MAX_THREADS => Ok(given),
         _ => Err(wrong("num_threads", format!("must be at most {MAX_THREADS}, is {given}"))),
     }
@@ -308,6 +313,12 @@ fn summary(folder: &Path, plan: &Plan) -> String {
     )
 }
 
+/// How many layers each rank has.
+fn rank_layers(plan: &Plan, world: usize) -> Vec<usize> {
+    let share = |rank| plan.division.share(plan.config.num_layers, rank, world);
+    (0..world).map(|rank| share(rank).layers.len()).collect()
+}
+
 fn info(folder: &Path, plan: &Plan, options: &EngineOptions) -> serde_json::Value {
     let config = &plan.config;
     json!({
@@ -327,6 +338,8 @@ fn info(folder: &Path, plan: &Plan, options: &EngineOptions) -> serde_json::Valu
         "no_gpu": plan.no_gpu,
         "num_threads": plan.num_threads,
         "tensor_parallel": options.tensor_parallel,
+        "split": plan.division.name(),
+        "rank_layers": rank_layers(plan, options.tensor_parallel),
         "weights": plan.weights.name(plan.source),
         "kv_token_bytes": plan.kv_token_bytes,
     })

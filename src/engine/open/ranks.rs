@@ -32,7 +32,7 @@ pub(super) fn load(
         caller.during(|| progress(LoadProgress { done_bytes, total_bytes }))
     };
     plan.weights.bring(plan.source, &mut advance)?;
-    let tie = plan.target.tie(&plan.config, options)?;
+    let tie = Tie::new(plan, options)?;
     let loading = Loading { plan, options, tie, is_cancelled: AtomicBool::new(false) };
     let ranks = match world {
         1 => loading.load(0, &mut advance).map(|rank| vec![rank]),
@@ -64,7 +64,8 @@ enum News {
 impl Loading<'_> {
     /// Rank `rank`; without it the others do not wait for it.
     fn load(&self, rank: usize, advance: &mut dyn FnMut(u64) -> bool) -> Result<Box<dyn Rank>> {
-        let placement = Placement { rank, world: self.options.tensor_parallel };
+        let world = self.options.tensor_parallel;
+        let placement = Placement { rank, world, division: &self.plan.division };
         let loaded = caught(|| load_rank(self.plan, self.options, &self.tie, placement, advance));
         if loaded.is_err() {
             self.tie.abandon();

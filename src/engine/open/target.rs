@@ -12,6 +12,7 @@ use super::{Plan, kv_token_bytes, limits};
 use crate::backend::comm::{Comm, Solo, Threads};
 use crate::backend::cpu::fast::{Fast, Isa, MAX_HEAD_DIM};
 use crate::backend::cpu::reference::Reference;
+use crate::checkpoint::shard::Division;
 use crate::engine::EngineOptions;
 use crate::engine::memory::available_bytes;
 use crate::engine::options::wrong;
@@ -54,6 +55,8 @@ pub(super) struct Needs<'a> {
     pub(super) config: &'a ModelConfig,
     #[cfg(feature = "cuda")]
     pub(super) dtype: Dtype,
+    /// How ranks share it; whole layers evenly.
+    pub(super) division: &'a Division,
     /// Bytes of all tensors.
     pub(super) stored_bytes: u64,
 }
@@ -107,13 +110,26 @@ impl Target {
         matches!(self, Target::Fast | Target::Reference)
     }
 
-    /// Keys and values of one token where they are: on the host all, on devices one's share.
-    pub(super) fn kv_token_bytes(&self, config: &ModelConfig, dtype: Dtype) -> u64 {
+    /// How ranks share the model in the end.
+    pub(super) fn division<'a>(&'a self, needs: &'a Needs<'_>) -> &'a Division {
         match self {
-            Target::Reference => kv_token_bytes(config, 4),
-            Target::Fast => kv_token_bytes(config, dtype.size_bytes()),
+            Target::Fast | Target::Reference => needs.division,
             #[cfg(feature = "cuda")]
-            Target::Cuda(gpu) => gpu.kv_token_bytes(config),
+            Target::Cuda(gpu) => gpu.division(),
+        }
+    }
+
+    /// Of the keys and values of a model of `dtype`.
+    pub(super) fn kv_element_bytes(&self, dtype: Dtype) -> usize {
+        if matches!(self, Target::Reference) { 4 } else { dtype.size_bytes() }
+    }
+
+    /// Keys and values of one token where they are: on the host all, on devices the fullest one's share.
+    pub(super) fn kv_token_bytes(&self, config: &ModelConfig, element_bytes: usize) -> u64 {
+        match self {
+            Target::Fast | Target::Reference => kv_token_bytes(config, element_bytes),
+            #[cfg(feature = "cuda")]
+            Target::Cuda(gpu) => gpu.kv_token_bytes(config, gpu.fullest()),
         }
     }
 
@@ -123,19 +139,6 @@ impl Target {
             Target::Fast | Target::Reference => String::new(),
             #[cfg(feature = "cuda")]
             Target::Cuda(gpu) => gpu.name(),
-        }
-    }
-
-    /// What ties this target's ranks together.
-    pub(super) fn tie(&self, config: &ModelConfig, options: &EngineOptions) -> Result<Tie> {
-        let world = options.tensor_parallel;
-        #[cfg(not(feature = "cuda"))]
-        let _ = config;
-        match self {
-            Target::Fast | Target::Reference if world == 1 => Ok(Tie::Host(Arc::new(Solo))),
-            Target::Fast | Target::Reference => Ok(Tie::Host(Threads::new(world))),
-            #[cfg(feature = "cuda")]
-            Target::Cuda(gpu) => Ok(Tie::Devices(gpu.group(config, options)?)),
         }
     }
 
@@ -149,16 +152,17 @@ impl Target {
     }
 
     /// Memory that the weights take: as stored; as f32 in the reference; twice where ranks cut their
-    /// share out of a copy.
+    /// share of tensors out of a copy.
     pub(super) fn weight_bytes(&self, needs: &Needs<'_>, options: &EngineOptions) -> u64 {
         let stored = needs.stored_bytes;
-        let is_cut_copy = options.tensor_parallel > 1 && options.weights == "copy";
+        let is_cut = options.tensor_parallel > 1 && *needs.division == Division::Tensors;
+        let is_cut_copy = is_cut && options.weights == "copy";
         match self {
             Target::Reference => needs.config.num_parameters().saturating_mul(4),
             Target::Fast if is_cut_copy => stored.saturating_mul(2),
             Target::Fast => stored,
             #[cfg(feature = "cuda")]
-            Target::Cuda(gpu) => gpu.weight_bytes(needs.config),
+            Target::Cuda(gpu) => gpu.weight_bytes(needs.config, gpu.fullest()),
         }
     }
 
@@ -167,7 +171,7 @@ impl Target {
         match self {
             Target::Fast | Target::Reference => host_workspace_bytes(config, options),
             #[cfg(feature = "cuda")]
-            Target::Cuda(gpu) => gpu.workspace_bytes(config, options),
+            Target::Cuda(gpu) => gpu.workspace_bytes(config, options, gpu.fullest()),
         }
     }
 
@@ -192,7 +196,7 @@ impl Target {
             },
             #[cfg(feature = "cuda")]
             Target::Cuda(gpu) => Error::OutOfDeviceMemory {
-                device: gpu.name(),
+                device: gpu.fullest_name(),
                 purpose: PURPOSE,
                 needed_bytes,
                 available_bytes,
@@ -229,6 +233,17 @@ pub(super) enum Tie {
 }
 
 impl Tie {
+    /// Of the ranks of `plan`.
+    pub(super) fn new(plan: &Plan, options: &EngineOptions) -> Result<Tie> {
+        let world = options.tensor_parallel;
+        match &plan.target {
+            Target::Fast | Target::Reference if world == 1 => Ok(Tie::Host(Arc::new(Solo))),
+            Target::Fast | Target::Reference => Ok(Tie::Host(Threads::new(world))),
+            #[cfg(feature = "cuda")]
+            Target::Cuda(gpu) => Ok(Tie::Devices(gpu.group(&plan.config, options)?)),
+        }
+    }
+
     /// A rank will not come: none waits for it.
     pub(super) fn abandon(&self) {
         match self {
@@ -244,7 +259,7 @@ pub(super) fn load_rank(
     plan: &Plan,
     options: &EngineOptions,
     tie: &Tie,
-    placement: Placement,
+    placement: Placement<'_>,
     advance: Progress<'_>,
 ) -> Result<Box<dyn Rank>> {
     let (weights, config, rank) = (plan.weights.source(), &plan.config, placement.rank);

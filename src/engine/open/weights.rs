@@ -96,7 +96,7 @@ fn check_layers(folder: &Path, checkpoint: &Checkpoint, config: &ModelConfig) ->
 }
 
 /// `auto` copies where that leaves half of the free memory free: a copy in huge pages is read
-/// faster than a mapped file. Ranks that share a model map it, and copy what they must cut; a GPU
+/// faster than a mapped file. Ranks that share its tensors map it, and copy what they must cut; a GPU
 /// has its own copy.
 pub(super) fn source(
     options: &EngineOptions,
@@ -104,8 +104,9 @@ pub(super) fn source(
     estimate: &Estimate,
 ) -> Result<Source> {
     let is_small = super::needed_bytes(estimate) <= estimate.available_bytes / 2;
+    let is_whole = options.tensor_parallel == 1 || options.split == "layers";
     match options.weights.as_str() {
-        "auto" if is_small && options.tensor_parallel == 1 && target.is_host() => Ok(Source::Copy),
+        "auto" if is_small && is_whole && target.is_host() => Ok(Source::Copy),
         "auto" | "map" | RANDOM => Ok(Source::Map),
         // A GPU has its own copy: one more on the host would help nobody.
         "copy" if target.is_host() => Ok(Source::Copy),

@@ -39,7 +39,7 @@ use staging::{Rows, Staging};
 use super::HostBuffer;
 use super::reference::join_columns;
 use crate::backend::comm::Comm;
-use crate::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep};
+use crate::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep, StepStart};
 use crate::batch::{Batch, Output};
 use crate::error::{Error, Result};
 use crate::quant::QuantTensor;
@@ -52,6 +52,8 @@ const ROWS_PER_THREAD: usize = 8;
 pub struct Fast {
     comm: Arc<dyn Comm>,
     rank: usize,
+    /// Of the step.
+    logits_rows: usize,
     isa: Isa,
     pool: Pool,
     staging: Staging,
@@ -77,7 +79,7 @@ impl Fast {
             });
         }
         let pool = Pool::new(num_threads)?;
-        Ok(Fast { comm, rank, isa, pool, staging: Staging::default() })
+        Ok(Fast { comm, rank, logits_rows: 0, isa, pool, staging: Staging::default() })
     }
 
     /// The instruction set in use.
@@ -180,6 +182,11 @@ impl Backend for Fast {
         self.soon(gate);
     }
 
+    fn begin_step(&mut self, batch: &Batch, _rope: &RopeStep) -> Result<StepStart> {
+        self.logits_rows = batch.logits_rows.len();
+        Ok(StepStart::Run)
+    }
+
     fn embed(&mut self, table: &FastMatrix, token_ids: &[u32], out: &mut HostBuffer) {
         let FastMatrix::Plain(table) = table else { unreachable!("embeddings are not quantised") };
         out.set_rows(token_ids.len());
@@ -276,6 +283,20 @@ impl Backend for Fast {
         self.comm.all_reduce(self.rank, x.data_mut())
     }
 
+    fn hand_over(
+        &mut self,
+        batch: &Batch,
+        (from, to): (usize, usize),
+        x: &mut HostBuffer,
+        delta: &HostBuffer,
+    ) -> Result<()> {
+        if self.rank == from {
+            x.add(delta);
+        }
+        x.set_rows(batch.num_tokens());
+        self.comm.hand_over(self.rank, (from, to), x.data_mut())
+    }
+
     fn collect_step(&mut self, logits: Option<&HostBuffer>, output: &mut Output) -> Result<()> {
         let Some(local) = logits else { return Ok(()) };
         if self.comm.world() == 1 {
@@ -283,7 +304,7 @@ impl Backend for Fast {
             return Ok(());
         }
         let parts = self.comm.gather(self.rank, local.data())?;
-        join_columns(&parts, local.rows(), &mut output.logits);
+        join_columns(&parts, self.logits_rows, &mut output.logits);
         Ok(())
     }
 
