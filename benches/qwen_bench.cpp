@@ -10,7 +10,8 @@
 // must read with the bandwidth that makes, the prompt's FLOP/s, the model card's own figure, and
 // for how much of the steps' time the GPU had nothing to do. The fractions are of rates measured in
 // the same run by the program `ceilings` beside this one (or given with --ceilings), times the
-// number of devices, and on a CPU of a threaded read measured here. Memory is that of each device.
+// number of devices that compute at once, and on a CPU of a threaded read measured here. Memory is
+// that of the fullest device.
 
 #include "support/report.hpp"
 #include "support/shapes.hpp"
@@ -36,6 +37,7 @@ const char USAGE[] =
     "  --generate N             tokens of a reply (256)\n"
     "  --batch 1,8              requests at once (1)\n"
     "  --backend auto|cpu|cuda  (auto)    --devices 0,1    --embedding auto|device|host\n"
+    "  --split tensors|layers   among devices (tensors)\n"
     "  --chunk N                prompt tokens of one step    --kv-tokens N   size of the cache\n"
     "  --temperature T --top-p P  draw; greedy otherwise\n"
     "  --ceilings FILE|none     what the program `ceilings` wrote\n"
@@ -43,7 +45,7 @@ const char USAGE[] =
 
 struct Arguments {
     std::string shape, model, format = "bf16", devices, backend = "auto", embedding = "auto";
-    std::string ceilings;
+    std::string ceilings, split = "tensors";
     std::vector<int> contexts = {1}, batches = {1};
     int generate = 256, layers = 0, chunk = 0;
     long kv_tokens = 0;
@@ -89,6 +91,8 @@ bool take(Arguments &a, const std::string &key, const std::string &value) {
         a.format = value, a.has_format = true;
     else if (is("--devices"))
         a.devices = value;
+    else if (is("--split"))
+        a.split = value;
     else if (is("--backend"))
         a.backend = value;
     else if (is("--embedding"))
@@ -157,6 +161,7 @@ qwen::Options engine_options(const Arguments &a) {
     };
     auto options = qwen::Options::engine();
     options.set("backend", a.backend).set("devices", a.devices).set("embedding", a.embedding);
+    options.set("split", a.split);
     options.set("weights", a.shape.empty() ? "auto" : "random");
     options.set("prefill_chunk_tokens", a.chunk);
     options.set("max_batch_sequences", largest(a.batches));
@@ -198,7 +203,8 @@ Ceilings gpu_ceilings(const Arguments &a) {
 
 Opened open(const Arguments &a, const std::string &folder) {
     Setting setting = {};
-    setting.ceilings = gpu_ceilings(a).times(num_devices(a));
+    const bool takes_turns = a.split == "layers";
+    setting.ceilings = gpu_ceilings(a).times(takes_turns ? 1 : num_devices(a));
     qwen::Options options = engine_options(a);
     const long kv_tokens = a.kv_tokens ? a.kv_tokens : choose_cache(a, folder, options);
     options.set("kv_cache_tokens", kv_tokens);
@@ -216,11 +222,13 @@ Opened open(const Arguments &a, const std::string &folder) {
     setting.format = a.shape.empty() ? "as stored" : a.format;
     setting.device = is_gpu ? std::to_string(num_devices(a)) + " " + json_text(info, "device_name")
                             : "the CPU (" + json_text(info, "instruction_set") + ")";
+    if (takes_turns)
+        setting.device += " by layers";
     const auto planned = [&](const char *key) { return json_number(plan, key); };
     setting.weight_bytes = planned("weight_bytes");
     setting.kv_cache_bytes = planned("kv_cache_bytes");
     setting.workspace_bytes = planned("workspace_bytes");
-    if (is_gpu) {
+    if (is_gpu && !takes_turns) { // layers would now be divided by what is left
         const std::string after = qwen::Engine::estimate(folder, options);
         setting.used_bytes = planned("available_bytes") - json_number(after, "available_bytes");
     }
