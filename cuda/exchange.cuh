@@ -34,7 +34,7 @@ constexpr uint32_t EMPTY = 0x80000000u;
 
 // What a block knows of the calls so far.
 struct Calls {
-    uint32_t count;
+    uint32_t count;       // modulo BUFFERS
     uint32_t slot_floats; // used by the last one
 };
 
@@ -234,7 +234,7 @@ class Call {
             }
         __syncthreads(); // all have read what the first one writes
         if (threadIdx.x == 0)
-            peers.calls[blockIdx.x] = {calls.count + 1, sent};
+            peers.calls[blockIdx.x] = {(calls.count + 1) % BUFFERS, sent};
     }
 };
 

@@ -27,7 +27,9 @@
 //   2026-11-28. Owners read x where the others have it, 128 blocks: 206 us (326 GB/s each way),
 //   with
 //     the norm 167 us (302 GB/s). 256 blocks: the same.
-//   Sent to the owners, without a signal before: not timed yet.
+//   Sent to the owners, without a signal before, 256 blocks: 190 us (354 GB/s), with the norm 151
+//   us
+//     (334 GB/s).
 
 #include "exchange.cuh"
 

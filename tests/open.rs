@@ -157,6 +157,7 @@ fn ranks_load_side_by_side_and_fail_as_one_would() {
             calls <= patience
         });
         assert_eq!(cancelled.err(), Some(Error::Cancelled), "after {patience}");
+        assert_eq!(calls, patience + 1, "who has said no is not asked again");
     }
     let folder = copy("tiny/plain-f32", "ranks");
     edit_config(&folder, "intermediate_size", 8 * 1024);

@@ -181,7 +181,7 @@ pub(super) struct Communicator {
     /// See `STATE_BYTES`.
     state: DeviceMemory,
     /// Where this rank has its activations, in the order in which they were made.
-    buffers: Vec<u64>,
+    buffers: Vec<DeviceMemory>,
     /// None before the ranks have met, or where they do not reach each other's memory.
     owners: Option<Arc<Owners>>,
 }
@@ -237,13 +237,14 @@ impl Communicator {
     }
 
     /// A buffer of activations was made.
-    pub(super) fn add_buffer(&mut self, address: u64) {
-        self.buffers.push(address);
+    pub(super) fn add_buffer(&mut self, memory: &DeviceMemory) {
+        self.buffers.push(memory.part(0..memory.len_bytes()));
     }
 
     /// All ranks have their weights and buffers: they may wait for each other from now on.
     pub(super) fn meet(&mut self, kernels: &Kernels, dtype: Dtype) -> Result<()> {
-        let buffers = self.group.exchange_buffers(self.rank, std::mem::take(&mut self.buffers))?;
+        let buffers =
+            self.group.exchange_activations(self.rank, std::mem::take(&mut self.buffers))?;
         let Some([flags, staging]) = self.group.flags_and_staging() else { return Ok(()) };
         let blocks = MOST_BLOCKS.min(BLOCKS_AN_SM * self.group.fewest_sms());
         let counts = self.state.address() + COUNTS_OFFSET;

@@ -41,7 +41,7 @@ impl Cuda {
         let mut pending = Pending { turn, tokens, logits: None };
         // Either the tokens or the logits leave the device.
         match logits {
-            Some(logits) if tokens == 0 => pending.logits = Some(self.fetch_logits(logits)?),
+            Some(logits) if tokens == 0 => pending.logits = self.fetch_logits(logits)?,
             Some(_) => self.sampler.fetch(&self.launcher.stream, turn, tokens)?,
             None => {}
         }
@@ -59,13 +59,18 @@ impl Cuda {
         sampler.draw(launcher, step, &comm.logits)
     }
 
-    /// Queues the copy of the step's logits to the host: for tests and callers who draw.
-    fn fetch_logits(&mut self, logits: &DeviceBuffer) -> Result<PinnedMemory> {
-        let logits = self.comm.as_ref().map_or(logits, |comm| &comm.logits);
+    /// Queues the copy of the step's logits to the host, which the first rank gives out: for tests and
+    /// callers who draw.
+    fn fetch_logits(&mut self, logits: &DeviceBuffer) -> Result<Option<PinnedMemory>> {
+        let logits = match &self.comm {
+            Some(comm) if comm.rank != 0 => return Ok(None),
+            Some(comm) => &comm.logits,
+            None => logits,
+        };
         let bytes = self.step.extents.wanted_rows * logits.cols() * 4;
         let mut host = PinnedMemory::new(self.context(), bytes, "logits")?;
         logits.memory.download(&self.launcher.stream, &mut host, bytes)?;
-        Ok(host)
+        Ok(Some(host))
     }
 
     /// See `Backend::collect_step`.

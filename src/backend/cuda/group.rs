@@ -77,8 +77,8 @@ pub struct Group {
     /// `exchange::Shared`, and its address.
     shared: (PinnedMemory, u64),
     threads: Arc<Threads>,
-    /// Of each rank, what it has told the others.
-    told: Mutex<Vec<Vec<u64>>>,
+    /// Each rank's activations: the others write there, and may do so as long as one of them runs.
+    activations: Mutex<Vec<Vec<DeviceMemory>>>,
     contexts: Vec<Arc<Context>>,
 }
 
@@ -106,8 +106,15 @@ impl Group {
         let words = PinnedMemory::new(&contexts[0], 4 * (1 + MAX_WORLD), "ranks")?;
         let address = words.device_address()?;
         let threads = Threads::new(world);
-        let told = Mutex::new(vec![Vec::new(); world]);
-        Ok(Arc::new(Group { shape, exchanges, shared: (words, address), threads, told, contexts }))
+        let activations = Mutex::new((0..world).map(|_| Vec::new()).collect());
+        Ok(Arc::new(Group {
+            shape,
+            exchanges,
+            shared: (words, address),
+            threads,
+            activations,
+            contexts,
+        }))
     }
 
     pub(super) fn world(&self) -> usize {
@@ -163,11 +170,17 @@ impl Group {
         self.threads.meet()
     }
 
-    /// Waits on the host until all ranks have told where their buffers are: all of them, by rank.
-    pub(super) fn exchange_buffers(&self, rank: usize, own: Vec<u64>) -> Result<Vec<Vec<u64>>> {
-        self.told.lock()[rank] = own;
+    /// Waits on the host until all ranks have told where their activations are: all of these, by rank. The
+    /// group keeps them.
+    pub(super) fn exchange_activations(
+        &self,
+        rank: usize,
+        own: Vec<DeviceMemory>,
+    ) -> Result<Vec<Vec<u64>>> {
+        self.activations.lock()[rank] = own;
         self.meet()?;
-        Ok(self.told.lock().clone())
+        let addresses = |of: &Vec<DeviceMemory>| of.iter().map(DeviceMemory::address).collect();
+        Ok(self.activations.lock().iter().map(addresses).collect())
     }
 
     /// Whoever waits for a rank, on a device or on the host, gives up.

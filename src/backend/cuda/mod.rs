@@ -274,7 +274,7 @@ impl Backend for Cuda {
         let bytes = max_rows * cols * element_bytes;
         // Rows of padding are multiplied before anything has written them.
         let memory = DeviceMemory::zeroed(&self.launcher.stream, bytes, "activations")?;
-        self.comm.iter_mut().for_each(|comm| comm.add_buffer(memory.address()));
+        self.comm.iter_mut().for_each(|comm| comm.add_buffer(&memory));
         Ok(DeviceBuffer { memory, kind, max_rows, cols, rows: 0 })
     }
 

@@ -57,7 +57,8 @@ impl Gpu {
         let world = indices.len();
         if world > MAX_WORLD {
             let reason = format!("{world} devices: at most {MAX_WORLD} work together");
-            return Err(wrong("devices", reason));
+            let is_named = !options.devices.trim().is_empty();
+            return Err(wrong(if is_named { "devices" } else { "tensor_parallel" }, reason));
         }
         let mut options = options.clone();
         if options.prefill_chunk_tokens == 0 {

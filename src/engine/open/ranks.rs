@@ -33,7 +33,7 @@ pub(super) fn load(
     };
     plan.weights.bring(plan.source, &mut advance)?;
     let tie = Tie::new(plan, options)?;
-    let loading = Loading { plan, options, tie, is_cancelled: AtomicBool::new(false) };
+    let loading = Loading { plan, options, tie, is_over: AtomicBool::new(false) };
     let ranks = match world {
         1 => loading.load(0, &mut advance).map(|rank| vec![rank]),
         _ => loading.side_by_side(&mut advance),
@@ -51,7 +51,8 @@ struct Loading<'a> {
     plan: &'a Plan,
     options: &'a EngineOptions,
     tie: Tie,
-    is_cancelled: AtomicBool,
+    /// The caller's wish, or one rank's failure: nobody need go on.
+    is_over: AtomicBool,
 }
 
 /// What a loading thread says.
@@ -94,7 +95,7 @@ impl Loading<'_> {
     fn report(&self, rank: usize, news: &Sender<News>) {
         let mut advance = |bytes| {
             let told = news.send(News::Bytes(bytes));
-            told.is_ok() && !self.is_cancelled.load(Ordering::Relaxed)
+            told.is_ok() && !self.is_over.load(Ordering::Relaxed)
         };
         let _ = news.send(News::End(rank, self.load(rank, &mut advance)));
     }
@@ -106,18 +107,19 @@ impl Loading<'_> {
         advance: &mut dyn FnMut(u64) -> bool,
     ) -> Result<Vec<Box<dyn Rank>>> {
         let mut ranks: Vec<_> = (0..self.options.tensor_parallel).map(|_| None).collect();
-        let mut errors = Vec::new();
+        let (mut errors, mut is_cancelled) = (Vec::new(), false);
         for said in inbox {
             match said {
-                News::Bytes(bytes) if !advance(bytes) => {
-                    self.is_cancelled.store(true, Ordering::Relaxed);
-                }
-                News::Bytes(_) => {}
+                // Who has said no is not asked again.
+                News::Bytes(bytes) => is_cancelled = is_cancelled || !advance(bytes),
                 News::End(rank, Ok(loaded)) => ranks[rank] = Some(loaded),
                 News::End(_, Err(error)) => errors.push(error),
             }
+            if is_cancelled || !errors.is_empty() {
+                self.is_over.store(true, Ordering::Relaxed);
+            }
         }
-        if self.is_cancelled.load(Ordering::Relaxed) {
+        if is_cancelled {
             // A rank may have been through before the wish reached it.
             return Err(Error::Cancelled);
         }
