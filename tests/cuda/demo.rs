@@ -88,10 +88,11 @@ fn prompts() -> Vec<String> {
 }
 
 /// Greedy replies to all prompts, batched as they come.
-fn replies(folder: &Path, backend: &str, devices: &str) -> Vec<Vec<u32>> {
+fn replies(folder: &Path, backend: &str, (devices, split): (&str, &str)) -> Vec<Vec<u32>> {
     let options = EngineOptions {
         backend: backend.to_string(),
         devices: devices.to_string(),
+        split: split.to_string(),
         ..EngineOptions::default()
     };
     let engine = Engine::open(folder, &options, None, &mut |_| true).expect("it opens");
@@ -158,22 +159,25 @@ fn greedy_replies_are_the_cpus() {
     let Some(_) = gpu() else { return };
     let folder = folder();
     assert!(folder.join("config.json").is_file(), "no demo model: `make demo-model`");
-    compare_replies(&folder, NOISE, "0");
+    compare_replies(&folder, NOISE, ("0", "tensors"));
 }
 
 #[test]
-fn greedy_replies_of_two_devices_are_the_cpus() {
-    let Some(_) = gpus(2) else { return };
+fn greedy_replies_of_several_devices_are_the_cpus() {
     let folder = folder();
-    assert!(folder.join("config.json").is_file(), "no demo model: `make demo-model`");
-    compare_replies(&folder, NOISE, "0,1");
+    // Its nine heads are no two halves.
+    for (count, on) in [(2, ("0,1", "layers")), (3, ("0,1,2", "tensors"))] {
+        let Some(_) = gpus(count) else { return };
+        assert!(folder.join("config.json").is_file(), "no demo model: `make demo-model`");
+        compare_replies(&folder, NOISE, on);
+    }
 }
 
 #[test]
 fn greedy_replies_of_the_quantised_model_are_the_cpus() {
     let Some(_) = gpu() else { return };
     let Some(folder) = quantised_folder() else { return };
-    compare_replies(&folder, QUANTISED_NOISE, "0");
+    compare_replies(&folder, QUANTISED_NOISE, ("0", "tensors"));
 }
 
 /// Its reply is that of a float64 forward pass.
@@ -195,8 +199,9 @@ fn the_quantised_model_says_what_the_oracle_says() {
 }
 
 /// Token for token, but where the lead is less than `noise`.
-fn compare_replies(folder: &Path, noise: f64, devices: &str) {
-    let (cpu, gpu) = (replies(folder, "cpu", ""), replies(folder, "cuda", devices));
+fn compare_replies(folder: &Path, noise: f64, on: (&str, &str)) {
+    let cpu = replies(folder, "cpu", ("", "tensors"));
+    let gpu = replies(folder, "cuda", on);
     let tokenizer = qwen::text::tokenizer::Tokenizer::open(folder).expect("tokenizer");
     let mut model = cpu_model(folder);
     let (mut same, mut largest) = (0, 0.0);
