@@ -147,8 +147,12 @@ void apply(qwen::Options &options, const std::string &key, const std::string &va
     if (key.find_first_of("\"\\") != std::string::npos)
         throw qwen::Error(QWEN_E_OPTION, "no option is called " + key, "{}");
     const auto merged = options.try_merge("{\"" + key + "\": " + value + "}");
-    if (!merged && !options.try_set(key, value))
-        throw merged.error();
+    if (merged)
+        return;
+    const auto set = options.try_set(key, value);
+    // Of a value that is JSON the first says more; of one that is not, only the second does.
+    if (!set)
+        throw merged.error().code() == QWEN_E_ARG ? set.error() : merged.error();
 }
 
 /// One progress line on standard error, rewritten in place where that is a terminal.

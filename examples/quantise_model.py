@@ -278,6 +278,8 @@ def main():
     parser.add_argument("--group-size", type=int, default=64, help="inputs of a group; -1: all")
     parser.add_argument("--nearest", action="store_true", help="round each weight by itself")
     options = parser.parse_args()
+    if options.group_size != -1 and (options.group_size < 32 or options.group_size % 32):
+        parser.error("--group-size: -1 or a multiple of 32, as the library reads them")
     source = options.source.absolute()
     out = options.out or source.with_name(f"{source.name}-int{options.bits}")
     by_text = options.bits == 4 and not options.nearest
