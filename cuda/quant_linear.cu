@@ -62,9 +62,10 @@
 //   wgmma
 //     with codes in registers, zeros subtracted, x by cp.async, 2 warpgroups 70.3, 69.6; 4 of them
 //     73.3, 69.8; with the next stage's codes loaded ahead 70.2, 70.3, or not 71.7, 71.0; x by
-//     tensor map 71.4, 71.4; six tiles a pass 70.0, 71.8. Not worth a second form. All of them
-//     bring 32 KB of x for each 99 KB of weights: 6.1 TB/s from the L2 where the memory gives 4.6.
-//     Blocks of a cluster that share x (multicast) have not been tried.
+//     tensor map 71.4, 71.4; six tiles a pass (2 warpgroups) 70.0, 71.8. Not worth a
+//     second form. With three tiles a pass there are 32 KB of x for each 99 KB of weights, 6.1 TB/s
+//     from the L2 where the memory gives 4.6: perhaps that is what bounds four warpgroups; blocks
+//     of a cluster that share x (multicast) have not been tried.
 #include "quant_finish.cuh"
 #include "quant_part.cuh"
 #include "quant_ring.cuh"
