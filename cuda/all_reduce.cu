@@ -3,8 +3,7 @@
 //   all_reduce_T     x = sum over ranks of x, and what follows:
 //     STORE          x [rows, cols] f32 = the sum
 //     ADD_NORM       residual += the sum; weighted [rows, cols] T = residual * gain / range;
-//     squares
-//                    = sums of eight residual^2, as linear_arguments.cuh has them
+//                    squares = sums of eight residual^2, as linear_arguments.cuh has them
 //   gather_logits    full [rows, all columns] f32 = the ranks' columns side by side; a rank may
 //                    have none
 //   hand_over        x [count] f32 of rank `to` = x + delta of rank `from`

@@ -253,7 +253,7 @@ impl Checkpoint {
         Span::of_pieces(owner.clone(), pieces)
     }
 
-    /// The same for a few bytes that are looked at while loading (norms, biases): a tensor that owns
+    /// As `tensor`, for a few bytes that are looked at while loading (norms, biases): a tensor that owns
     /// them, read from the file.
     pub fn small_tensor(
         &self,
@@ -262,10 +262,9 @@ impl Checkpoint {
         cols: usize,
         slice: &Slice,
     ) -> Result<HostTensor> {
-        let (dtype, ..) = self.shape(name)?;
-        check_slice(slice, rows, cols)?;
         let part = self.tensor_in_place(name, rows, cols, slice)?;
-        Ok(HostTensor::from_vec(dtype, part.rows(), part.cols(), files::load(part.span())?))
+        let bytes = files::load(part.span())?;
+        Ok(HostTensor::from_vec(part.dtype(), part.rows(), part.cols(), bytes))
     }
 
     /// The bytes of all tensors, in the order in which they lie in the files.

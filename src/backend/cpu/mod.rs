@@ -4,6 +4,7 @@
 pub mod fast;
 pub mod reference;
 
+use super::comm::Comm;
 use crate::error::{Error, Result};
 use crate::tensor::Dtype;
 
@@ -61,6 +62,21 @@ impl HostBuffer {
         let data = self.data_mut();
         assert!(data.len() == terms.len(), "buffers of two shapes");
         data.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term);
+    }
+
+    /// What `Backend::hand_over` does on rank `rank`, of which this is the buffer: `rows` rows of it.
+    fn hand_over(
+        &mut self,
+        (comm, rank): (&dyn Comm, usize),
+        (from, to): (usize, usize),
+        rows: usize,
+        delta: &HostBuffer,
+    ) -> Result<()> {
+        if rank == from {
+            self.add(delta);
+        }
+        self.set_rows(rows);
+        comm.hand_over(rank, (from, to), self.data_mut())
     }
 
     /// Row `index`.

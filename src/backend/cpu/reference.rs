@@ -239,15 +239,11 @@ impl Backend for Reference {
     fn hand_over(
         &mut self,
         batch: &Batch,
-        (from, to): (usize, usize),
+        from_to: (usize, usize),
         x: &mut HostBuffer,
         delta: &HostBuffer,
     ) -> Result<()> {
-        if self.rank == from {
-            x.add(delta);
-        }
-        x.set_rows(batch.num_tokens());
-        self.comm.hand_over(self.rank, (from, to), x.data_mut())
+        x.hand_over((&*self.comm, self.rank), from_to, batch.num_tokens(), delta)
     }
 
     fn collect_step(&mut self, logits: Option<&HostBuffer>, output: &mut Output) -> Result<()> {
