@@ -24,8 +24,12 @@ use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::tensor::Dtype;
 
-/// Prompt tokens of a step when nothing else is said: enough rows to keep the arithmetic busy.
-pub(super) const CHUNK_TOKENS: usize = 2048;
+/// Prompt tokens of a step when nothing else is said: enough rows to keep the arithmetic busy. Quantised
+/// weights are dequantised once for each step: on an H200 a prompt of 6,144 tokens takes Qwen-72B Int8
+/// 1.58 s in steps of 2,048, 1.52 s in steps of 4,096 and 1.48 s in one (2026-11-29).
+pub(super) fn chunk_tokens(config: &ModelConfig) -> usize {
+    if config.quantisation.is_some() { 4096 } else { 2048 }
+}
 
 /// Multiprocessors that the sampling kernel's blocks need to run at once.
 const MIN_SMS: u32 = 8;
@@ -62,7 +66,7 @@ impl Gpu {
         }
         let mut options = options.clone();
         if options.prefill_chunk_tokens == 0 {
-            options.prefill_chunk_tokens = CHUNK_TOKENS;
+            options.prefill_chunk_tokens = chunk_tokens(needs.config);
         }
         let options = &options;
         check_shape(needs, world)?;

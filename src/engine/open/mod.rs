@@ -168,7 +168,7 @@ fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)>
     };
     let (target, no_gpu) = Target::choose(&options, &needs)?;
     if options.prefill_chunk_tokens == 0 {
-        options.prefill_chunk_tokens = target.default_chunk_tokens();
+        options.prefill_chunk_tokens = target.default_chunk_tokens(&config);
     }
     // Where an estimate's memory is: on the host all of the cache, on devices a share on each.
     let element_bytes = target.kv_element_bytes(weights.dtype);

@@ -143,11 +143,12 @@ impl Target {
     }
 
     /// Prompt tokens of a step when nothing else is said: enough rows to keep the arithmetic busy.
-    pub(super) fn default_chunk_tokens(&self) -> usize {
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "a GPU looks at it"))]
+    pub(super) fn default_chunk_tokens(&self, config: &ModelConfig) -> usize {
         match self {
             Target::Fast | Target::Reference => 512,
             #[cfg(feature = "cuda")]
-            Target::Cuda(_) => super::gpu::CHUNK_TOKENS,
+            Target::Cuda(_) => super::gpu::chunk_tokens(config),
         }
     }
 
