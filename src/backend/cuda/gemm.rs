@@ -195,11 +195,19 @@ impl Gemm {
         call: &Call,
     ) -> Result<Algorithm> {
         let key = (self.context.device.index, self.dtype, shape, self.timer.is_some());
+        let is_recorded = Graph::is_recording(stream)?;
+        if !is_recorded {
+            // The driver loads an algorithm's code when it is first launched, for which it may wait for
+            // all work of the context. That should hold no kernel that waits for another device: its
+            // thread may have code to load, too, and nothing says that two threads can at once.
+            stream.wait()?;
+        }
         let known = CHOSEN.lock().get(&key).copied();
         let choice = match known {
             Some(choice) => choice,
             None => {
-                let found = self.find(stream, &self.product(shape, bias)?, call)?;
+                let timer = self.timer.as_ref().filter(|_| !is_recorded);
+                let found = self.find(stream, timer, &self.product(shape, bias)?, call)?;
                 // Another engine may have found one meanwhile: all use the same.
                 *CHOSEN.lock().entry(key).or_insert(found)
             }
@@ -208,10 +216,16 @@ impl Gemm {
         Ok(choice.algorithm)
     }
 
-    fn find(&self, stream: &Stream, product: &Product, call: &Call) -> Result<Choice> {
+    /// `call`'s algorithm by `timer`, or cuBLAS's first suggestion without one.
+    fn find(
+        &self,
+        stream: &Stream,
+        timer: Option<&Timer>,
+        product: &Product,
+        call: &Call,
+    ) -> Result<Choice> {
         let suggestions = product.suggestions(self.handle)?;
-        let is_recorded = Graph::is_recording(stream)?;
-        let winner = match self.timer.as_ref().filter(|_| !is_recorded) {
+        let winner = match timer {
             None => Winner { way: 0, times_us: None },
             Some(timer) => contest(suggestions.len(), |way| {
                 let work = || self.multiply(stream, call, &suggestions[way]);
