@@ -24,7 +24,8 @@ pub struct Batch {
     pub ntk_lens: Vec<u32>,
     /// `[rows wanted]` rows (indices into the tokens) whose logits are returned, ascending.
     pub logits_rows: Vec<u32>,
-    /// `[rows wanted]` how the token after each of those rows is drawn; empty where the caller draws.
+    /// `[rows wanted]` how the token after each of those rows is drawn; empty where the caller draws,
+    /// then nothing is fed with tokens of this step.
     pub draws: Vec<Draw>,
     /// What the sequences have seen, for the penalties: an id, and how often the reply has it. A fed
     /// token of a sequence is not among them and counts once more.

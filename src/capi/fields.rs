@@ -142,6 +142,7 @@ mod tests {
             stop_token_ids,
             ignore_eos: true,
             max_window_size: 6144,
+            logit_bias: Vec::new(),
         }
     }
 

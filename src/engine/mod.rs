@@ -13,6 +13,7 @@
 
 mod assemble;
 mod completion;
+mod logits;
 mod memory;
 mod metrics;
 mod open;
@@ -233,6 +234,7 @@ impl Engine {
         shared.health()?;
         params.validate()?;
         check_prompt(&prompt, shared)?;
+        check_bias(&params.logit_bias, shared)?;
         let limits = Limits {
             total_tokens: shared
                 .sequence_tokens
@@ -293,6 +295,17 @@ fn check_prompt(prompt: &[u32], shared: &Shared) -> Result<()> {
         return Err(wrong(format!("id {id} at index {index} is not below {usable}")));
     }
     check_room(prompt.len(), shared)
+}
+
+/// Biases of ids that can be drawn.
+fn check_bias(bias: &[(u32, f32)], shared: &Shared) -> Result<()> {
+    let usable = shared.usable_ids;
+    match bias.iter().find(|(id, _)| *id as usize >= usable) {
+        Some((id, _)) => {
+            Err(options::wrong("logit_bias", format!("id {id} is not below {usable}")))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Is there room for a prompt of so many tokens and one more?

@@ -111,10 +111,16 @@ pub struct GenerationParams {
     pub ignore_eos: bool,
     /// History window of the chat format, in tokens.
     pub max_window_size: usize,
+    /// Ids, and what is added to the logit of each before anything else; the last of an id counts.
+    pub logit_bias: Vec<(u32, f32)>,
 }
 
 /// Most stop texts and stop ids of one request.
 const MAX_STOPS: usize = 256;
+/// Most biases of one request.
+pub(crate) const MAX_BIASES: usize = 1024;
+/// Largest bias, in either direction.
+pub(crate) const MAX_BIAS: f32 = 100.0;
 /// Longest stop text, in bytes: as much as the stream may have to hold back.
 pub(crate) const MAX_STOP_BYTES: usize = 4096;
 
@@ -137,6 +143,7 @@ impl GenerationParams {
             stop_token_ids: Vec::new(),
             ignore_eos: false,
             max_window_size: config.max_window_size,
+            logit_bias: Vec::new(),
         }
     }
 
@@ -155,6 +162,11 @@ impl GenerationParams {
         }
         if self.stop_token_ids.len() > MAX_STOPS {
             return Err(wrong("stop_token_ids", format!("has more than {MAX_STOPS} ids")));
+        }
+        let fits = |(_, bias): &(u32, f32)| (-MAX_BIAS..=MAX_BIAS).contains(bias);
+        if self.logit_bias.len() > MAX_BIASES || !self.logit_bias.iter().all(fits) {
+            let reason = format!("has at most {MAX_BIASES} ids, from -{MAX_BIAS} to {MAX_BIAS}");
+            return Err(wrong("logit_bias", reason));
         }
         Ok(())
     }

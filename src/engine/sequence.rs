@@ -16,6 +16,7 @@
 use std::sync::Arc;
 
 use crate::batch::FED;
+use crate::engine::logits::LogitRules;
 use crate::engine::options::GenerationParams;
 use crate::engine::request::{FinishReason, Mailbox, Usage};
 use crate::error::Error;
@@ -88,6 +89,7 @@ pub(crate) struct Sequence {
     stop_token_ids: Vec<u32>,
     stream: TextStream,
     sampling: SamplingParams,
+    pub(crate) rules: LogitRules,
     seen: SeenTokens,
 }
 
@@ -115,6 +117,7 @@ impl Sequence {
             stop_token_ids: limits.stop_token_ids,
             stream: TextStream::new(&limits.stop_texts),
             sampling: params.sampling.clone(),
+            rules: LogitRules::new(params),
         }
     }
 
@@ -133,6 +136,11 @@ impl Sequence {
             ending: self.in_flight > 0
                 && (self.is_cut || self.tokens.len() + self.in_flight >= self.total_tokens_limit),
         }
+    }
+
+    /// Must the logits of a step that computes `count` more tokens come to the host?
+    pub(crate) fn needs_logits(&self, count: usize) -> bool {
+        self.rules.need_logits() && count == self.view().pending_tokens()
     }
 
     /// Length of the prompt, which alone chooses the dynamic NTK factor.

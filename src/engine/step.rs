@@ -5,6 +5,9 @@
 //! step n + 1, fed with the tokens of step n wherever they are, and only then collects step n. So the
 //! device never waits for the host. What step n ends may then still have a row in step n + 1: its
 //! token is dropped. Its pages can be given away at once, because steps run in order.
+//!
+//! Where some sequence of a step needs its logits here (see `logits`), the tokens of that step are
+//! drawn here, for all of it. All steps before it are collected first, and nothing runs ahead of it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -50,6 +53,8 @@ struct Flight {
     batch: Arc<Batch>,
     /// Numbers of the sequences that its wanted rows draw for, ascending.
     drawing: Vec<u64>,
+    /// The loop draws, not the ranks.
+    on_host: bool,
     submitted: Instant,
 }
 
@@ -114,15 +119,16 @@ impl Stepper {
     }
 
     fn is_ahead(&self) -> bool {
-        self.workers.draws_tokens() && !self.sequences.is_empty()
+        self.flights.back().is_some_and(|flight| !flight.on_host) && !self.sequences.is_empty()
     }
 
     /// Submits a step of all that can run; `false`: they only wait for their last tokens. A step with
     /// prompts takes long, and who arrives while it runs must not wait for another one behind it: it
-    /// is not submitted ahead, and planned with all that is known.
+    /// is not submitted ahead, and planned with all that is known. Nor is one that needs its logits
+    /// here.
     fn submit_next(&mut self) -> Result<bool> {
         self.make_plan();
-        if !self.flights.is_empty() && self.plan_has_prompts() {
+        if !self.flights.is_empty() && (self.plan_has_prompts() || self.plan_needs_logits()) {
             while !self.flights.is_empty() {
                 self.collect_oldest()?;
             }
@@ -156,6 +162,10 @@ impl Stepper {
         self.plan.runs.iter().any(|run| !self.views[run.index].decoding)
     }
 
+    fn plan_needs_logits(&self) -> bool {
+        self.plan.runs.iter().any(|run| self.sequences[run.index].needs_logits(run.tokens))
+    }
+
     fn preempt(&mut self) {
         for &index in &self.plan.preempt {
             self.sequences[index].preempt(&mut self.pool);
@@ -176,6 +186,7 @@ impl Stepper {
         let Some(batch) = Arc::get_mut(&mut flight.batch) else { return Err(bug("a held batch")) };
         clear(batch);
         flight.drawing.clear();
+        flight.on_host = !self.workers.draws_tokens() || self.plan_needs_logits();
         for run in &self.plan.runs {
             let sequence = &mut self.sequences[run.index];
             if !self.views[run.index].admitted {
@@ -192,7 +203,7 @@ impl Stepper {
             let drawn_row = push_rows(batch, sequence, *run, &self.pool)?;
             if drawn_row.is_some() {
                 flight.drawing.push(sequence.number);
-                if self.workers.draws_tokens() {
+                if !flight.on_host {
                     push_draw(batch, sequence);
                 }
             }
@@ -272,6 +283,7 @@ impl Stepper {
         let logits = &mut self.output.logits[row * self.vocab_size..(row + 1) * self.vocab_size];
         let usable = &mut logits[..self.shared.usable_ids];
         let sequence = &self.sequences[index];
+        sequence.rules.apply(usable);
         let (params, seen) = sequence.sampling();
         self.sampler.sample(usable, params, seen, sequence.next_position())
     }
@@ -305,7 +317,8 @@ impl Stepper {
 
 impl Flight {
     fn new() -> Flight {
-        Flight { batch: Arc::default(), drawing: Vec::new(), submitted: Instant::now() }
+        let (drawing, on_host) = (Vec::new(), false);
+        Flight { batch: Arc::default(), drawing, on_host, submitted: Instant::now() }
     }
 }
 

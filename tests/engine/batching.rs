@@ -11,7 +11,7 @@ struct Job {
     params: GenerationParams,
 }
 
-/// Greedy and sampled requests of many lengths.
+/// Greedy and sampled requests of many lengths; some have rules that only the host can carry out.
 fn jobs(count: usize, seed: u64) -> Vec<Job> {
     let mut dice = Dice(seed);
     let job = |index: usize| {
@@ -21,6 +21,9 @@ fn jobs(count: usize, seed: u64) -> Vec<Job> {
             params.sampling.temperature = 0.9;
             params.sampling.repetition_penalty = 1.1;
             params.sampling.seed = index as u64;
+        }
+        if index % 5 == 4 {
+            params.logit_bias = vec![(98, -3.0), (150, 2.5)];
         }
         Job { prompt: prompt(seed + index as u64, 1 + dice.roll(120)), params }
     };

@@ -13,6 +13,8 @@ use crate::fake::{LONG, wait_until};
 pub(crate) struct Control {
     steps: AtomicU64,
     collected: AtomicU64,
+    /// Steps begun while another was not collected.
+    ahead: AtomicU64,
     /// Steps that may begin; `None`: any number.
     permits: Mutex<Option<u64>>,
     changed: Condvar,
@@ -32,6 +34,11 @@ impl Control {
     /// Steps begun so far.
     pub(crate) fn steps(&self) -> u64 {
         self.steps.load(Ordering::SeqCst)
+    }
+
+    /// Steps begun so far while another was not collected.
+    pub(crate) fn steps_ahead(&self) -> u64 {
+        self.ahead.load(Ordering::SeqCst)
     }
 
     /// From now on each step waits for a permit.
@@ -78,6 +85,8 @@ impl Control {
 
     pub(crate) fn begin_step(&self) -> Result<()> {
         let step = self.steps.fetch_add(1, Ordering::SeqCst) + 1;
+        let is_ahead = step > self.collected.load(Ordering::SeqCst) + 1;
+        self.ahead.fetch_add(u64::from(is_ahead), Ordering::SeqCst);
         let mut permits = self.permits.lock();
         // A test that fails while it holds the model must end, not hang in the engine's drop.
         while *permits == Some(0) {

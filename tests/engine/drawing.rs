@@ -1,5 +1,6 @@
 //! The fake as a rank that draws, like one on a GPU: up to two steps are on their way, and what the
-//! engine has not collected is known only here.
+//! engine has not collected is known only here. Logits that leave the device are waited for: no step
+//! may be on its way beside one whose tokens the engine draws.
 
 use std::collections::VecDeque;
 
@@ -16,12 +17,15 @@ pub(crate) struct Drawing {
     /// Tokens of the steps on their way, oldest first, and of the last one that was collected.
     drawn: VecDeque<Vec<u32>>,
     submitted: usize,
+    /// A step that is on its way gives logits.
+    gives_logits: bool,
 }
 
 impl Drawing {
     pub(crate) fn new(mut fake: Fake) -> Drawing {
         fake.gives_logits = true;
-        Drawing { fake, drawn: VecDeque::from([Vec::new()]), submitted: 0 }
+        let drawn = VecDeque::from([Vec::new()]);
+        Drawing { fake, drawn, submitted: 0, gives_logits: false }
     }
 
     fn draw(&self, batch: &Batch, row: usize, logits: &mut [f32]) -> u32 {
@@ -66,6 +70,10 @@ impl Drawing {
 impl Rank for Drawing {
     fn submit(&mut self, batch: &Batch) -> Result<()> {
         assert!(self.submitted < 2, "three steps on their way");
+        let gives_logits = batch.draws.is_empty() && !batch.logits_rows.is_empty();
+        let is_alone = self.submitted == 0;
+        assert!(is_alone || !(gives_logits || self.gives_logits), "a step beside one of logits");
+        self.gives_logits = gives_logits;
         self.submitted += 1;
         let resolve = |&id: &u32| self.fed(id).map_or(id, |id| if id == NO_TOKEN { 0 } else { id });
         let token_ids = batch.token_ids.iter().map(resolve).collect();

@@ -9,6 +9,7 @@ mod control;
 mod drawing;
 mod fake;
 mod fork;
+mod host;
 mod life;
 mod queue;
 mod scheduler;
