@@ -287,6 +287,23 @@ typedef struct {
   uint64_t completion_tokens;
 } qwen_usage;
 
+/// A token and how likely the model found it. Later versions may add fields at the end and grow
+/// struct_size.
+typedef struct {
+  /// Set to sizeof(qwen_logprob) by the caller; bytes filled, afterwards.
+  uint32_t struct_size;
+  /// The token's id.
+  uint32_t id;
+  /// Natural logarithm of its probability: the log-softmax of the model's own logits over the
+  /// vocabulary, before logit_bias, penalties, temperature and everything after it.
+  double logprob;
+  /// The token's bytes, of a control token those of its name. Not always whole characters. They live
+  /// as long as the event.
+  const uint8_t *bytes;
+  /// Their number.
+  uint64_t bytes_len;
+} qwen_logprob;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -601,6 +618,33 @@ int32_t qwen_event_usage(const qwen_event *event,
 
 /// Frees an event. Not for events that a callback or a list lends. NULL is nothing.
 void qwen_event_free(qwen_event *event);
+
+/// The number of tokens that the event has log-probabilities of: with the option logprobs all of
+/// qwen_event_tokens, in their order; 0 without, and for NULL.
+uint64_t qwen_event_num_logprobs(const qwen_event *event);
+
+/// The number of likeliest tokens that are known in place of token `index`, as the option top_logprobs
+/// says; 0 beyond the last token, and for NULL.
+uint64_t qwen_event_num_top_logprobs(const qwen_event *event,
+                                     uint64_t index);
+
+/// Fills `logprob`: of token `index` of the event where `rank` is 0, of the likeliest token in its
+/// place where it is 1, of the next where it is 2. Set `logprob->struct_size` first. An event is
+/// immutable: any thread.
+///
+/// Errors: QWEN_E_ARG for an index or rank that is not there, or a struct_size that no version had.
+int32_t qwen_event_logprob(const qwen_event *event,
+                           uint64_t index,
+                           uint64_t rank,
+                           qwen_logprob *logprob,
+                           qwen_error **err);
+
+/// All log-probabilities of the event, as JSON in the form of OpenAI's chat API:
+/// `[{"token", "id", "logprob", "bytes", "top_logprobs": [{"token", "id", "logprob", "bytes"}...]}...]`;
+/// "token" is text, with U+FFFD for what is no UTF-8. The caller frees `json`. Any thread.
+int32_t qwen_event_logprobs_json(const qwen_event *event,
+                                 qwen_buf **json,
+                                 qwen_error **err);
 
 /// Makes a request for the reply to a conversation, `[{"role", "content"}...]` ending with a user
 /// message. `options`: generation options, or NULL. Nothing runs before qwen_request_submit. The

@@ -23,6 +23,7 @@ const HEADER_FILES: &[&str] = &[
     "engine",
     "session",
     "event",
+    "logprobs",
     "request",
     "queue",
     "tokenizer",

@@ -105,6 +105,13 @@ class OptionsArgument {
     const qwen_options *raw_ = nullptr;
 };
 
+/// A token and how likely the model found it.
+struct Logprob {
+    uint32_t id;
+    double logprob;
+    std::string bytes;
+};
+
 /// News of a request, lent: it lives as long as what lent it.
 class EventView {
   public:
@@ -129,6 +136,27 @@ class EventView {
         const uint32_t *ids = qwen_event_tokens(raw_, &length);
         return {ids, ids + length};
     }
+    /// How likely the model found token `index`, then the likeliest ones in its place.
+    std::vector<Logprob> logprobs(uint64_t index) const {
+        std::vector<Logprob> ranks;
+        qwen_logprob found = {};
+        found.struct_size = sizeof found;
+        for (uint64_t rank = 0; rank <= qwen_event_num_top_logprobs(raw_, index); ++rank)
+            if (qwen_event_logprob(raw_, index, rank, &found, nullptr) == QWEN_OK)
+                ranks.push_back({found.id, found.logprob,
+                                 std::string(reinterpret_cast<const char *>(found.bytes),
+                                             static_cast<std::size_t>(found.bytes_len))});
+        return ranks;
+    }
+    std::size_t num_logprobs() const noexcept { return qwen_event_num_logprobs(raw_); }
+    Result<std::string> try_logprobs_json() const {
+        return detail::text([&](qwen_buf **json, qwen_error **error) {
+            return qwen_event_logprobs_json(raw_, json, error);
+        });
+    }
+#ifdef QWEN_EXCEPTIONS
+    std::string logprobs_json() const { return try_logprobs_json().value(); }
+#endif
     /// QWEN_FINISH_*, or 0.
     int32_t finish_reason() const noexcept { return qwen_event_finish_reason(raw_); }
     qwen_usage usage() const noexcept {

@@ -156,6 +156,19 @@ pub(super) fn timeout(timeout_ms: i64) -> Option<Duration> {
     u64::try_from(timeout_ms).ok().map(Duration::from_millis)
 }
 
+/// Has a struct of the caller's, of `given_bytes` by its own word, room for ours?
+pub(super) fn check_struct_size(
+    argument: &'static str,
+    given_bytes: u32,
+    size_bytes: usize,
+) -> Result<()> {
+    if given_bytes as usize >= size_bytes {
+        return Ok(());
+    }
+    let reason = format!("struct_size {given_bytes} is too small");
+    Err(Error::Argument { argument, reason })
+}
+
 /// Only the bits of `known` may be set in `flags`.
 pub(super) fn check_flags(flags: u32, known: u32) -> Result<()> {
     if flags & !known == 0 {

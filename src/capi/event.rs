@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
 
-use super::arguments::free;
+use super::arguments::{check_struct_size, free};
 use super::buffers::qwen_buf;
 use super::codes::{QWEN_CANCEL, QWEN_CONTINUE, QWEN_STOP};
 use super::errors::qwen_error;
@@ -55,6 +55,10 @@ impl qwen_event {
         let text = qwen_buf::new(event.text.as_bytes());
         let error = event.error.as_ref().map(qwen_error::new);
         qwen_event { event, text, error }
+    }
+
+    pub(super) fn event(&self) -> &Event {
+        &self.event
     }
 }
 
@@ -232,10 +236,7 @@ pub unsafe extern "C" fn qwen_event_usage(
         }
         // SAFETY: every version of the struct begins with this field, which the caller has set.
         let given_bytes = unsafe { (*usage).struct_size };
-        if (given_bytes as usize) < size_of::<qwen_usage>() {
-            let reason = format!("struct_size {given_bytes} is too small");
-            return Err(Error::Argument { argument: "usage", reason });
-        }
+        check_struct_size("usage", given_bytes, size_of::<qwen_usage>())?;
         let filled = qwen_usage {
             struct_size: size_of::<qwen_usage>() as u32,
             reserved: 0,

@@ -16,6 +16,15 @@ fn string(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_string()
 }
 
+fn biases(value: &Value) -> Vec<(u32, f32)> {
+    let pairs = value.as_object().into_iter().flatten();
+    pairs.filter_map(|(id, bias)| Some((id.parse().ok()?, real(bias)))).collect()
+}
+
+fn biases_json(biases: &[(u32, f32)]) -> Value {
+    biases.iter().map(|(id, bias)| (id.to_string(), json!(short(*bias)))).collect()
+}
+
 /// Puts checked values over `options`.
 pub(super) fn set_engine(options: &mut EngineOptions, values: &Map<String, Value>) {
     for (name, value) in values {
@@ -59,6 +68,9 @@ pub(super) fn set_generation(params: &mut GenerationParams, values: &Map<String,
             }
             "ignore_eos" => params.ignore_eos = value.as_bool().unwrap_or(false),
             "max_window_size" => params.max_window_size = size(value),
+            "logit_bias" => params.logit_bias = biases(value),
+            "logprobs" => params.logprobs = value.as_bool().unwrap_or(false),
+            "top_logprobs" => params.top_logprobs = size(value) as u32,
             other => debug_assert!(false, "generation key {other} sets nothing"),
         }
     }
@@ -101,6 +113,9 @@ pub(super) fn generation_values(params: &GenerationParams) -> Map<String, Value>
         "stop_token_ids": params.stop_token_ids,
         "ignore_eos": params.ignore_eos,
         "max_window_size": params.max_window_size,
+        "logit_bias": biases_json(&params.logit_bias),
+        "logprobs": params.logprobs,
+        "top_logprobs": params.top_logprobs,
     });
     into_map(value)
 }
@@ -143,6 +158,8 @@ mod tests {
             ignore_eos: true,
             max_window_size: 6144,
             logit_bias: Vec::new(),
+            logprobs: true,
+            top_logprobs: 0,
         }
     }
 
@@ -156,6 +173,7 @@ mod tests {
             Shape::Text => json!("x"),
             Shape::Texts => json!(["x"]),
             Shape::Ids => json!([3]),
+            Shape::Biases => json!({ "3": 0.25 }),
         }
     }
 

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::fields::engine_values;
 use crate::engine::EngineOptions;
-use crate::engine::options::{MAX_STOP_BYTES, MAX_THREADS};
+use crate::engine::options::{MAX_BIAS, MAX_BIASES, MAX_STOP_BYTES, MAX_THREADS, MAX_TOP_LOGPROBS};
 use crate::error::{Error, Result};
 
 /// Longest text an option holds, in bytes.
@@ -55,6 +55,8 @@ pub(super) enum Shape {
     Texts,
     /// A list of token ids; an id alone is a list of one.
     Ids,
+    /// An object of token ids and numbers from `-MAX_BIAS` to `MAX_BIAS`.
+    Biases,
 }
 
 /// One option.
@@ -185,6 +187,17 @@ pub(super) const KEYS: &[Key] = &[
         Shape::Integer(1, MAX_TOKENS),
         "history window of the chat format, in tokens; older turns are left out",
     ),
+    generation(
+        "logit_bias",
+        Shape::Biases,
+        "what is added to the scores of tokens before they are drawn, by id: {\"42\": -100}",
+    ),
+    generation("logprobs", Shape::Flag, "tell how likely the model found each token of the reply"),
+    generation(
+        "top_logprobs",
+        Shape::Integer(0, MAX_TOP_LOGPROBS as i64),
+        "with logprobs: and so many of the likeliest tokens in its place",
+    ),
     key(Kind::Session, "system", Shape::Text, "the system message; the format's own if absent"),
 ];
 
@@ -242,6 +255,7 @@ impl Shape {
             Shape::Ids => {
                 list(value, |value| value.as_u64().is_some_and(|id| u32::try_from(id).is_ok()))
             }
+            Shape::Biases => Some(value).filter(are_biases),
         }
     }
 
@@ -258,6 +272,10 @@ impl Shape {
                 format!("wants at most {MAX_ITEMS} texts of 1 to {MAX_STOP_BYTES} bytes")
             }
             Shape::Ids => format!("wants at most {MAX_ITEMS} token ids"),
+            Shape::Biases => format!(
+                "wants an object of at most {MAX_BIASES} token ids with numbers from -{MAX_BIAS} to \
+                 {MAX_BIAS}"
+            ),
         }
     }
 
@@ -270,6 +288,7 @@ impl Shape {
             Shape::Choice(_) | Shape::Text => ("string", None),
             Shape::Texts => ("strings", None),
             Shape::Ids => ("integers", None),
+            Shape::Biases => ("object", Some((json!(-MAX_BIAS), json!(MAX_BIAS)))),
         };
         object.insert("type".into(), json!(name));
         if let Some((low, high)) = limits {
@@ -305,6 +324,14 @@ fn flag(value: &Value) -> Option<bool> {
 
 fn short_text(value: &Value, min_bytes: usize, max_bytes: usize) -> bool {
     value.as_str().is_some_and(|text| (min_bytes..=max_bytes).contains(&text.len()))
+}
+
+fn are_biases(value: &Value) -> bool {
+    let fits = |(id, bias): (&String, &Value)| {
+        let range = -f64::from(MAX_BIAS)..=f64::from(MAX_BIAS);
+        id.parse::<u32>().is_ok() && bias.as_f64().is_some_and(|bias| range.contains(&bias))
+    };
+    value.as_object().is_some_and(|biases| biases.len() <= MAX_BIASES && biases.iter().all(fits))
 }
 
 fn list(value: Value, fits: impl Fn(&Value) -> bool) -> Option<Value> {
@@ -346,6 +373,11 @@ mod tests {
             (Kind::Generation, "stop", json!("x".repeat(MAX_STOP_BYTES + 1))),
             (Kind::Generation, "stop_token_ids", json!([4_294_967_296_u64])),
             (Kind::Generation, "ignore_eos", json!(2)),
+            (Kind::Generation, "logit_bias", json!({ "5": 100.5 })),
+            (Kind::Generation, "logit_bias", json!({ "-5": 1 })),
+            (Kind::Generation, "logit_bias", json!({ "four": 1 })),
+            (Kind::Generation, "logit_bias", json!([5, 1])),
+            (Kind::Generation, "top_logprobs", json!(21)),
             (Kind::Engine, "backend", json!("abacus")),
             (Kind::Engine, "num_threads", json!(MAX_THREADS + 1)),
             (Kind::Session, "system", json!(5)),

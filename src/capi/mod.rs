@@ -10,6 +10,7 @@
 //! buffers   qwen_buf, qwen_tokens             version   version, ABI check, build info
 //! keys      the table of option keys          fields    from option values to fields and back
 //! options   qwen_options                      log       the log hook
+//! logprobs  qwen_logprob, of an event's tokens
 //! tokenizer, detok, engine, session, request, queue, event     one handle type each
 //! ```
 //!
@@ -35,6 +36,7 @@ mod guard;
 pub mod hooks;
 mod keys;
 pub mod log;
+pub mod logprobs;
 pub mod options;
 pub mod queue;
 pub mod request;

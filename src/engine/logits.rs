@@ -1,25 +1,57 @@
-//! What a sequence does to its logits on the host, before a token is drawn from them.
+//! What a sequence does with its logits on the host: rules before a token is drawn from them, and how
+//! likely the model found a token.
 //!
-//! A backend that draws tokens itself knows nothing of this. A sequence that has such a rule has its
+//! A backend that draws tokens itself knows nothing of this. A sequence that has such a wish has its
 //! steps give logits, and the loop draws: for all sequences of that step, with nothing running ahead.
 
 use crate::engine::options::GenerationParams;
+use crate::text::tokenizer::Tokenizer;
 
-/// The rules of one sequence.
+/// A token, and how likely the model found it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logprob {
+    /// Its id.
+    pub id: u32,
+    /// Natural logarithm of its probability: the log-softmax, in f64, of the model's own logits over
+    /// the ids of the vocabulary, before biases, penalties, temperature and everything after it.
+    pub logprob: f64,
+    /// Its bytes, of a control token those of its name. Half a character is possible.
+    pub bytes: Vec<u8>,
+}
+
+/// A token of a reply or prompt, and the likeliest ones in its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// The token itself.
+    pub token: Logprob,
+    /// The likeliest first, of equals the lower id; as many as were asked for.
+    pub top: Vec<Logprob>,
+}
+
+/// What was drawn for a sequence.
+pub(crate) struct Drawn {
+    pub(crate) token: u32,
+    pub(crate) logprobs: Option<TokenLogprobs>,
+}
+
+/// The wishes of one sequence.
 #[derive(Debug, Clone)]
 pub(crate) struct LogitRules {
     /// Id, and what is added to its logit.
     bias: Vec<(u32, f32)>,
+    /// Log-probabilities are wanted, with so many of the likeliest tokens each.
+    pub(crate) num_top: Option<usize>,
 }
 
 impl LogitRules {
     pub(crate) fn new(params: &GenerationParams) -> LogitRules {
-        LogitRules { bias: params.logit_bias.clone() }
+        let num_top = params.logprobs.then_some(params.top_logprobs as usize);
+        LogitRules { bias: params.logit_bias.clone(), num_top }
     }
 
     /// Is there any?
     pub(crate) fn need_logits(&self) -> bool {
-        !self.bias.is_empty()
+        !self.bias.is_empty() || self.num_top.is_some()
     }
 
     /// Changes `logits` (`[ids in use]`) as the rules say.
@@ -30,4 +62,43 @@ impl LogitRules {
             }
         }
     }
+}
+
+/// How likely `logits` (`[ids in use]`, as the model gave them) make token `id`, and the `num_top`
+/// likeliest. `None` for an id they do not have, and where they are no finite numbers.
+pub(crate) fn measure(
+    logits: &[f32],
+    id: u32,
+    num_top: usize,
+    tokenizer: &Tokenizer,
+) -> Option<TokenLogprobs> {
+    let chosen = *logits.get(id as usize)?;
+    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    // A NaN passes through the sum.
+    let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
+    let log_total = max + sum.ln();
+    if !log_total.is_finite() {
+        return None;
+    }
+    let entry = |id: u32, logit: f32| Logprob {
+        id,
+        logprob: f64::from(logit) - log_total,
+        bytes: tokenizer.token_bytes(id).unwrap_or_default().to_vec(),
+    };
+    let top = likeliest(logits, num_top).into_iter().map(|(id, logit)| entry(id, logit)).collect();
+    Some(TokenLogprobs { token: entry(id, chosen), top })
+}
+
+/// The `count` largest logits, in order; of equals the lower id comes first.
+fn likeliest(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
+    let mut top: Vec<(u32, f32)> = Vec::with_capacity(count + 1);
+    for (id, &logit) in logits.iter().enumerate() {
+        if top.len() == count && top.last().is_none_or(|(_, least)| logit <= *least) {
+            continue;
+        }
+        let at = top.partition_point(|(_, other)| *other >= logit);
+        top.insert(at, (id as u32, logit));
+        top.truncate(count);
+    }
+    top
 }

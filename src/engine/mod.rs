@@ -39,6 +39,7 @@ use crate::error::{Error, Result};
 use crate::model::generation::ChatFormat;
 use crate::text::tokenizer::Tokenizer;
 pub use completion::CompletionQueue;
+pub use logits::{Logprob, TokenLogprobs};
 pub use options::{EngineOptions, GenerationParams};
 pub use request::{Event, EventKind, FinishReason, Request, Usage};
 use sequence::{Limits, Sequence};

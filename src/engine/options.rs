@@ -113,6 +113,10 @@ pub struct GenerationParams {
     pub max_window_size: usize,
     /// Ids, and what is added to the logit of each before anything else; the last of an id counts.
     pub logit_bias: Vec<(u32, f32)>,
+    /// Tell how likely the model found each token of the reply.
+    pub logprobs: bool,
+    /// With `logprobs`: and so many of the likeliest tokens in its place.
+    pub top_logprobs: u32,
 }
 
 /// Most stop texts and stop ids of one request.
@@ -121,6 +125,8 @@ const MAX_STOPS: usize = 256;
 pub(crate) const MAX_BIASES: usize = 1024;
 /// Largest bias, in either direction.
 pub(crate) const MAX_BIAS: f32 = 100.0;
+/// Most likeliest tokens told in place of one.
+pub(crate) const MAX_TOP_LOGPROBS: u32 = 20;
 /// Longest stop text, in bytes: as much as the stream may have to hold back.
 pub(crate) const MAX_STOP_BYTES: usize = 4096;
 
@@ -144,6 +150,8 @@ impl GenerationParams {
             ignore_eos: false,
             max_window_size: config.max_window_size,
             logit_bias: Vec::new(),
+            logprobs: false,
+            top_logprobs: 0,
         }
     }
 
@@ -167,6 +175,10 @@ impl GenerationParams {
         if self.logit_bias.len() > MAX_BIASES || !self.logit_bias.iter().all(fits) {
             let reason = format!("has at most {MAX_BIASES} ids, from -{MAX_BIAS} to {MAX_BIAS}");
             return Err(wrong("logit_bias", reason));
+        }
+        in_range("top_logprobs", self.top_logprobs as usize, 0, MAX_TOP_LOGPROBS as usize)?;
+        if self.top_logprobs > 0 && !self.logprobs {
+            return Err(wrong("top_logprobs", "wants logprobs to be true".to_string()));
         }
         Ok(())
     }

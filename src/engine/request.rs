@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::engine::completion::CompletionQueue;
+use crate::engine::logits::{Drawn, TokenLogprobs};
 use crate::error::{Error, Result};
 use crate::text::TextDelta;
 
@@ -60,6 +61,8 @@ pub struct Event {
     pub bytes: Vec<u8>,
     /// Ids drawn since the last delta; their text may still be held back.
     pub token_ids: Vec<u32>,
+    /// Of each of these ids, or empty where nobody asked.
+    pub logprobs: Vec<TokenLogprobs>,
     /// On `Finished`.
     pub finish: Option<FinishReason>,
     /// On `Finished` and `Failed`.
@@ -76,6 +79,7 @@ impl Event {
             text: String::new(),
             bytes: Vec::new(),
             token_ids: Vec::new(),
+            logprobs: Vec::new(),
             finish: None,
             usage: Usage::default(),
             error: None,
@@ -163,6 +167,7 @@ struct Mail {
     text: String,
     bytes: Vec<u8>,
     token_ids: Vec<u32>,
+    logprobs: Vec<TokenLogprobs>,
     end: Option<Event>,
     /// The last event was posted.
     ended: bool,
@@ -189,6 +194,7 @@ impl Mail {
             delta.text = std::mem::take(&mut self.text);
             delta.bytes = std::mem::take(&mut self.bytes);
             delta.token_ids = std::mem::take(&mut self.token_ids);
+            delta.logprobs = std::mem::take(&mut self.logprobs);
             return Some(delta);
         }
         self.end.take()
@@ -237,12 +243,15 @@ impl Mailbox {
         self.post(|mail| mail.started = true);
     }
 
-    /// Adds text (which may be empty while the stream holds it back) and the id it came from.
-    pub(crate) fn post_delta(self: &Arc<Self>, delta: TextDelta, token_id: Option<u32>) {
+    /// Adds text (which may be empty while the stream holds it back) and the token it came from.
+    pub(crate) fn post_delta(self: &Arc<Self>, delta: TextDelta, drawn: Option<Drawn>) {
         self.post(|mail| {
             mail.text.push_str(&delta.text);
             mail.bytes.extend_from_slice(&delta.bytes);
-            mail.token_ids.extend(token_id);
+            if let Some(drawn) = drawn {
+                mail.token_ids.push(drawn.token);
+                mail.logprobs.extend(drawn.logprobs);
+            }
         });
     }
 

@@ -16,7 +16,7 @@
 use std::sync::Arc;
 
 use crate::batch::FED;
-use crate::engine::logits::LogitRules;
+use crate::engine::logits::{Drawn, LogitRules};
 use crate::engine::options::GenerationParams;
 use crate::engine::request::{FinishReason, Mailbox, Usage};
 use crate::error::Error;
@@ -218,7 +218,8 @@ impl Sequence {
 
     /// Takes a drawn token: it becomes text in the mailbox, or ends the reply. A stop token is no
     /// part of the reply, in text, ids or count.
-    pub(crate) fn accept(&mut self, token: u32, tokenizer: &Tokenizer) -> Option<FinishReason> {
+    pub(crate) fn accept(&mut self, drawn: Drawn, tokenizer: &Tokenizer) -> Option<FinishReason> {
+        let token = drawn.token;
         self.in_flight -= 1;
         if self.stop_token_ids.contains(&token) {
             return Some(FinishReason::Stop);
@@ -228,7 +229,7 @@ impl Sequence {
         let shown = tokenizer.token_bytes(token).filter(|_| !tokenizer.is_special(token));
         let delta = self.stream.push(shown.unwrap_or_default());
         let stopped = delta.stopped;
-        self.mailbox.post_delta(delta, Some(token));
+        self.mailbox.post_delta(delta, Some(drawn));
         if stopped {
             return Some(FinishReason::Stop);
         }

@@ -16,6 +16,7 @@ use std::time::Instant;
 use crate::batch::{Batch, NO_TOKEN, Output};
 use crate::engine::LogLevel;
 use crate::engine::assemble::{clear, push_draw, push_rows, write_block_table};
+use crate::engine::logits::{Drawn, measure};
 use crate::engine::metrics::Metrics;
 use crate::engine::request::{Cancel, FinishReason};
 use crate::engine::scheduler::{self, Plan};
@@ -36,6 +37,8 @@ pub(crate) struct Stepper {
     limits: scheduler::Limits,
     vocab_size: usize,
     sampler: Sampler,
+    /// Logits of one row as the model gave them.
+    raw: Vec<f32>,
     /// Submitted and not yet collected, oldest first: at most two.
     flights: VecDeque<Flight>,
     /// When the step before was collected.
@@ -78,6 +81,7 @@ impl Stepper {
             limits,
             vocab_size,
             sampler: Sampler::new(),
+            raw: Vec::new(),
             flights: VecDeque::new(),
             landed: Instant::now(),
             spare: Vec::new(),
@@ -257,16 +261,16 @@ impl Stepper {
         for (row, number) in flight.drawing.iter().enumerate() {
             let found = self.sequences.binary_search_by_key(number, |sequence| sequence.number);
             let Ok(index) = found else { continue };
-            let token = self.next_token(row, index, &flight.batch);
+            let drawn = self.next_token(row, index, &flight.batch);
             let sequence = &mut self.sequences[index];
-            match token {
+            match drawn {
                 None => {
                     let position = sequence.next_position();
                     ended.push((index, Err(Error::NotFinite { position })));
                 }
-                Some(token) => {
+                Some(drawn) => {
                     self.shared.metrics.generated_tokens.add(1);
-                    if let Some(reason) = sequence.accept(token, &self.shared.tokenizer) {
+                    if let Some(reason) = sequence.accept(drawn, &self.shared.tokenizer) {
                         ended.push((index, Ok(reason)));
                     }
                 }
@@ -276,16 +280,24 @@ impl Stepper {
     }
 
     /// The token drawn from wanted row `row`, which is sequence `index`'s: by the rank, or here.
-    fn next_token(&mut self, row: usize, index: usize, batch: &Batch) -> Option<u32> {
+    fn next_token(&mut self, row: usize, index: usize, batch: &Batch) -> Option<Drawn> {
         if !batch.draws.is_empty() {
-            return self.output.tokens.get(row).copied().filter(|token| *token != NO_TOKEN);
+            let token = self.output.tokens.get(row).copied().filter(|token| *token != NO_TOKEN)?;
+            return Some(Drawn { token, logprobs: None });
         }
         let logits = &mut self.output.logits[row * self.vocab_size..(row + 1) * self.vocab_size];
         let usable = &mut logits[..self.shared.usable_ids];
         let sequence = &self.sequences[index];
+        let num_top = sequence.rules.num_top;
+        self.raw.clear();
+        if num_top.is_some() {
+            self.raw.extend_from_slice(usable);
+        }
         sequence.rules.apply(usable);
         let (params, seen) = sequence.sampling();
-        self.sampler.sample(usable, params, seen, sequence.next_position())
+        let token = self.sampler.sample(usable, params, seen, sequence.next_position())?;
+        let measured = |num_top| measure(&self.raw, token, num_top, &self.shared.tokenizer);
+        Some(Drawn { token, logprobs: num_top.and_then(measured) })
     }
 
     /// Takes `ended` (ascending) out of the loop. First the pages and numbers, then the last

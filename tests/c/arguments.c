@@ -29,6 +29,7 @@ static void frees_and_accessors_take_null(void) {
     CHECK(strcmp(qwen_event_text(NULL, &length), "") == 0 && length == 0);
     CHECK(qwen_event_bytes(NULL, NULL) == NULL && qwen_event_tokens(NULL, NULL) == NULL);
     CHECK(qwen_event_finish_reason(NULL) == 0 && qwen_event_error(NULL) == NULL);
+    CHECK(qwen_event_num_logprobs(NULL) == 0 && qwen_event_num_top_logprobs(NULL, 0) == 0);
     CHECK(qwen_events_len(NULL) == 0 && qwen_events_at(NULL, 0) == NULL);
 }
 
@@ -54,6 +55,7 @@ static void makers_take_null(void) {
     CHECK(buf == NULL);
     CHECK_FAILS(QWEN_E_NULL, qwen_engine_metrics_json(NULL, &buf, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_engine_generation_json(NULL, &buf, &err));
+    CHECK_FAILS(QWEN_E_NULL, qwen_event_logprobs_json(NULL, &buf, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_session_new(NULL, NULL, &session, &err));
     CHECK(session == NULL);
     CHECK_FAILS(QWEN_E_NULL, qwen_session_reply(NULL, &buf, &err));
@@ -90,6 +92,7 @@ static void makers_take_null(void) {
 /* Every function that changes something. */
 static void doers_take_null(void) {
     qwen_usage usage = {sizeof usage, 0, 0, 0};
+    qwen_logprob logprob = {sizeof logprob, 0, 0, NULL, 0};
     CHECK_FAILS(QWEN_E_NULL, qwen_options_set_i64(NULL, "seed", 4, 1, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_options_set_f64(NULL, "top_p", 5, 1, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_options_set_str(NULL, "stop", 4, "x", 1, &err));
@@ -107,6 +110,7 @@ static void doers_take_null(void) {
     CHECK_FAILS(QWEN_E_NULL, qwen_request_run(NULL, on_event, NULL, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_request_cancel(NULL, QWEN_STOP, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_event_usage(NULL, &usage, &err));
+    CHECK_FAILS(QWEN_E_NULL, qwen_event_logprob(NULL, 0, 0, &logprob, &err));
     /* Without a place for the error, the status says it all. */
     CHECK(qwen_engine_health(NULL, NULL) == QWEN_E_NULL);
 }

@@ -60,6 +60,8 @@ static void without_objects(void) {
     PANICS(qwen_session_truncate, NULL, 0);
     PANICS(qwen_session_set_system, NULL, NULL, 0);
     PANICS(qwen_event_usage, NULL, NULL);
+    PANICS(qwen_event_logprob, NULL, 0, 0, NULL);
+    PANICS(qwen_event_logprobs_json, NULL, NULL);
     PANICS(qwen_request_new_chat, NULL, NULL, 0, NULL, NULL);
     PANICS(qwen_request_new_tokens, NULL, NULL, 0, NULL, NULL);
     PANICS(qwen_request_submit, NULL, NULL, 0);
@@ -93,6 +95,8 @@ static void without_objects(void) {
     NEUTRAL(qwen_event_bytes, qwen_event_bytes(NULL, NULL) == NULL);
     NEUTRAL(qwen_event_tokens, qwen_event_tokens(NULL, NULL) == NULL);
     NEUTRAL(qwen_event_finish_reason, qwen_event_finish_reason(NULL) == 0);
+    NEUTRAL(qwen_event_num_logprobs, qwen_event_num_logprobs(NULL) == 0);
+    NEUTRAL(qwen_event_num_top_logprobs, qwen_event_num_top_logprobs(NULL, 0) == 0);
     NEUTRAL(qwen_event_error, qwen_event_error(NULL) == NULL);
     NEUTRAL(qwen_events_len, qwen_events_len(NULL) == 0);
     NEUTRAL(qwen_events_at, qwen_events_at(NULL, 0) == NULL);
@@ -123,6 +127,6 @@ int main(int argc, char **argv) {
     without_objects();
     with_objects(argv[1]);
     /* All of tests/abi/symbols.txt but 11 *_free and three that read constants. */
-    CHECK(num_tested == 62);
+    CHECK(num_tested == 66);
     return 0;
 }

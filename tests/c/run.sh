@@ -42,7 +42,7 @@ build() {
     local name=$1 source=$2 library=$3
     shift 3
     case $source in
-    *.c) "$CC" "${C99[@]}" "${WARN[@]}" "$@" "$source" -o "$OUT/$name" $(link "$library") ;;
+    *.c) "$CC" "${C99[@]}" "${WARN[@]}" "$@" "$source" -o "$OUT/$name" $(link "$library") -lm ;;
     *) "$CXX" -std=c++17 "${WARN[@]}" "$@" "$source" -o "$OUT/$name" $(link "$library") ;;
     esac
 }
@@ -68,6 +68,7 @@ suite() {
     check "$@" "$at-session" $TINY
     check "$@" "$at-request" $TINY
     check "$@" "$at-request" $NTK
+    check "$@" "$at-analysis" $TINY
     check "$@" "$at-threads" $TINY "$THREAD_ROUNDS"
     check "$@" "$at-load" $TINY $HOSTILE
     check "$@" "$at-forge" $TINY
@@ -80,7 +81,7 @@ suite() {
 build_all() {
     local prefix=$1 name
     shift
-    for name in arguments session request threads load forge life; do
+    for name in arguments session request analysis threads load forge life; do
         build "$prefix-$name" "tests/c/$name.c" build/lib "$@"
     done
     build "$prefix-panic" tests/c/panic.c build/hooks "$@"

@@ -75,6 +75,26 @@ void exceptions_pass_over_c(const qwen::Engine &engine, const char *model) {
     }
 }
 
+void logprobs_with_tokens(const qwen::Engine &engine) {
+    auto options = qwen::Options::generation().merge(SHORT);
+    options.merge(R"({"logprobs": true, "top_logprobs": 2})");
+    auto request = qwen::Request::chat(engine, HELLO, options);
+    std::size_t told = 0;
+    request.submit();
+    for (const auto &event : request) {
+        const auto ids = event.tokens();
+        CHECK(event.num_logprobs() == ids.size());
+        CHECK(event.logprobs(ids.size()).empty() && event.logprobs_json().front() == '[');
+        for (std::size_t at = 0; at < ids.size(); ++at) {
+            const auto ranks = event.logprobs(at);
+            CHECK(ranks.size() == 3 && ranks[0].id == ids[at] && ranks[0].logprob < 0);
+            CHECK(ranks[1].logprob >= ranks[2].logprob && !ranks[1].bytes.empty());
+        }
+        told += ids.size();
+    }
+    CHECK(told == 20);
+}
+
 void ranges(const qwen::Engine &engine) {
     const auto options = qwen::Options::generation().merge(SHORT);
     auto request = qwen::Request::chat(engine, HELLO, options);
@@ -121,6 +141,7 @@ void with_exceptions(const char *model) {
         auto engine = qwen::Engine::open(model, options);
         exceptions_pass_over_c(engine, model);
         ranges(engine);
+        logprobs_with_tokens(engine);
         auto moved = std::move(engine);
         CHECK(moved.metrics().front() == '{' && moved.info().front() == '{');
         moved.shutdown(QWEN_SHUTDOWN_DRAIN);

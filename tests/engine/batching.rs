@@ -24,6 +24,7 @@ fn jobs(count: usize, seed: u64) -> Vec<Job> {
         }
         if index % 5 == 4 {
             params.logit_bias = vec![(98, -3.0), (150, 2.5)];
+            params.logprobs = true;
         }
         Job { prompt: prompt(seed + index as u64, 1 + dice.roll(120)), params }
     };

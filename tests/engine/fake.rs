@@ -121,6 +121,13 @@ fn push_hash(hash: u64, token: u32) -> u64 {
     mixed ^ (mixed >> 29)
 }
 
+/// What the model says after `context`, whose first `prompt_len` ids are the prompt.
+pub(crate) fn logits_after(context: &[u32], prompt_len: usize) -> Vec<f32> {
+    let mut logits = Vec::new();
+    push_logits(context, prompt_len, &mut logits);
+    logits
+}
+
 fn push_logits(context: &[u32], prompt_len: usize, logits: &mut Vec<f32>) {
     let start = logits.len();
     let hash = context.iter().fold(prompt_len as u64, |hash, &id| push_hash(hash, id));

@@ -11,6 +11,7 @@ mod fake;
 mod fork;
 mod host;
 mod life;
+mod logprobs;
 mod queue;
 mod scheduler;
 mod session;

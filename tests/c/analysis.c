@@ -1,0 +1,111 @@
+/* analysis.c: how likely the model found tokens. Usage: analysis MODEL */
+#include "model.h"
+
+#include <math.h>
+
+#define HELLO "[{\"role\": \"user\", \"content\": \"hello\"}]"
+
+static qwen_logprob logprob_of(const qwen_event *event, uint64_t index, uint64_t rank) {
+    qwen_logprob found = {sizeof found, 0, 0, NULL, 0};
+    CHECK_OK(qwen_event_logprob(event, index, rank, &found, &err));
+    CHECK(found.struct_size == sizeof found);
+    return found;
+}
+
+/* Each token of the event, greedily drawn, is the likeliest; its bytes are the tokenizer's. */
+static void check_event(const qwen_event *event, const qwen_tokenizer *tokenizer) {
+    uint64_t num_ids = 0;
+    const uint32_t *ids = qwen_event_tokens(event, &num_ids);
+    qwen_logprob wrong = {8, 0, 0, NULL, 0}, found = {sizeof found, 0, 0, NULL, 0};
+    qwen_buf *json = NULL;
+    CHECK(qwen_event_num_logprobs(event) == num_ids);
+    CHECK_FAILS(QWEN_E_ARG, qwen_event_logprob(event, num_ids, 0, &found, &err));
+    CHECK(qwen_event_num_top_logprobs(event, num_ids) == 0);
+    CHECK_OK(qwen_event_logprobs_json(event, &json, &err));
+    CHECK(strncmp(qwen_buf_data(json), num_ids ? "[{" : "[]", 2) == 0);
+    qwen_buf_free(json);
+    for (uint64_t at = 0; at < num_ids; ++at) {
+        const qwen_logprob token = logprob_of(event, at, 0);
+        double sum = 0;
+        qwen_buf *bytes = NULL;
+        CHECK(qwen_event_num_top_logprobs(event, at) == 3 && token.id == ids[at]);
+        CHECK(logprob_of(event, at, 1).id == ids[at]);
+        for (uint64_t rank = 1; rank <= 3; ++rank) {
+            CHECK(logprob_of(event, at, rank).logprob <= token.logprob);
+            sum += exp(logprob_of(event, at, rank).logprob);
+        }
+        CHECK(sum > 0 && sum <= 1);
+        CHECK_FAILS(QWEN_E_ARG, qwen_event_logprob(event, at, 4, &found, &err));
+        CHECK_FAILS(QWEN_E_ARG, qwen_event_logprob(event, at, 0, &wrong, &err));
+        CHECK_FAILS(QWEN_E_NULL, qwen_event_logprob(event, at, 0, NULL, &err));
+        CHECK_OK(qwen_tokenizer_token_bytes(tokenizer, token.id, &bytes, &err));
+        CHECK(qwen_buf_len(bytes) == token.bytes_len);
+        CHECK(memcmp(qwen_buf_data(bytes), token.bytes, token.bytes_len) == 0);
+        qwen_buf_free(bytes);
+    }
+}
+
+static void logprobs_come_with_tokens(const qwen_engine *engine) {
+    qwen_options *options = long_reply(20, 3);
+    qwen_tokenizer *tokenizer = NULL;
+    qwen_request *request = NULL;
+    qwen_event *event = NULL;
+    uint64_t told = 0;
+    int32_t kind = 0;
+    CHECK_OK(qwen_tokenizer_of_engine(engine, &tokenizer, &err));
+    CHECK_OK(qwen_options_merge_json(options,
+                                     "{\"temperature\": 0, \"repetition_penalty\": 1, "
+                                     "\"logprobs\": true, \"top_logprobs\": 3}",
+                                     QWEN_CSTR, &err));
+    CHECK_OK(qwen_request_new_chat(engine, HELLO, QWEN_CSTR, options, &request, &err));
+    CHECK_OK(qwen_request_submit(request, NULL, 0, &err));
+    while (kind != QWEN_EVENT_FINISHED) {
+        CHECK_OK(qwen_request_next(request, -1, &event, &err));
+        kind = qwen_event_kind(event);
+        check_event(event, tokenizer);
+        told += qwen_event_num_logprobs(event);
+        qwen_event_free(event);
+    }
+    CHECK(told == 20);
+    qwen_request_free(request), qwen_options_free(options), qwen_tokenizer_free(tokenizer);
+}
+
+/* A bias decides what is drawn; one of an id that is not there is refused when it is submitted. */
+static void biases_steer(const qwen_engine *engine) {
+    qwen_options *options = long_reply(3, 3);
+    qwen_request *request = NULL;
+    qwen_error *error = NULL;
+    qwen_event *event = NULL;
+    int32_t kind = 0;
+    CHECK_FAILS(QWEN_E_OPTION,
+                qwen_options_merge_json(options, "{\"logit_bias\": {\"5\": 101}}", QWEN_CSTR, &err));
+    CHECK_OK(qwen_options_merge_json(options, "{\"logit_bias\": {\"5\": 100}}", QWEN_CSTR, &err));
+    CHECK_OK(qwen_request_new_chat(engine, HELLO, QWEN_CSTR, options, &request, &err));
+    CHECK_OK(qwen_request_submit(request, NULL, 0, &err));
+    while (kind != QWEN_EVENT_FINISHED) {
+        uint64_t num_ids = 0;
+        CHECK_OK(qwen_request_next(request, -1, &event, &err));
+        kind = qwen_event_kind(event);
+        const uint32_t *ids = qwen_event_tokens(event, &num_ids);
+        for (uint64_t at = 0; at < num_ids; ++at)
+            CHECK(ids[at] == 5);
+        CHECK(qwen_event_num_logprobs(event) == 0);
+        qwen_event_free(event);
+    }
+    qwen_request_free(request);
+    CHECK_OK(
+        qwen_options_merge_json(options, "{\"logit_bias\": {\"4000000\": 1}}", QWEN_CSTR, &err));
+    CHECK_OK(qwen_request_new_chat(engine, HELLO, QWEN_CSTR, options, &request, &err));
+    CHECK(qwen_request_submit(request, NULL, 0, &error) == QWEN_E_OPTION);
+    CHECK_DETAIL(error, "logit_bias");
+    qwen_error_free(error), qwen_request_free(request), qwen_options_free(options);
+}
+
+int main(int argc, char **argv) {
+    CHECK(argc == 2);
+    qwen_engine *engine = open_engine(argv[1], SMALL);
+    logprobs_come_with_tokens(engine);
+    biases_steer(engine);
+    qwen_engine_free(engine);
+    return 0;
+}
