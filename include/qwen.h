@@ -88,10 +88,11 @@
 /// Too many requests are waiting; try again later.
 #define QWEN_E_QUEUE_FULL 103
 
-/// Nothing happened in the time allowed; nothing was lost.
+/// Nothing happened in the time allowed; nothing was lost. Also of a request that waited for longer than
+/// its queue_timeout_ms.
 #define QWEN_E_TIMEOUT 104
 
-/// The request's own deadline passed. Kept for that; nothing returns it yet.
+/// The request did not end within its deadline_ms. What was generated until then was told.
 #define QWEN_E_DEADLINE 105
 
 /// The request, or the loading, was cancelled.
@@ -518,8 +519,8 @@ int32_t qwen_session_new(const qwen_engine *engine,
 /// or the call fails. qwen_session_reply has the whole reply.
 ///
 /// Errors: QWEN_E_CANCELLED and QWEN_E_CALLBACK by `on_event`; QWEN_E_UTF8, QWEN_E_ARG,
-/// QWEN_E_OPTION, QWEN_E_CONTEXT_FULL, QWEN_E_QUEUE_FULL, QWEN_E_BUSY, QWEN_E_REENTRANT,
-/// QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED, QWEN_E_NOT_FINITE, QWEN_E_FORKED.
+/// QWEN_E_OPTION, QWEN_E_CONTEXT_FULL, QWEN_E_QUEUE_FULL, QWEN_E_DEADLINE, QWEN_E_TIMEOUT, QWEN_E_BUSY,
+/// QWEN_E_REENTRANT, QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED, QWEN_E_NOT_FINITE, QWEN_E_FORKED.
 int32_t qwen_session_chat(qwen_session *session,
                           const char *text,
                           uint64_t text_len,
@@ -693,8 +694,8 @@ int32_t qwen_request_next(qwen_request *request,
 /// Tells `on_event` of every event until the last, on this thread, and returns how the request
 /// ended. One thread at a time.
 ///
-/// Errors: the request's own (QWEN_E_CANCELLED, QWEN_E_NOT_FINITE, QWEN_E_ENGINE_FAILED);
-/// QWEN_E_CALLBACK; otherwise as for qwen_request_next.
+/// Errors: the request's own (QWEN_E_CANCELLED, QWEN_E_DEADLINE, QWEN_E_TIMEOUT for one that waited too
+/// long, QWEN_E_NOT_FINITE, QWEN_E_ENGINE_FAILED); QWEN_E_CALLBACK; otherwise as for qwen_request_next.
 int32_t qwen_request_run(qwen_request *request,
                          qwen_event_fn on_event,
                          void *user,

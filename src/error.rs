@@ -57,6 +57,8 @@ pub enum Error {
     QueueFull { limit_requests: u64 },
     /// Nothing happened within the time the caller allowed; nothing was lost.
     Timeout { timeout_ms: u64 },
+    /// A request did not end by the time its owner gave it.
+    Deadline { deadline_ms: u64 },
     /// The request was cancelled.
     Cancelled,
     /// There is nothing more to come.
@@ -143,6 +145,7 @@ impl Error {
             Error::ContextFull { .. } => status::E_CONTEXT_FULL,
             Error::QueueFull { .. } => status::E_QUEUE_FULL,
             Error::Timeout { .. } => status::E_TIMEOUT,
+            Error::Deadline { .. } => status::E_DEADLINE,
             Error::Cancelled => status::E_CANCELLED,
             Error::End => status::E_END,
             Error::NotFound { .. } => status::E_NOT_FOUND,
@@ -188,6 +191,7 @@ impl Error {
             }
             Error::QueueFull { limit_requests } => json!({ "limit_requests": limit_requests }),
             Error::Timeout { timeout_ms } => json!({ "timeout_ms": timeout_ms }),
+            Error::Deadline { deadline_ms } => json!({ "deadline_ms": deadline_ms }),
             Error::Forked | Error::Cancelled | Error::End => json!({}),
             Error::NotFound { path } => json!({ "path": path.to_string_lossy() }),
             Error::Io { path, operation, os_code, reason } => json!({
@@ -284,6 +288,9 @@ impl std::fmt::Display for Error {
                 write!(f, "the queue is full: {limit_requests} requests are waiting")
             }
             Error::Timeout { timeout_ms } => write!(f, "nothing happened within {timeout_ms} ms"),
+            Error::Deadline { deadline_ms } => {
+                write!(f, "the request did not end within {deadline_ms} ms")
+            }
             Error::Cancelled => write!(f, "the request was cancelled"),
             Error::End => write!(f, "there is nothing more to come"),
             Error::NotFound { path } => write!(f, "{}: not found", path.display()),
@@ -291,14 +298,7 @@ impl std::fmt::Display for Error {
                 write!(f, "{}: cannot {operation}: {reason}", path.display())
             }
             Error::Corrupt { path, tensor, offset_bytes, reason } => {
-                write!(f, "{}", path.display())?;
-                if let Some(tensor) = tensor {
-                    write!(f, ": tensor `{tensor}`")?;
-                }
-                if let Some(offset) = offset_bytes {
-                    write!(f, ": at byte {offset}")?;
-                }
-                write!(f, ": {reason}")
+                write!(f, "{}{}: {reason}", path.display(), place(tensor, *offset_bytes))
             }
             Error::Unsupported { path, field, reason } => {
                 write!(f, "{}: `{field}` is not supported: {reason}", path.display())
@@ -314,6 +314,13 @@ impl std::fmt::Display for Error {
             Error::Panic { reason } => write!(f, "a bug in libqwen: {reason}"),
         }
     }
+}
+
+/// Where in a file, as far as it is known.
+fn place(tensor: &Option<String>, offset_bytes: Option<u64>) -> String {
+    let tensor = tensor.as_ref().map(|tensor| format!(": tensor `{tensor}`"));
+    let offset = offset_bytes.map(|offset| format!(": at byte {offset}"));
+    [tensor, offset].into_iter().flatten().collect()
 }
 
 impl std::error::Error for Error {}

@@ -46,9 +46,10 @@ pub const QWEN_E_OOM_DEVICE: i32 = 101;
 pub const QWEN_E_CONTEXT_FULL: i32 = 102;
 /// Too many requests are waiting; try again later.
 pub const QWEN_E_QUEUE_FULL: i32 = 103;
-/// Nothing happened in the time allowed; nothing was lost.
+/// Nothing happened in the time allowed; nothing was lost. Also of a request that waited for longer than
+/// its queue_timeout_ms.
 pub const QWEN_E_TIMEOUT: i32 = 104;
-/// The request's own deadline passed. Kept for that; nothing returns it yet.
+/// The request did not end within its deadline_ms. What was generated until then was told.
 pub const QWEN_E_DEADLINE: i32 = 105;
 /// The request, or the loading, was cancelled.
 pub const QWEN_E_CANCELLED: i32 = 106;

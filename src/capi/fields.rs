@@ -71,6 +71,9 @@ pub(super) fn set_generation(params: &mut GenerationParams, values: &Map<String,
             "logit_bias" => params.logit_bias = biases(value),
             "logprobs" => params.logprobs = value.as_bool().unwrap_or(false),
             "top_logprobs" => params.top_logprobs = size(value) as u32,
+            "priority" => params.priority = value.as_i64().unwrap_or(0) as i32,
+            "deadline_ms" => params.deadline_ms = value.as_u64().unwrap_or(0),
+            "queue_timeout_ms" => params.queue_timeout_ms = value.as_u64().unwrap_or(0),
             other => debug_assert!(false, "generation key {other} sets nothing"),
         }
     }
@@ -116,6 +119,9 @@ pub(super) fn generation_values(params: &GenerationParams) -> Map<String, Value>
         "logit_bias": biases_json(&params.logit_bias),
         "logprobs": params.logprobs,
         "top_logprobs": params.top_logprobs,
+        "priority": params.priority,
+        "deadline_ms": params.deadline_ms,
+        "queue_timeout_ms": params.queue_timeout_ms,
     });
     into_map(value)
 }
@@ -160,6 +166,9 @@ mod tests {
             logit_bias: Vec::new(),
             logprobs: true,
             top_logprobs: 0,
+            priority: 0,
+            deadline_ms: 0,
+            queue_timeout_ms: 0,
         }
     }
 

@@ -83,6 +83,8 @@ const fn generation(name: &'static str, shape: Shape, about: &'static str) -> Ke
 
 /// Most tokens of anything: token positions are 32-bit.
 const MAX_TOKENS: i64 = u32::MAX as i64;
+/// Longest time limit in milliseconds: seven weeks.
+const MAX_MS: i64 = u32::MAX as i64;
 
 /// Every key there is.
 pub(super) const KEYS: &[Key] = &[
@@ -197,6 +199,21 @@ pub(super) const KEYS: &[Key] = &[
         "top_logprobs",
         Shape::Integer(0, MAX_TOP_LOGPROBS as i64),
         "with logprobs: and so many of the likeliest tokens in its place",
+    ),
+    generation(
+        "priority",
+        Shape::Integer(-1000, 1000),
+        "higher goes first, also in place of lower ones that run already; these go on later",
+    ),
+    generation(
+        "deadline_ms",
+        Shape::Integer(0, MAX_MS),
+        "most time from the submit to the end of the reply, which fails then; 0: no limit",
+    ),
+    generation(
+        "queue_timeout_ms",
+        Shape::Integer(0, MAX_MS),
+        "most time from the submit to the beginning of the reply, which fails then; 0: no limit",
     ),
     key(Kind::Session, "system", Shape::Text, "the system message; the format's own if absent"),
 ];

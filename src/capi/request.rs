@@ -277,8 +277,8 @@ pub unsafe extern "C" fn qwen_request_next(
 /// Tells `on_event` of every event until the last, on this thread, and returns how the request
 /// ended. One thread at a time.
 ///
-/// Errors: the request's own (QWEN_E_CANCELLED, QWEN_E_NOT_FINITE, QWEN_E_ENGINE_FAILED);
-/// QWEN_E_CALLBACK; otherwise as for qwen_request_next.
+/// Errors: the request's own (QWEN_E_CANCELLED, QWEN_E_DEADLINE, QWEN_E_TIMEOUT for one that waited too
+/// long, QWEN_E_NOT_FINITE, QWEN_E_ENGINE_FAILED); QWEN_E_CALLBACK; otherwise as for qwen_request_next.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qwen_request_run(
     request: *mut qwen_request,

@@ -67,8 +67,8 @@ pub unsafe extern "C" fn qwen_session_new(
 /// or the call fails. qwen_session_reply has the whole reply.
 ///
 /// Errors: QWEN_E_CANCELLED and QWEN_E_CALLBACK by `on_event`; QWEN_E_UTF8, QWEN_E_ARG,
-/// QWEN_E_OPTION, QWEN_E_CONTEXT_FULL, QWEN_E_QUEUE_FULL, QWEN_E_BUSY, QWEN_E_REENTRANT,
-/// QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED, QWEN_E_NOT_FINITE, QWEN_E_FORKED.
+/// QWEN_E_OPTION, QWEN_E_CONTEXT_FULL, QWEN_E_QUEUE_FULL, QWEN_E_DEADLINE, QWEN_E_TIMEOUT, QWEN_E_BUSY,
+/// QWEN_E_REENTRANT, QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED, QWEN_E_NOT_FINITE, QWEN_E_FORKED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qwen_session_chat(
     session: *mut qwen_session,

@@ -117,6 +117,12 @@ pub struct GenerationParams {
     pub logprobs: bool,
     /// With `logprobs`: and so many of the likeliest tokens in its place.
     pub top_logprobs: u32,
+    /// Higher goes first.
+    pub priority: i32,
+    /// Most milliseconds from the submit to the end; 0 means no limit.
+    pub deadline_ms: u64,
+    /// Most milliseconds from the submit to the first step; 0 means no limit.
+    pub queue_timeout_ms: u64,
 }
 
 /// Most stop texts and stop ids of one request.
@@ -152,6 +158,9 @@ impl GenerationParams {
             logit_bias: Vec::new(),
             logprobs: false,
             top_logprobs: 0,
+            priority: 0,
+            deadline_ms: 0,
+            queue_timeout_ms: 0,
         }
     }
 

@@ -339,6 +339,14 @@ impl Deadline {
         Deadline { timeout: timeout.unwrap_or_default(), at }
     }
 
+    pub(crate) fn has_passed(&self, now: Instant) -> bool {
+        self.at.is_some_and(|at| now >= at)
+    }
+
+    pub(crate) fn timeout_ms(&self) -> u64 {
+        u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// Waits for a signal. `Error::Timeout` when the deadline has passed.
     pub(crate) fn wait<T>(&self, signal: &Condvar, guard: &mut MutexGuard<'_, T>) -> Result<()> {
         let Some(at) = self.at else {
@@ -346,8 +354,7 @@ impl Deadline {
             return Ok(());
         };
         if Instant::now() >= at {
-            let timeout_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
-            return Err(Error::Timeout { timeout_ms });
+            return Err(Error::Timeout { timeout_ms: self.timeout_ms() });
         }
         signal.wait_until(guard, at);
         Ok(())

@@ -1,14 +1,15 @@
 //! Who runs in the next step: a pure function from sequences, free pages and limits to a plan.
 //!
 //! Rules, in the order they win:
-//! 1. Arrival decides. Pages go to the oldest first; when they run out, the youngest admitted
-//!    sequence loses its pages and is computed anew later. So the oldest always advances, and with
-//!    it every sequence gets its turn.
+//! 1. Rank decides: priority, then arrival. Pages and places go to the first in rank; when they run
+//!    out, the last admitted one loses its pages and is computed anew later. So the oldest of the
+//!    highest priority always advances, and with it every sequence of that priority gets its turn.
+//!    Whoever waits takes from lower priorities only, and only if that is enough.
 //! 2. A decoding sequence takes one token in every step, whatever is prefilled beside it.
 //! 3. Prompts share `prefill_tokens` per step, the bound on how long a step can take.
 //! 4. One whose last token is being drawn computes nothing more.
-//! 5. A waiting sequence is admitted only when its whole prompt fits beside what the admitted
-//!    still need, and never before one that came earlier.
+//! 5. A waiting sequence is admitted only when its whole prompt fits beside what those before it
+//!    still need, and never before one that ranks higher.
 //!
 //! Nothing here touches a sequence or a page; the loop carries the plan out.
 
@@ -38,27 +39,33 @@ pub struct Run {
 /// What to do in one step.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Indices of the sequences that give their pages back, youngest first.
+    /// Indices of the sequences that give their pages back, last in rank first.
     pub preempt: Vec<usize>,
-    /// Sequences that compute, in order of arrival. One that was not admitted is from now on.
+    /// Sequences that compute, in order of rank. One that was not admitted is from now on.
     pub runs: Vec<Run>,
 }
 
-/// Plans one step into `plan` (overwritten). `views` are in order of arrival and the admitted ones
-/// come first; `free_pages` are held by none of them.
+/// Plans one step into `plan` (overwritten). `views` are in order of rank (the highest priority first,
+/// then the oldest), and of each priority the admitted ones come first; `free_pages` are held by none
+/// of them.
 ///
 /// The caller promises that each sequence alone fits the pool (`total_tokens` in all pages); then
 /// every plan runs at least one sequence if there is one that is not ending.
 pub fn plan(views: &[View], free_pages: usize, limits: &Limits, plan: &mut Plan) {
     plan.preempt.clear();
     plan.runs.clear();
-    let prefill_left = limits.prefill_tokens;
-    let mut step = Step { views, limits, plan, free_pages, prefill_left, reserved_pages: 0 };
-    let num_admitted = views.iter().take_while(|view| view.admitted).count();
-    let (kept, stalled) = step.advance_admitted(num_admitted);
-    if kept == num_admitted && !stalled {
-        step.admit_waiting(num_admitted);
-    }
+    let num_admitted = views.iter().filter(|view| view.admitted).count();
+    let mut step = Step {
+        views,
+        limits,
+        plan,
+        free_pages,
+        free_places: limits.max_sequences.saturating_sub(num_admitted),
+        prefill_left: limits.prefill_tokens,
+        reserved_pages: 0,
+        end: views.len(),
+    };
+    step.serve_in_order();
 }
 
 /// A plan being made: what is left to give.
@@ -67,45 +74,79 @@ struct Step<'a> {
     limits: &'a Limits,
     plan: &'a mut Plan,
     free_pages: usize,
+    /// How many more can be admitted.
+    free_places: usize,
     prefill_left: usize,
     /// Pages that those planned so far are going to need soon: the rest of their prompts, and one
     /// page each to grow into, so that an admission is not undone in the next step.
     reserved_pages: usize,
+    /// Where the first preempted sequence is: nobody from there on runs.
+    end: usize,
 }
 
 impl Step<'_> {
-    /// Gives every admitted sequence its tokens, oldest first. Returns how many stay admitted, and
-    /// whether one of them had to be passed over for want of a page.
-    fn advance_admitted(&mut self, num_admitted: usize) -> (usize, bool) {
-        let mut kept = num_admitted;
-        let mut stalled = false;
+    /// Gives each sequence its tokens, in order of rank; admits until one does not fit.
+    fn serve_in_order(&mut self) {
+        let mut admits = true;
         let mut index = 0;
-        while index < kept {
-            let wanted = self.wanted(index);
-            while wanted > 0 && self.room(index) == 0 && kept > index + 1 {
-                kept -= 1;
-                self.free_pages += self.views[kept].pages;
-                self.plan.preempt.push(kept);
+        while index < self.end {
+            if self.views[index].admitted {
+                admits &= self.advance(index);
+            } else if admits {
+                admits = self.admit(index);
             }
-            // The youngest may keep its pages and wait for one: whoever is older and needs them
-            // takes them then.
-            let tokens = wanted.min(self.room(index));
-            stalled |= tokens < wanted;
-            self.grant(index, tokens);
             index += 1;
         }
-        (kept, stalled)
     }
 
-    /// Admits waiting sequences in order of arrival until one does not fit.
-    fn admit_waiting(&mut self, num_admitted: usize) {
-        for index in num_admitted..self.views.len().min(self.limits.max_sequences) {
-            let whole = self.pages(self.views[index].total_tokens);
-            if self.prefill_left == 0 || whole + self.reserved_pages > self.free_pages {
-                break;
-            }
-            self.grant(index, self.wanted(index));
+    /// Gives an admitted sequence its tokens, with pages of others if there are no more. `false`: not
+    /// all of them, for want of pages.
+    fn advance(&mut self, index: usize) -> bool {
+        let wanted = self.wanted(index);
+        while wanted > 0
+            && self.room(index) == 0
+            && let Some(last) = self.last_admitted_behind(index)
+        {
+            self.preempt(last);
         }
+        // The last may keep its pages and wait for one: whoever ranks higher and needs them takes
+        // them then.
+        let tokens = wanted.min(self.room(index));
+        self.grant(index, tokens);
+        tokens == wanted
+    }
+
+    /// Admits a waiting sequence if it fits, or would if lower priorities gave way, who then do.
+    fn admit(&mut self, index: usize) -> bool {
+        let priority = self.views[index].priority;
+        let lower = self.views[index..self.end].iter();
+        let lower = lower.filter(|view| view.admitted && view.priority < priority);
+        let (num_lower, lower_pages) =
+            lower.fold((0, 0), |(count, pages), view| (count + 1, pages + view.pages));
+        let needed = self.pages(self.views[index].total_tokens) + self.reserved_pages;
+        let fits = needed <= self.free_pages + lower_pages && self.free_places + num_lower > 0;
+        if self.prefill_left == 0 || !fits {
+            return false;
+        }
+        while (needed > self.free_pages || self.free_places == 0)
+            && let Some(last) = self.last_admitted_behind(index)
+        {
+            self.preempt(last);
+        }
+        self.free_places -= 1;
+        self.grant(index, self.wanted(index));
+        true
+    }
+
+    fn last_admitted_behind(&self, index: usize) -> Option<usize> {
+        (index + 1..self.end).rev().find(|&other| self.views[other].admitted)
+    }
+
+    fn preempt(&mut self, index: usize) {
+        self.end = index;
+        self.free_pages += self.views[index].pages;
+        self.free_places += 1;
+        self.plan.preempt.push(index);
     }
 
     /// Tokens the sequence would compute if pages were no matter.

@@ -13,12 +13,14 @@
 //! It knows tokens, text and reasons to stop. It does not know the model, the batch or who else is
 //! running. The loop thread owns it; its owner outside sees only the mailbox.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::batch::FED;
 use crate::engine::logits::{Drawn, LogitRules};
 use crate::engine::options::GenerationParams;
-use crate::engine::request::{FinishReason, Mailbox, Usage};
+use crate::engine::request::{Deadline, FinishReason, Mailbox, Usage};
 use crate::error::Error;
 use crate::kv::{PagePool, PageTable};
 use crate::sample::{SamplingParams, SeenTokens};
@@ -28,6 +30,8 @@ use crate::text::tokenizer::Tokenizer;
 /// What the scheduler sees of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct View {
+    /// Higher goes first.
+    pub priority: i32,
     /// Tokens whose keys and values are in the cache.
     pub computed_tokens: usize,
     /// Tokens of prompt and reply so far, those in flight included. Always more than
@@ -59,6 +63,9 @@ pub(crate) enum Phase {
     Preempted,
 }
 
+/// Order among sequences: the highest priority first, then the oldest.
+pub(crate) type Order = (Reverse<i32>, u64);
+
 /// What ends a reply, besides the caller.
 pub(crate) struct Limits {
     /// Most tokens of prompt and reply together.
@@ -71,6 +78,11 @@ pub(crate) struct Limits {
 pub(crate) struct Sequence {
     /// Ascending in order of arrival.
     pub(crate) number: u64,
+    priority: i32,
+    /// For all of it.
+    deadline: Deadline,
+    /// Only while it waits for its first step.
+    queue_timeout: Deadline,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) pages: PageTable,
     phase: Phase,
@@ -103,6 +115,9 @@ impl Sequence {
     ) -> Sequence {
         Sequence {
             number: 0,
+            priority: params.priority,
+            deadline: after_ms(params.deadline_ms),
+            queue_timeout: after_ms(params.queue_timeout_ms),
             mailbox,
             pages: PageTable::new(),
             phase: Phase::Waiting,
@@ -121,6 +136,20 @@ impl Sequence {
         }
     }
 
+    pub(crate) fn order(&self) -> Order {
+        (Reverse(self.priority), self.number)
+    }
+
+    /// Why it has no more time at `now`.
+    pub(crate) fn overdue(&self, now: Instant) -> Option<Error> {
+        let waits = self.phase == Phase::Waiting;
+        if self.deadline.has_passed(now) {
+            return Some(Error::Deadline { deadline_ms: self.deadline.timeout_ms() });
+        }
+        (waits && self.queue_timeout.has_passed(now))
+            .then(|| Error::Timeout { timeout_ms: self.queue_timeout.timeout_ms() })
+    }
+
     pub(crate) fn phase(&self) -> Phase {
         self.phase
     }
@@ -128,6 +157,7 @@ impl Sequence {
     /// What the scheduler needs to know.
     pub(crate) fn view(&self) -> View {
         View {
+            priority: self.priority,
             computed_tokens: self.computed_tokens,
             total_tokens: self.tokens.len() + self.in_flight,
             pages: self.pages.pages().len(),
@@ -248,4 +278,9 @@ impl Sequence {
         }
         self.mailbox.post_end(outcome, self.usage());
     }
+}
+
+/// So many milliseconds from now; 0 means for ever.
+fn after_ms(milliseconds: u64) -> Deadline {
+    Deadline::after((milliseconds > 0).then(|| Duration::from_millis(milliseconds)))
 }

@@ -143,7 +143,7 @@ fn serve(shared: &Shared, stepper: &mut Stepper) -> Result<()> {
         match shared.absorb(&mut stepper.sequences) {
             Turn::Finish | Turn::Cancel => return Ok(()),
             Turn::Step => {
-                stepper.reap_cancelled();
+                stepper.reap();
                 stepper.step()?;
             }
         }

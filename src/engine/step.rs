@@ -20,7 +20,7 @@ use crate::engine::logits::{Drawn, measure};
 use crate::engine::metrics::Metrics;
 use crate::engine::request::{Cancel, FinishReason};
 use crate::engine::scheduler::{self, Plan};
-use crate::engine::sequence::{Phase, Sequence, View};
+use crate::engine::sequence::{Order, Phase, Sequence, View};
 use crate::engine::shared::Shared;
 use crate::engine::worker::Workers;
 use crate::error::{Error, Result};
@@ -30,7 +30,7 @@ use crate::sample::Sampler;
 /// The loop's state.
 pub(crate) struct Stepper {
     shared: Arc<Shared>,
-    /// In order of arrival; the admitted ones come first.
+    /// In order of rank, once `reap` has seen them; of each priority the admitted ones come first.
     pub(crate) sequences: Vec<Sequence>,
     pool: PagePool,
     workers: Workers,
@@ -54,8 +54,8 @@ pub(crate) struct Stepper {
 /// A step on its way.
 struct Flight {
     batch: Arc<Batch>,
-    /// Numbers of the sequences that its wanted rows draw for, ascending.
-    drawing: Vec<u64>,
+    /// The sequences that its wanted rows draw for, ascending.
+    drawing: Vec<Order>,
     /// The loop draws, not the ranks.
     on_host: bool,
     submitted: Instant,
@@ -92,12 +92,15 @@ impl Stepper {
         }
     }
 
-    /// Ends the requests whose owners do not want them any more.
-    pub(crate) fn reap_cancelled(&mut self) {
+    /// Puts new sequences where they belong, and ends those whose owners do not want them any more or
+    /// whose time is over.
+    pub(crate) fn reap(&mut self) {
+        self.sequences.sort_by_key(Sequence::order);
+        let now = Instant::now();
         let mut ended = std::mem::take(&mut self.ended);
         for (index, sequence) in self.sequences.iter_mut().enumerate() {
             match sequence.mailbox.cancel_wish() {
-                None => {}
+                None => ended.extend(sequence.overdue(now).map(|error| (index, Err(error)))),
                 Some(Cancel::Keep) if sequence.cut() => {}
                 Some(Cancel::Keep) => ended.push((index, Ok(FinishReason::Cancelled))),
                 Some(Cancel::Drop) => ended.push((index, Err(Error::Cancelled))),
@@ -155,8 +158,10 @@ impl Stepper {
     }
 
     fn make_plan(&mut self) {
-        // The admitted come first and are never more than this; nobody behind can be admitted.
-        let visible = self.sequences.iter().take(self.limits.max_sequences);
+        // Nobody behind so many is admitted now, but some of a lower priority may be already.
+        let last = self.sequences.iter().rposition(|sequence| sequence.view().admitted);
+        let num_visible = self.limits.max_sequences.max(last.map_or(0, |last| last + 1));
+        let visible = self.sequences.iter().take(num_visible);
         self.views.clear();
         self.views.extend(visible.map(Sequence::view));
         scheduler::plan(&self.views, self.pool.num_free(), &self.limits, &mut self.plan);
@@ -206,7 +211,7 @@ impl Stepper {
             }
             let drawn_row = push_rows(batch, sequence, *run, &self.pool)?;
             if drawn_row.is_some() {
-                flight.drawing.push(sequence.number);
+                flight.drawing.push(sequence.order());
                 if !flight.on_host {
                     push_draw(batch, sequence);
                 }
@@ -258,8 +263,8 @@ impl Stepper {
     /// Gives every sequence that is still there the token that `flight` drew for it.
     fn deliver(&mut self, flight: &Flight) -> Vec<Ended> {
         let mut ended = std::mem::take(&mut self.ended);
-        for (row, number) in flight.drawing.iter().enumerate() {
-            let found = self.sequences.binary_search_by_key(number, |sequence| sequence.number);
+        for (row, order) in flight.drawing.iter().enumerate() {
+            let found = self.sequences.binary_search_by_key(order, Sequence::order);
             let Ok(index) = found else { continue };
             let drawn = self.next_token(row, index, &flight.batch);
             let sequence = &mut self.sequences[index];

@@ -185,6 +185,23 @@ static void limits_are_typed(const char *folder) {
     qwen_engine_free(engine), qwen_options_free(options);
 }
 
+/* The deadline is the request's own: it fails, and says after how long. */
+static void a_deadline_is_typed(const qwen_engine *engine) {
+    qwen_options *options = long_reply(1900, 3);
+    qwen_error *error = NULL;
+    CHECK_FAILS(QWEN_E_OPTION, qwen_options_set_i64(options, "deadline_ms", 11, -1, &err));
+    CHECK_FAILS(QWEN_E_OPTION, qwen_options_set_i64(options, "priority", 8, 1001, &err));
+    CHECK_OK(qwen_options_merge_json(options,
+                                     "{\"deadline_ms\": 5, \"queue_timeout_ms\": 60000, "
+                                     "\"priority\": -3}",
+                                     QWEN_CSTR, &err));
+    qwen_request *request = new_request(engine, options);
+    CHECK_OK(qwen_request_submit(request, NULL, 0, &err));
+    CHECK(qwen_request_run(request, NULL, NULL, &error) == QWEN_E_DEADLINE);
+    CHECK_DETAIL(error, "\"deadline_ms\":5");
+    qwen_error_free(error), qwen_request_free(request), qwen_options_free(options);
+}
+
 static void the_engine_describes_itself(const qwen_engine *engine) {
     qwen_buf *json = NULL;
     qwen_options *options = NULL;
@@ -207,6 +224,7 @@ int main(int argc, char **argv) {
     events_come_in_order(engine);
     run_loses_nothing(engine);
     a_queue_serves_many(engine);
+    a_deadline_is_typed(engine);
     the_engine_describes_itself(engine);
     qwen_engine_free(engine);
     a_request_holds_its_engine(argv[1]);

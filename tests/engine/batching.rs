@@ -22,6 +22,7 @@ fn jobs(count: usize, seed: u64) -> Vec<Job> {
             params.sampling.repetition_penalty = 1.1;
             params.sampling.seed = index as u64;
         }
+        params.priority = dice.roll(3) as i32;
         if index % 5 == 4 {
             params.logit_bias = vec![(98, -3.0), (150, 2.5)];
             params.logprobs = true;

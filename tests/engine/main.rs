@@ -13,6 +13,7 @@ mod host;
 mod life;
 mod logprobs;
 mod queue;
+mod rank;
 mod scheduler;
 mod session;
 mod stops;

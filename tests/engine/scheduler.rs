@@ -8,6 +8,9 @@ use qwen::engine::sequence::View;
 /// A sequence as the loop would carry it.
 #[derive(Debug, Clone)]
 struct Life {
+    priority: i32,
+    /// The step before which it comes.
+    arrival: usize,
     prompt: usize,
     reply: usize,
     total: usize,
@@ -19,9 +22,11 @@ struct Life {
 }
 
 impl Life {
-    fn new(prompt: usize, reply: usize) -> Life {
+    fn new(priority: i32, arrival: usize, prompt: usize, reply: usize) -> Life {
         let total = prompt;
         Life {
+            priority,
+            arrival,
             prompt,
             reply,
             total,
@@ -35,6 +40,7 @@ impl Life {
 
     fn view(&self) -> View {
         View {
+            priority: self.priority,
             computed_tokens: self.computed,
             total_tokens: self.total,
             pages: self.pages,
@@ -48,6 +54,9 @@ impl Life {
 #[derive(Debug)]
 struct World {
     lives: Vec<Life>,
+    /// In order of arrival.
+    future: Vec<Life>,
+    steps: usize,
     num_pages: usize,
     limits: Limits,
     /// The plan is made a step ahead: who has all tokens stays for one more plan.
@@ -55,12 +64,20 @@ struct World {
 }
 
 impl World {
+    fn is_over(&self) -> bool {
+        self.lives.is_empty() && self.future.is_empty()
+    }
+
     fn free(&self) -> usize {
         self.num_pages - self.lives.iter().map(|life| life.pages).sum::<usize>()
     }
 
     /// Plans, checks the plan, carries it out. Returns what was planned.
     fn step(&mut self) -> Result<Plan, TestCaseError> {
+        let here = self.future.iter().take_while(|life| life.arrival <= self.steps).count();
+        self.lives.extend(self.future.drain(..here));
+        self.lives.sort_by_key(|life| std::cmp::Reverse(life.priority));
+        self.steps += 1;
         let views: Vec<View> = self.lives.iter().map(Life::view).collect();
         let mut found = Plan::default();
         plan(&views, self.free(), &self.limits, &mut found);
@@ -91,28 +108,34 @@ impl World {
     }
 
     fn check(&self, found: &Plan, views: &[View]) -> Result<(), TestCaseError> {
-        let admitted = views.iter().filter(|view| view.admitted).count();
-        let kept = admitted - found.preempt.len();
-        // Progress, and in order of arrival.
+        let admitted: Vec<usize> = (0..views.len()).filter(|&at| views[at].admitted).collect();
+        let kept = &admitted[..admitted.len() - found.preempt.len()];
+        // Progress, and in order of rank. Only one that waits for pages of an ending one is passed over.
         let oldest = views.iter().position(|view| !view.ending);
+        let first = found.runs.first().map(|run| run.index);
         if oldest == Some(0) {
-            prop_assert!(!found.runs.is_empty(), "nothing runs");
+            prop_assert_eq!(first, oldest, "the oldest does not advance");
         }
-        if let Some(first) = found.runs.first() {
-            prop_assert_eq!(Some(first.index), oldest, "the oldest does not advance");
+        if first.is_some() && oldest.is_some_and(|oldest| views[oldest].admitted) {
+            prop_assert_eq!(first, oldest, "the oldest does not advance");
         }
         prop_assert!(found.runs.iter().all(|run| !views[run.index].ending));
         prop_assert!(found.runs.is_sorted_by(|a, b| a.index < b.index));
-        // The youngest are preempted, none of them runs, and then nobody is admitted.
-        let youngest: Vec<usize> = (kept..admitted).rev().collect();
-        prop_assert_eq!(&found.preempt, &youngest);
+        // The last in rank are preempted; nobody behind them runs, nor anybody of their priority who
+        // was not admitted before.
+        let last: Vec<usize> = admitted[kept.len()..].iter().rev().copied().collect();
+        prop_assert_eq!(&found.preempt, &last);
         let admissions: Vec<usize> =
-            found.runs.iter().map(|run| run.index).filter(|&index| index >= kept).collect();
-        prop_assert!(found.preempt.is_empty() || admissions.is_empty());
+            found.runs.iter().map(|run| run.index).filter(|&at| !views[at].admitted).collect();
+        for &lost in &found.preempt {
+            prop_assert!(found.runs.iter().all(|run| run.index < lost));
+            prop_assert!(admissions.iter().all(|&at| views[at].priority > views[lost].priority));
+        }
         // Admission skips nobody.
-        let expected: Vec<usize> = (kept..kept + admissions.len()).collect();
-        prop_assert_eq!(admissions, expected);
-        prop_assert!(found.runs.len() <= self.limits.max_sequences);
+        let waiting = (0..views.len()).filter(|&at| !views[at].admitted);
+        let expected: Vec<usize> = waiting.take(admissions.len()).collect();
+        prop_assert_eq!(&admissions, &expected);
+        prop_assert!(kept.len() + admissions.len() <= self.limits.max_sequences);
         let mut prefilled = 0;
         for run in &found.runs {
             let view = &views[run.index];
@@ -129,8 +152,8 @@ impl World {
             let view = &views[*index];
             view.decoding && !view.ending && !found.runs.iter().any(|run| run.index == *index)
         };
-        let idle: Vec<usize> = (0..kept).filter(idle).collect();
-        prop_assert!(idle.is_empty() || idle == [kept - 1], "decoding starved: {:?}", idle);
+        let idle: Vec<usize> = kept.iter().copied().filter(idle).collect();
+        prop_assert!(idle.is_empty() || idle[..] == kept[kept.len() - 1..], "starved: {:?}", idle);
         Ok(())
     }
 }
@@ -141,18 +164,20 @@ prop_compose! {
         page_tokens in prop_oneof![Just(1usize), Just(4), Just(16)],
         max_sequences in 1usize..12,
         prefill_tokens in 1usize..100,
-        raw in proptest::collection::vec((1usize..200, 1usize..60), 1..25),
+        raw in proptest::collection::vec((-1i32..2, 0usize..80, 1usize..200, 1usize..60), 1..25),
         ahead in any::<bool>(),
     ) -> World {
         // As at submit: each must fit the pool alone, whole.
         let most = num_pages * page_tokens;
-        let life = |(prompt, reply): (usize, usize)| {
+        let life = |(priority, arrival, prompt, reply): (i32, usize, usize, usize)| {
             let prompt = 1 + prompt % most;
-            Life::new(prompt, reply.min(most - prompt + 1))
+            // Half of them are there from the beginning.
+            Life::new(priority, arrival.saturating_sub(40), prompt, reply.min(most - prompt + 1))
         };
-        let lives = raw.into_iter().map(life).collect();
+        let mut future: Vec<Life> = raw.into_iter().map(life).collect();
+        future.sort_by_key(|life| life.arrival);
         let limits = Limits { page_tokens, max_sequences, prefill_tokens };
-        World { lives, num_pages, limits, ahead }
+        World { lives: Vec::new(), future, steps: 0, num_pages, limits, ahead }
     }
 }
 
@@ -161,10 +186,10 @@ proptest! {
 
     #[test]
     fn every_sequence_finishes_and_no_plan_breaks_a_limit(mut world in any_world()) {
-        let work: usize = world.lives.iter().map(|life| life.prompt + life.reply).sum();
+        let work: usize = world.future.iter().map(|life| life.prompt + life.reply).sum();
         // Recomputation multiplies the work; without progress it would be endless.
         for _ in 0..work * 20 + 100 {
-            if world.lives.is_empty() {
+            if world.is_over() {
                 return Ok(());
             }
             world.step()?;
@@ -174,15 +199,17 @@ proptest! {
 
     #[test]
     fn enough_pages_mean_no_preemption(mut world in any_world()) {
-        world.num_pages = world.lives.len() * 60 * 16;
-        while !world.lives.is_empty() {
+        world.num_pages = world.future.len() * 60 * 16;
+        world.limits.max_sequences = world.future.len();
+        while !world.is_over() {
             let found = world.step()?;
             prop_assert!(found.preempt.is_empty());
         }
     }
 
     #[test]
-    fn plans_depend_on_nothing_but_their_input(world in any_world()) {
+    fn plans_depend_on_nothing_but_their_input(mut world in any_world()) {
+        world.step()?;
         let views: Vec<View> = world.lives.iter().map(Life::view).collect();
         let (mut first, mut second) = (Plan::default(), Plan::default());
         plan(&views, world.free(), &world.limits, &mut first);
@@ -197,6 +224,7 @@ const LIMITS: Limits = Limits { page_tokens: 16, max_sequences: 8, prefill_token
 fn decoding(computed: usize, pages: usize) -> View {
     let total_tokens = computed + 1;
     View {
+        priority: 0,
         computed_tokens: computed,
         total_tokens,
         pages,
@@ -209,6 +237,7 @@ fn decoding(computed: usize, pages: usize) -> View {
 fn waiting(total: usize) -> View {
     let total_tokens = total;
     View {
+        priority: 0,
         computed_tokens: 0,
         total_tokens,
         pages: 0,
@@ -266,4 +295,29 @@ fn one_whose_last_token_is_in_flight_computes_nothing_and_delays_nobody() {
     let ending = View { ending: true, ..decoding(20, 2) };
     assert_eq!(planned(&[ending, decoding(5, 1), waiting(32)], 3), (vec![(1, 1), (2, 32)], vec![]));
     assert_eq!(planned(&[ending], 0), (vec![], vec![]));
+}
+
+#[test]
+fn a_higher_priority_takes_pages_and_places_of_lower_ones_where_that_is_enough() {
+    let high = |view: View| View { priority: 1, ..view };
+    let low = |computed, pages| View { priority: -1, ..decoding(computed, pages) };
+    // 40 tokens want three pages: the last one gives two back.
+    assert_eq!(
+        planned(&[high(waiting(30)), low(20, 2), low(20, 2)], 0),
+        (vec![(0, 30), (1, 1)], vec![2])
+    );
+    // Enough are free: nobody gives way.
+    let views = [high(waiting(30)), low(20, 2), low(20, 2)];
+    assert_eq!(planned(&views, 4), (vec![(0, 30), (1, 1), (2, 1)], vec![]));
+    // Not even both are enough, beside what the one before it holds: they go on.
+    let views = [high(decoding(20, 9)), high(waiting(100)), low(20, 2), low(20, 2)];
+    assert_eq!(planned(&views, 1), (vec![(0, 1), (2, 1), (3, 1)], vec![]));
+    // Of its own priority nobody gives way, and nobody is admitted before it.
+    let views = [decoding(20, 2), waiting(30), View { priority: -1, ..waiting(1) }];
+    assert_eq!(planned(&views, 1), (vec![(0, 1)], vec![]));
+    // All places are taken.
+    let mut views = vec![high(waiting(5))];
+    views.extend([low(20, 2); 8]);
+    let (runs, preempted) = planned(&views, 100);
+    assert_eq!((runs.len(), runs[0], preempted), (8, (0, 5), vec![8]));
 }
