@@ -165,11 +165,15 @@
 /// Kind of an event: new text.
 #define QWEN_EVENT_DELTA 2
 
-/// Kind of an event: the reply is complete; the request's last event. It may bring text, too.
+/// Kind of an event: the reply is complete, or with n > 1 all of them; the request's last event. It may
+/// bring text, too.
 #define QWEN_EVENT_FINISHED 3
 
 /// Kind of an event: the request ended with an error; its last event.
 #define QWEN_EVENT_FAILED 4
+
+/// Kind of an event, with n > 1 only: one of the replies is complete.
+#define QWEN_EVENT_CHOICE_FINISHED 5
 
 /// Reason of an end: the model, or a stop text or id, ended the reply.
 #define QWEN_FINISH_STOP 1
@@ -590,6 +594,9 @@ uint64_t qwen_event_tag(const qwen_event *event);
 /// One of QWEN_EVENT_*; 0 for NULL. Later versions may add kinds: pass over those you do not know.
 int32_t qwen_event_kind(const qwen_event *event);
 
+/// Which of the n replies the event is about, from 0; 0 for one about all of them, and for NULL.
+uint32_t qwen_event_choice(const qwen_event *event);
+
 /// The new text: whole UTF-8 characters always, a NUL behind them; "" where there is none. `len`
 /// (or NULL) receives its bytes. Lives as long as the event.
 const char *qwen_event_text(const qwen_event *event, uint64_t *len);
@@ -602,15 +609,16 @@ const uint8_t *qwen_event_bytes(const qwen_event *event, uint64_t *len);
 /// number. Lives as long as the event.
 const uint32_t *qwen_event_tokens(const qwen_event *event, uint64_t *num_ids);
 
-/// Why the reply ended: one of QWEN_FINISH_*, on a QWEN_EVENT_FINISHED; 0 otherwise.
+/// Why the reply ended: one of QWEN_FINISH_*, on a QWEN_EVENT_CHOICE_FINISHED, and on a
+/// QWEN_EVENT_FINISHED (of several replies the one that ended last); 0 otherwise.
 int32_t qwen_event_finish_reason(const qwen_event *event);
 
 /// Why the request failed, on a QWEN_EVENT_FAILED; NULL otherwise. Lives as long as the event: do
 /// not free it.
 const qwen_error *qwen_event_error(const qwen_event *event);
 
-/// Fills `usage` with the tokens counted: of the whole request on a QWEN_EVENT_FINISHED or _FAILED, 0
-/// before. Set `usage->struct_size` first.
+/// Fills `usage` with the tokens counted: of the whole request on a QWEN_EVENT_FINISHED or _FAILED, its
+/// prompt once; of one reply on a QWEN_EVENT_CHOICE_FINISHED; 0 otherwise. Set `usage->struct_size` first.
 ///
 /// Errors: QWEN_E_ARG for a struct_size that no version had.
 int32_t qwen_event_usage(const qwen_event *event,

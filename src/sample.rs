@@ -295,6 +295,14 @@ pub fn uniform(seed: u64, position: u64) -> f64 {
     (bits >> 11) as f64 / (1u64 << 53) as f64
 }
 
+/// The seed of reply number `choice` of several to one prompt; the first has the request's own.
+pub fn seed_of_choice(seed: u64, choice: u32) -> u64 {
+    match choice {
+        0 => seed,
+        _ => mix(mix(seed) ^ u64::from(choice)),
+    }
+}
+
 fn mix(mut bits: u64) -> u64 {
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

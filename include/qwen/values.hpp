@@ -119,6 +119,8 @@ class EventView {
     uint64_t tag() const noexcept { return qwen_event_tag(raw_); }
     /// QWEN_EVENT_*.
     int32_t kind() const noexcept { return qwen_event_kind(raw_); }
+    /// Which of several replies it is about.
+    uint32_t choice() const noexcept { return qwen_event_choice(raw_); }
     /// Whole UTF-8 characters.
     std::string_view text() const noexcept {
         uint64_t length = 0;

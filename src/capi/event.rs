@@ -16,10 +16,13 @@ use crate::error::{Error, Result};
 pub const QWEN_EVENT_STARTED: i32 = 1;
 /// Kind of an event: new text.
 pub const QWEN_EVENT_DELTA: i32 = 2;
-/// Kind of an event: the reply is complete; the request's last event. It may bring text, too.
+/// Kind of an event: the reply is complete, or with n > 1 all of them; the request's last event. It may
+/// bring text, too.
 pub const QWEN_EVENT_FINISHED: i32 = 3;
 /// Kind of an event: the request ended with an error; its last event.
 pub const QWEN_EVENT_FAILED: i32 = 4;
+/// Kind of an event, with n > 1 only: one of the replies is complete.
+pub const QWEN_EVENT_CHOICE_FINISHED: i32 = 5;
 
 /// Reason of an end: the model, or a stop text or id, ended the reply.
 pub const QWEN_FINISH_STOP: i32 = 1;
@@ -136,8 +139,17 @@ pub unsafe extern "C" fn qwen_event_kind(event: *const qwen_event) -> i32 {
             EventKind::Delta => QWEN_EVENT_DELTA,
             EventKind::Finished => QWEN_EVENT_FINISHED,
             EventKind::Failed => QWEN_EVENT_FAILED,
+            EventKind::ChoiceFinished => QWEN_EVENT_CHOICE_FINISHED,
         })
     })
+}
+
+/// Which of the n replies the event is about, from 0; 0 for one about all of them, and for NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_event_choice(event: *const qwen_event) -> u32 {
+    // SAFETY: the caller gives NULL or a live event.
+    let event = unsafe { event.as_ref() };
+    guard_value("qwen_event_choice", 0, || event.map_or(0, |event| event.event.choice))
 }
 
 /// The new text: whole UTF-8 characters always, a NUL behind them; "" where there is none. `len`
@@ -192,7 +204,8 @@ fn put(place: Option<&mut MaybeUninit<u64>>, value: u64) {
     }
 }
 
-/// Why the reply ended: one of QWEN_FINISH_*, on a QWEN_EVENT_FINISHED; 0 otherwise.
+/// Why the reply ended: one of QWEN_FINISH_*, on a QWEN_EVENT_CHOICE_FINISHED, and on a
+/// QWEN_EVENT_FINISHED (of several replies the one that ended last); 0 otherwise.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qwen_event_finish_reason(event: *const qwen_event) -> i32 {
     // SAFETY: the caller gives NULL or a live event.
@@ -218,8 +231,8 @@ pub unsafe extern "C" fn qwen_event_error(event: *const qwen_event) -> *const qw
     })
 }
 
-/// Fills `usage` with the tokens counted: of the whole request on a QWEN_EVENT_FINISHED or _FAILED, 0
-/// before. Set `usage->struct_size` first.
+/// Fills `usage` with the tokens counted: of the whole request on a QWEN_EVENT_FINISHED or _FAILED, its
+/// prompt once; of one reply on a QWEN_EVENT_CHOICE_FINISHED; 0 otherwise. Set `usage->struct_size` first.
 ///
 /// Errors: QWEN_E_ARG for a struct_size that no version had.
 #[unsafe(no_mangle)]

@@ -7,7 +7,9 @@ use serde_json::{Map, Value, json};
 
 use super::fields::engine_values;
 use crate::engine::EngineOptions;
-use crate::engine::options::{MAX_BIAS, MAX_BIASES, MAX_STOP_BYTES, MAX_THREADS, MAX_TOP_LOGPROBS};
+use crate::engine::options::{
+    MAX_BIAS, MAX_BIASES, MAX_CHOICES, MAX_STOP_BYTES, MAX_THREADS, MAX_TOP_LOGPROBS,
+};
 use crate::error::{Error, Result};
 
 /// Longest text an option holds, in bytes.
@@ -199,6 +201,11 @@ pub(super) const KEYS: &[Key] = &[
         "top_logprobs",
         Shape::Integer(0, MAX_TOP_LOGPROBS as i64),
         "with logprobs: and so many of the likeliest tokens in its place",
+    ),
+    generation(
+        "n",
+        Shape::Integer(1, MAX_CHOICES as i64),
+        "replies to the same prompt, told apart by qwen_event_choice; not in sessions",
     ),
     generation(
         "priority",

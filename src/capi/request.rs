@@ -309,7 +309,7 @@ fn run(request: &Request, listener: &mut Listener) -> Result<()> {
             EventKind::Failed => {
                 return Err(event.error.unwrap_or(Error::Cancelled));
             }
-            EventKind::Started | EventKind::Delta => {}
+            EventKind::Started | EventKind::Delta | EventKind::ChoiceFinished => {}
         }
     }
 }

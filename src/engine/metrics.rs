@@ -50,7 +50,8 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// The numbers as a flat JSON object. `computed_tokens` counts what went through the model: also
+    /// The numbers as a flat JSON object. Each of several replies to one prompt counts as a request.
+    /// `computed_tokens` counts what went through the model: also
     /// again after a preemption, and rows submitted ahead for a reply that then had ended.
     /// `forward_us` is the time steps took; `device_us` the part of it from each step's first work on a
     /// GPU to its end, so that the rest it was idle between steps.

@@ -14,6 +14,7 @@
 mod assemble;
 mod completion;
 mod logits;
+mod mail;
 mod memory;
 mod metrics;
 mod open;
@@ -236,13 +237,22 @@ impl Engine {
         params.validate()?;
         check_prompt(&prompt, shared)?;
         check_bias(&params.logit_bias, shared)?;
-        let limits = Limits {
+        if params.n as usize > shared.max_queue_requests {
+            let most = shared.max_queue_requests;
+            return Err(options::wrong("n", format!("must be at most max_queue_requests, {most}")));
+        }
+        let limits = || Limits {
             total_tokens: shared
                 .sequence_tokens
                 .min(prompt.len().saturating_add(params.max_tokens)),
             ..start::stops(shared, format, params)
         };
-        shared.submit(Sequence::new(prompt, params, limits, Arc::clone(request.mailbox())))
+        let mailbox = request.mailbox();
+        let sequence = |choice: u32| {
+            let params = params.of_choice(choice);
+            Sequence::new(prompt.clone(), &params, limits(), (Arc::clone(mailbox), choice))
+        };
+        shared.submit((0..params.n).map(sequence).collect())
     }
 
     /// Model, backend, sizes, options in force: a JSON object.

@@ -5,7 +5,7 @@
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::generation::GenerationConfig;
-use crate::sample::SamplingParams;
+use crate::sample::{SamplingParams, seed_of_choice};
 
 /// How an engine is opened. `capi::options` maps string keys to these fields.
 #[derive(Debug, Clone, PartialEq)]
@@ -117,6 +117,8 @@ pub struct GenerationParams {
     pub logprobs: bool,
     /// With `logprobs`: and so many of the likeliest tokens in its place.
     pub top_logprobs: u32,
+    /// Replies to the same prompt, each with a seed of its own.
+    pub n: u32,
     /// Higher goes first.
     pub priority: i32,
     /// Most milliseconds from the submit to the end; 0 means no limit.
@@ -127,6 +129,8 @@ pub struct GenerationParams {
 
 /// Most stop texts and stop ids of one request.
 const MAX_STOPS: usize = 256;
+/// Most replies to one prompt.
+pub(crate) const MAX_CHOICES: u32 = 128;
 /// Most biases of one request.
 pub(crate) const MAX_BIASES: usize = 1024;
 /// Largest bias, in either direction.
@@ -158,10 +162,18 @@ impl GenerationParams {
             logit_bias: Vec::new(),
             logprobs: false,
             top_logprobs: 0,
+            n: 1,
             priority: 0,
             deadline_ms: 0,
             queue_timeout_ms: 0,
         }
+    }
+
+    /// The same for one of several replies.
+    pub(crate) fn of_choice(&self, choice: u32) -> GenerationParams {
+        let mut params = self.clone();
+        params.sampling.seed = seed_of_choice(self.sampling.seed, choice);
+        params
     }
 
     /// `Error::Option`, naming the key, when a value can never work. Whether stop ids are in the
@@ -169,6 +181,7 @@ impl GenerationParams {
     pub fn validate(&self) -> Result<()> {
         self.sampling.validate()?;
         in_range("max_tokens", self.max_tokens, 1, usize::MAX)?;
+        in_range("n", self.n as usize, 1, MAX_CHOICES as usize)?;
         in_range("max_window_size", self.max_window_size, 1, usize::MAX)?;
         if self.stop.len() > MAX_STOPS {
             return Err(wrong("stop", format!("has more than {MAX_STOPS} texts")));

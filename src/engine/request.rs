@@ -2,9 +2,10 @@
 //! empties. Undelivered deltas coalesce, so a slow reader never stalls the batch.
 //!
 //! Order of events: `Started` (absent when the request ended before its first step), any number of
-//! `Delta`, then exactly one `Finished` or `Failed`.
+//! `Delta`, then exactly one `Finished` or `Failed`. Where several replies were asked for, each has its
+//! own deltas and one `ChoiceFinished` behind them, unless it failed.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::engine::completion::CompletionQueue;
 use crate::engine::logits::{Drawn, TokenLogprobs};
+use crate::engine::mail::Mail;
 use crate::error::{Error, Result};
 use crate::text::TextDelta;
 
@@ -22,7 +24,9 @@ pub enum EventKind {
     Started,
     /// New text (possibly several tokens' worth).
     Delta,
-    /// The reply is complete; the last event.
+    /// One of several replies is complete; more will come.
+    ChoiceFinished,
+    /// The reply is complete, or all of several are; the last event.
     Finished,
     /// The request ended with an error; the last event.
     Failed,
@@ -55,6 +59,8 @@ pub struct Event {
     pub tag: u64,
     /// What the event says.
     pub kind: EventKind,
+    /// Which of several replies it is about, from 0; 0 where it is about all.
+    pub choice: u32,
     /// Whole UTF-8 characters; U+FFFD for bytes that can never become one.
     pub text: String,
     /// The same bytes, verbatim.
@@ -63,19 +69,20 @@ pub struct Event {
     pub token_ids: Vec<u32>,
     /// Of each of these ids, or empty where nobody asked.
     pub logprobs: Vec<TokenLogprobs>,
-    /// On `Finished`.
+    /// On `Finished`, of several replies the one that ended last; on `ChoiceFinished`.
     pub finish: Option<FinishReason>,
-    /// On `Finished` and `Failed`.
+    /// On `Finished` and `Failed`, of all replies; on `ChoiceFinished` of that one.
     pub usage: Usage,
     /// On `Failed`.
     pub error: Option<Error>,
 }
 
 impl Event {
-    fn new(tag: u64, kind: EventKind) -> Event {
+    pub(super) fn new(tag: u64, kind: EventKind) -> Event {
         Event {
             tag,
             kind,
+            choice: 0,
             text: String::new(),
             bytes: Vec::new(),
             token_ids: Vec::new(),
@@ -154,51 +161,11 @@ pub(crate) struct Mailbox {
     /// After a fork the loop thread is gone and the lock may be held for ever.
     process_id: u32,
     cancel: AtomicU8,
+    has_started: AtomicBool,
     /// Weak: a queue its owner has dropped must not live on in the requests it announced.
     queue: Weak<CompletionQueue>,
     mail: Mutex<Mail>,
     arrived: Condvar,
-}
-
-/// What has been posted and not yet taken.
-#[derive(Default)]
-struct Mail {
-    started: bool,
-    text: String,
-    bytes: Vec<u8>,
-    token_ids: Vec<u32>,
-    logprobs: Vec<TokenLogprobs>,
-    end: Option<Event>,
-    /// The last event was posted.
-    ended: bool,
-    /// The completion queue holds an entry for this mailbox.
-    announced: bool,
-}
-
-impl Mail {
-    fn has_text(&self) -> bool {
-        !self.text.is_empty() || !self.bytes.is_empty()
-    }
-
-    fn is_ready(&self) -> bool {
-        self.started || self.has_text() || self.end.is_some()
-    }
-
-    /// The oldest event. Ids whose text is held back wait for it, or for the end.
-    fn take(&mut self, tag: u64) -> Option<Event> {
-        if std::mem::take(&mut self.started) {
-            return Some(Event::new(tag, EventKind::Started));
-        }
-        if self.has_text() || (self.end.is_some() && !self.token_ids.is_empty()) {
-            let mut delta = Event::new(tag, EventKind::Delta);
-            delta.text = std::mem::take(&mut self.text);
-            delta.bytes = std::mem::take(&mut self.bytes);
-            delta.token_ids = std::mem::take(&mut self.token_ids);
-            delta.logprobs = std::mem::take(&mut self.logprobs);
-            return Some(delta);
-        }
-        self.end.take()
-    }
 }
 
 impl Mailbox {
@@ -210,14 +177,16 @@ impl Mailbox {
             tag,
             process_id: std::process::id(),
             cancel: AtomicU8::new(CANCEL_NONE),
+            has_started: AtomicBool::new(false),
             queue,
             mail: Mutex::new(Mail::default()),
             arrived: Condvar::new(),
         })
     }
 
-    /// The request was accepted: from now on its queue waits for its last event.
-    pub(crate) fn accepted(&self) {
+    /// The request was accepted, with so many choices: from now on its queue waits for its last event.
+    pub(crate) fn accepted(&self, num_choices: usize) {
+        self.mail.lock().open(num_choices);
         if let Some(queue) = self.queue.upgrade() {
             queue.attach();
         }
@@ -239,43 +208,45 @@ impl Mailbox {
         }
     }
 
+    /// One of the choices has begun; only the first is news.
     pub(crate) fn post_started(self: &Arc<Self>) {
-        self.post(|mail| mail.started = true);
+        if !self.has_started.swap(true, Ordering::Relaxed) {
+            self.post(Mail::start);
+        }
+    }
+
+    pub(crate) fn has_started(&self) -> bool {
+        self.has_started.load(Ordering::Relaxed)
     }
 
     /// Adds text (which may be empty while the stream holds it back) and the token it came from.
-    pub(crate) fn post_delta(self: &Arc<Self>, delta: TextDelta, drawn: Option<Drawn>) {
-        self.post(|mail| {
-            mail.text.push_str(&delta.text);
-            mail.bytes.extend_from_slice(&delta.bytes);
-            if let Some(drawn) = drawn {
-                mail.token_ids.push(drawn.token);
-                mail.logprobs.extend(drawn.logprobs);
-            }
-        });
+    pub(crate) fn post_delta(
+        self: &Arc<Self>,
+        choice: usize,
+        delta: TextDelta,
+        drawn: Option<Drawn>,
+    ) {
+        self.post(|mail| mail.add(choice, delta, drawn));
     }
 
-    pub(crate) fn post_end(self: &Arc<Self>, outcome: Result<FinishReason>, usage: Usage) {
-        let mut event = Event::new(self.tag, EventKind::Finished);
-        event.usage = usage;
-        match outcome {
-            Ok(reason) => event.finish = Some(reason),
-            Err(error) => {
-                event.kind = EventKind::Failed;
-                event.error = Some(error);
-            }
+    /// Ends one choice. If it failed, the others shall end, too.
+    pub(crate) fn post_end(
+        self: &Arc<Self>,
+        choice: usize,
+        outcome: Result<FinishReason>,
+        usage: Usage,
+    ) {
+        if outcome.is_err() {
+            self.cancel(false);
         }
-        self.post(|mail| {
-            mail.ended = true;
-            mail.end = Some(event);
-        });
+        self.post(|mail| mail.end(self.tag, choice, outcome, usage));
     }
 
     /// Changes the mail and wakes whoever waits for it. The queue is told after the mail's lock is
     /// released, so no thread ever holds both.
     fn post(self: &Arc<Self>, change: impl FnOnce(&mut Mail)) {
         let mut mail = self.mail.lock();
-        if mail.ended {
+        if mail.is_over() {
             return;
         }
         change(&mut mail);
@@ -300,7 +271,7 @@ impl Mailbox {
             if let Some(event) = self.take(&mut mail) {
                 return Ok(event);
             }
-            if mail.ended {
+            if mail.is_over() {
                 return Err(Error::End);
             }
             deadline.wait(&self.arrived, &mut mail)?;

@@ -81,9 +81,11 @@ pub(crate) struct Sequence {
     priority: i32,
     /// For all of it.
     deadline: Deadline,
-    /// Only while it waits for its first step.
+    /// Only while the request waits for its first step.
     queue_timeout: Deadline,
     pub(crate) mailbox: Arc<Mailbox>,
+    /// Which of the request's replies it makes.
+    choice: usize,
     pub(crate) pages: PageTable,
     phase: Phase,
     /// Prompt, then reply.
@@ -106,12 +108,12 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    /// A waiting sequence. `prompt` is not empty.
+    /// A waiting sequence, for one of the choices of whoever has the mailbox. `prompt` is not empty.
     pub(crate) fn new(
         prompt: Vec<u32>,
         params: &GenerationParams,
         limits: Limits,
-        mailbox: Arc<Mailbox>,
+        (mailbox, choice): (Arc<Mailbox>, u32),
     ) -> Sequence {
         Sequence {
             number: 0,
@@ -119,6 +121,7 @@ impl Sequence {
             deadline: after_ms(params.deadline_ms),
             queue_timeout: after_ms(params.queue_timeout_ms),
             mailbox,
+            choice: choice as usize,
             pages: PageTable::new(),
             phase: Phase::Waiting,
             prompt_tokens: prompt.len(),
@@ -142,7 +145,7 @@ impl Sequence {
 
     /// Why it has no more time at `now`.
     pub(crate) fn overdue(&self, now: Instant) -> Option<Error> {
-        let waits = self.phase == Phase::Waiting;
+        let waits = self.phase == Phase::Waiting && !self.mailbox.has_started();
         if self.deadline.has_passed(now) {
             return Some(Error::Deadline { deadline_ms: self.deadline.timeout_ms() });
         }
@@ -259,7 +262,7 @@ impl Sequence {
         let shown = tokenizer.token_bytes(token).filter(|_| !tokenizer.is_special(token));
         let delta = self.stream.push(shown.unwrap_or_default());
         let stopped = delta.stopped;
-        self.mailbox.post_delta(delta, Some(drawn));
+        self.mailbox.post_delta(self.choice, delta, Some(drawn));
         if stopped {
             return Some(FinishReason::Stop);
         }
@@ -274,9 +277,9 @@ impl Sequence {
     pub(crate) fn finish(mut self, outcome: Result<FinishReason, Error>) {
         if outcome.is_ok() {
             let tail = self.stream.finish();
-            self.mailbox.post_delta(tail, None);
+            self.mailbox.post_delta(self.choice, tail, None);
         }
-        self.mailbox.post_end(outcome, self.usage());
+        self.mailbox.post_end(self.choice, outcome, self.usage());
     }
 }
 

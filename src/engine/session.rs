@@ -7,6 +7,7 @@ use std::thread::ThreadId;
 
 use parking_lot::Mutex;
 
+use crate::engine::options::wrong;
 use crate::engine::{Engine, Event, EventKind, FinishReason, GenerationParams, Request, Usage};
 use crate::error::{Error, Result};
 use crate::text::chat::{DEFAULT_SYSTEM, Message, Role};
@@ -204,6 +205,9 @@ impl Session {
         params: &GenerationParams,
         on_event: &mut dyn FnMut(&Event) -> Flow,
     ) -> Result<Reply> {
+        if params.n != 1 {
+            return Err(wrong("n", "a session makes one reply".to_string()));
+        }
         self.engine.begin_chat(request, messages, params)?;
         let mut text = String::new();
         loop {
@@ -233,7 +237,7 @@ fn stopped(request: &Request, text: String) -> Result<Reply> {
                 return Ok(Reply { text, finish: FinishReason::Cancelled, usage: event.usage });
             }
             EventKind::Failed => return Err(event.error.unwrap_or(Error::Cancelled)),
-            EventKind::Started | EventKind::Delta => {}
+            EventKind::Started | EventKind::Delta | EventKind::ChoiceFinished => {}
         }
     }
 }

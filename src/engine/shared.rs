@@ -132,22 +132,27 @@ impl Shared {
         self.inbox.lock().mode.refusal().map_or(Ok(()), Err)
     }
 
-    /// Hands a request to the loop, or says why not.
-    pub(crate) fn submit(&self, mut sequence: Sequence) -> Result<()> {
+    /// Hands the choices of a request to the loop, or says why not.
+    pub(crate) fn submit(&self, choices: Vec<Sequence>) -> Result<()> {
+        let count = choices.len() as u64;
         let mut inbox = self.inbox.lock();
         if let Some(error) = inbox.mode.refusal() {
             return Err(error);
         }
-        if self.metrics.requests_waiting.get() >= self.max_queue_requests as u64 {
+        if self.metrics.requests_waiting.get() + count > self.max_queue_requests as u64 {
             self.metrics.requests_refused.add(1);
             return Err(Error::QueueFull { limit_requests: self.max_queue_requests as u64 });
         }
-        self.metrics.requests_waiting.add(1);
-        self.metrics.requests_submitted.add(1);
-        inbox.accepted += 1;
-        sequence.number = inbox.accepted;
-        sequence.mailbox.accepted();
-        inbox.arrivals.push(sequence);
+        self.metrics.requests_waiting.add(count);
+        self.metrics.requests_submitted.add(count);
+        if let Some(first) = choices.first() {
+            first.mailbox.accepted(choices.len());
+        }
+        for mut sequence in choices {
+            inbox.accepted += 1;
+            sequence.number = inbox.accepted;
+            inbox.arrivals.push(sequence);
+        }
         drop(inbox);
         self.wake.notify_one();
         Ok(())

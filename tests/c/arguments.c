@@ -25,7 +25,7 @@ static void frees_and_accessors_take_null(void) {
     CHECK(strcmp(qwen_error_detail_json(NULL), "{}") == 0);
     CHECK(strcmp(qwen_buf_data(NULL), "") == 0 && qwen_buf_len(NULL) == 0);
     CHECK(qwen_tokens_data(NULL) == NULL && qwen_tokens_len(NULL) == 0);
-    CHECK(qwen_event_tag(NULL) == 0 && qwen_event_kind(NULL) == 0);
+    CHECK(qwen_event_tag(NULL) == 0 && qwen_event_kind(NULL) == 0 && qwen_event_choice(NULL) == 0);
     CHECK(strcmp(qwen_event_text(NULL, &length), "") == 0 && length == 0);
     CHECK(qwen_event_bytes(NULL, NULL) == NULL && qwen_event_tokens(NULL, NULL) == NULL);
     CHECK(qwen_event_finish_reason(NULL) == 0 && qwen_event_error(NULL) == NULL);

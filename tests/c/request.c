@@ -202,6 +202,36 @@ static void a_deadline_is_typed(const qwen_engine *engine) {
     qwen_error_free(error), qwen_request_free(request), qwen_options_free(options);
 }
 
+/* n replies come apart by their number, each with an end of its own; then the request's. */
+static void choices_come_apart(const qwen_engine *engine) {
+    qwen_options *options = long_reply(15, 3);
+    qwen_event *event = NULL;
+    uint64_t num_ids[3] = {0}, ended = 0;
+    int32_t kind = 0;
+    CHECK_OK(qwen_options_set_i64(options, "n", 1, 3, &err));
+    qwen_request *request = new_request(engine, options);
+    CHECK_OK(qwen_request_submit(request, NULL, 0, &err));
+    while (kind != QWEN_EVENT_FINISHED) {
+        qwen_usage usage = {sizeof usage, 0, 0, 0};
+        uint64_t more = 0;
+        CHECK_OK(qwen_request_next(request, -1, &event, &err));
+        kind = qwen_event_kind(event);
+        qwen_event_tokens(event, &more);
+        CHECK(qwen_event_choice(event) < 3);
+        num_ids[qwen_event_choice(event)] += more;
+        CHECK_OK(qwen_event_usage(event, &usage, &err));
+        if (kind == QWEN_EVENT_CHOICE_FINISHED) {
+            CHECK(usage.completion_tokens == 15 && ++ended);
+            CHECK(qwen_event_finish_reason(event) == QWEN_FINISH_LENGTH);
+        }
+        if (kind == QWEN_EVENT_FINISHED)
+            CHECK(usage.completion_tokens == 45);
+        qwen_event_free(event);
+    }
+    CHECK(ended == 3 && num_ids[0] == 15 && num_ids[1] == 15 && num_ids[2] == 15);
+    qwen_request_free(request), qwen_options_free(options);
+}
+
 static void the_engine_describes_itself(const qwen_engine *engine) {
     qwen_buf *json = NULL;
     qwen_options *options = NULL;
@@ -225,6 +255,7 @@ int main(int argc, char **argv) {
     run_loses_nothing(engine);
     a_queue_serves_many(engine);
     a_deadline_is_typed(engine);
+    choices_come_apart(engine);
     the_engine_describes_itself(engine);
     qwen_engine_free(engine);
     a_request_holds_its_engine(argv[1]);

@@ -5,6 +5,7 @@
 
 mod batching;
 mod cancel;
+mod choices;
 mod control;
 mod drawing;
 mod fake;
