@@ -300,7 +300,8 @@ typedef struct {
   /// The token's id.
   uint32_t id;
   /// Natural logarithm of its probability: the log-softmax of the model's own logits over the
-  /// vocabulary, before logit_bias, penalties, temperature and everything after it.
+  /// vocabulary, before logit_bias, penalties, temperature and everything after it. NaN of the first
+  /// token of an echo, which nothing comes before.
   double logprob;
   /// The token's bytes, of a control token those of its name. Not always whole characters. They live
   /// as long as the event.
@@ -650,7 +651,7 @@ int32_t qwen_event_logprob(const qwen_event *event,
 
 /// All log-probabilities of the event, as JSON in the form of OpenAI's chat API:
 /// `[{"token", "id", "logprob", "bytes", "top_logprobs": [{"token", "id", "logprob", "bytes"}...]}...]`;
-/// "token" is text, with U+FFFD for what is no UTF-8. The caller frees `json`. Any thread.
+/// "token" is text, with U+FFFD for what is no UTF-8; "logprob" is null where there is none. The caller frees `json`. Any thread.
 int32_t qwen_event_logprobs_json(const qwen_event *event,
                                  qwen_buf **json,
                                  qwen_error **err);
@@ -748,6 +749,39 @@ void qwen_events_free(qwen_events *events);
 /// Frees a queue. Requests that use it go on, and their events are kept for nobody. NULL is
 /// nothing.
 void qwen_queue_free(qwen_queue *queue);
+
+/// How likely the model finds `continuation` behind `context`, which the model gets as it is, without a
+/// chat's form; an empty context stands for <|endoftext|>. Both are encoded as one text, and the
+/// continuation is what has more tokens than the context alone. Text that looks like a control token is
+/// text. Waits for the result, which goes through the batch with all other requests, a few tokens per
+/// step: any thread, several at once. `options`: generation options, or NULL, of which top_logprobs,
+/// priority, deadline_ms and queue_timeout_ms count.
+///
+/// `json`, which the caller frees: `{"logprob", "is_greedy", "tokens": [{"token", "id", "logprob",
+/// "bytes", "is_greedy", "top_logprobs": [...]}...]}`: the sum over the tokens of the continuation, whether
+/// each of them is the likeliest in its place, and each of them as qwen_event_logprobs_json has it.
+///
+/// Errors: QWEN_E_ARG for a continuation without a token; QWEN_E_UTF8, QWEN_E_OPTION,
+/// QWEN_E_CONTEXT_FULL, QWEN_E_QUEUE_FULL, QWEN_E_DEADLINE, QWEN_E_TIMEOUT, QWEN_E_NOT_FINITE,
+/// QWEN_E_CANCELLED by a shutdown, QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED, QWEN_E_FORKED.
+int32_t qwen_score(const qwen_engine *engine,
+                   const char *context,
+                   uint64_t context_len,
+                   const char *continuation,
+                   uint64_t continuation_len,
+                   const qwen_options *options,
+                   qwen_buf **json,
+                   qwen_error **err);
+
+/// The same of token ids; an empty context is an error then.
+int32_t qwen_score_tokens(const qwen_engine *engine,
+                          const uint32_t *context,
+                          uint64_t num_context,
+                          const uint32_t *continuation,
+                          uint64_t num_continuation,
+                          const qwen_options *options,
+                          qwen_buf **json,
+                          qwen_error **err);
 
 /// Reads the vocabulary (qwen.tiktoken or tokenizer.json) in the folder `folder`; no weights are
 /// needed. The caller frees `tokenizer`. Any thread.

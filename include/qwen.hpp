@@ -148,6 +148,22 @@ class Engine {
             return qwen_engine_generation_json(get(), json, error);
         });
     }
+    /// Log-likelihood of a continuation, as JSON (see qwen_score). Waits for it.
+    Result<std::string> try_score(std::string_view context, std::string_view continuation,
+                                  OptionsArgument options = {}) const {
+        return detail::text([&](qwen_buf **json, qwen_error **error) {
+            return qwen_score(get(), context.data(), context.size(), continuation.data(),
+                              continuation.size(), options.get(), json, error);
+        });
+    }
+    Result<std::string> try_score(const std::vector<uint32_t> &context,
+                                  const std::vector<uint32_t> &continuation,
+                                  OptionsArgument options = {}) const {
+        return detail::text([&](qwen_buf **json, qwen_error **error) {
+            return qwen_score_tokens(get(), context.data(), context.size(), continuation.data(),
+                                     continuation.size(), options.get(), json, error);
+        });
+    }
     Result<Done> try_health() const {
         return detail::call([&](qwen_error **error) { return qwen_engine_health(get(), error); });
     }
@@ -174,6 +190,11 @@ class Engine {
     std::string info() const { return try_info().value(); }
     std::string metrics() const { return try_metrics().value(); }
     std::string generation() const { return try_generation().value(); }
+    template <typename Text>
+    std::string score(const Text &context, const Text &continuation,
+                      OptionsArgument options = {}) const {
+        return try_score(context, continuation, options).value();
+    }
     void health() const { try_health().value(); }
     void shutdown(int32_t how, int64_t timeout_ms = FOR_EVER) {
         try_shutdown(how, timeout_ms).value();

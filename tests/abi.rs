@@ -26,6 +26,7 @@ const HEADER_FILES: &[&str] = &[
     "logprobs",
     "request",
     "queue",
+    "score",
     "tokenizer",
     "detok",
 ];

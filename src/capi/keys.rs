@@ -203,6 +203,12 @@ pub(super) const KEYS: &[Key] = &[
         "with logprobs: and so many of the likeliest tokens in its place",
     ),
     generation(
+        "echo",
+        Shape::Flag,
+        "tell the prompt's tokens before the reply's, with logprobs those of the prompt, too; only for \
+         prompts of token ids",
+    ),
+    generation(
         "n",
         Shape::Integer(1, MAX_CHOICES as i64),
         "replies to the same prompt, told apart by qwen_event_choice; not in sessions",

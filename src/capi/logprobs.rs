@@ -21,7 +21,8 @@ pub struct qwen_logprob {
     /// The token's id.
     pub id: u32,
     /// Natural logarithm of its probability: the log-softmax of the model's own logits over the
-    /// vocabulary, before logit_bias, penalties, temperature and everything after it.
+    /// vocabulary, before logit_bias, penalties, temperature and everything after it. NaN of the first
+    /// token of an echo, which nothing comes before.
     pub logprob: f64,
     /// The token's bytes, of a control token those of its name. Not always whole characters. They live
     /// as long as the event.
@@ -90,7 +91,7 @@ pub unsafe extern "C" fn qwen_event_logprob(
 
 /// All log-probabilities of the event, as JSON in the form of OpenAI's chat API:
 /// `[{"token", "id", "logprob", "bytes", "top_logprobs": [{"token", "id", "logprob", "bytes"}...]}...]`;
-/// "token" is text, with U+FFFD for what is no UTF-8. The caller frees `json`. Any thread.
+/// "token" is text, with U+FFFD for what is no UTF-8; "logprob" is null where there is none. The caller frees `json`. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qwen_event_logprobs_json(
     event: *const qwen_event,

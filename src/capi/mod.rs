@@ -11,6 +11,7 @@
 //! keys      the table of option keys          fields    from option values to fields and back
 //! options   qwen_options                      log       the log hook
 //! logprobs  qwen_logprob, of an event's tokens
+//! score     log-likelihoods
 //! tokenizer, detok, engine, session, request, queue, event     one handle type each
 //! ```
 //!
@@ -40,6 +41,7 @@ pub mod logprobs;
 pub mod options;
 pub mod queue;
 pub mod request;
+pub mod score;
 pub mod session;
 pub mod tokenizer;
 pub mod version;

@@ -25,8 +25,8 @@ pub(super) fn clear(batch: &mut Batch) {
     batch.seen.clear();
 }
 
-/// Appends the tokens that `run` computes of `sequence`, which has the pages for them. If a token is
-/// drawn after them: which wanted row that is.
+/// Appends the tokens that `run` computes of `sequence`, which has the pages for them. Wanted rows are
+/// those that measure its prompt, then, if a token is drawn after them, the last: which one that is.
 pub(super) fn push_rows(
     batch: &mut Batch,
     sequence: &Sequence,
@@ -44,6 +44,8 @@ pub(super) fn push_rows(
     batch.cu_seqlens.push(end);
     batch.context_lens.push((first + run.tokens) as u32);
     batch.ntk_lens.push(sequence.prompt_tokens() as u32);
+    let row_of = |position: usize| end - (first + run.tokens - position) as u32;
+    batch.logits_rows.extend(sequence.wanted_rows(run.tokens).map(row_of));
     if run.tokens < sequence.view().pending_tokens() {
         return Ok(None);
     }

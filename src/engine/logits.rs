@@ -13,7 +13,8 @@ pub struct Logprob {
     /// Its id.
     pub id: u32,
     /// Natural logarithm of its probability: the log-softmax, in f64, of the model's own logits over
-    /// the ids of the vocabulary, before biases, penalties, temperature and everything after it.
+    /// the ids of the vocabulary, before biases, penalties, temperature and everything after it. NaN of
+    /// the first token of a prompt, which nothing comes before.
     pub logprob: f64,
     /// Its bytes, of a control token those of its name. Half a character is possible.
     pub bytes: Vec<u8>,
@@ -28,7 +29,7 @@ pub struct TokenLogprobs {
     pub top: Vec<Logprob>,
 }
 
-/// What was drawn for a sequence.
+/// A token on its way to its reader: drawn, or of an echo.
 pub(crate) struct Drawn {
     pub(crate) token: u32,
     pub(crate) logprobs: Option<TokenLogprobs>,
@@ -87,6 +88,12 @@ pub(crate) fn measure(
     };
     let top = likeliest(logits, num_top).into_iter().map(|(id, logit)| entry(id, logit)).collect();
     Some(TokenLogprobs { token: entry(id, chosen), top })
+}
+
+/// A token that nothing comes before.
+pub(crate) fn unmeasured(id: u32, tokenizer: &Tokenizer) -> TokenLogprobs {
+    let bytes = tokenizer.token_bytes(id).unwrap_or_default().to_vec();
+    TokenLogprobs { token: Logprob { id, logprob: f64::NAN, bytes }, top: Vec::new() }
 }
 
 /// The `count` largest logits, in order; of equals the lower id comes first.

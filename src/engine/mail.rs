@@ -72,12 +72,17 @@ impl Mail {
         self.started = true;
     }
 
-    /// Adds text (which may be empty while the stream holds it back) and the token it came from.
-    pub(super) fn add(&mut self, choice: usize, delta: TextDelta, drawn: Option<Drawn>) {
+    /// Adds text (which may be empty while the stream holds it back) and the tokens it came from.
+    pub(super) fn add(
+        &mut self,
+        choice: usize,
+        delta: TextDelta,
+        drawn: impl IntoIterator<Item = Drawn>,
+    ) {
         let Some(choice) = self.choices.get_mut(choice) else { return };
         choice.text.push_str(&delta.text);
         choice.bytes.extend_from_slice(&delta.bytes);
-        if let Some(drawn) = drawn {
+        for drawn in drawn {
             choice.token_ids.push(drawn.token);
             choice.logprobs.extend(drawn.logprobs);
         }

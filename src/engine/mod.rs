@@ -21,6 +21,8 @@ mod open;
 pub mod options;
 pub mod request;
 pub mod scheduler;
+mod score;
+mod scoring;
 pub mod sequence;
 pub mod session;
 mod shared;
@@ -43,6 +45,7 @@ pub use completion::CompletionQueue;
 pub use logits::{Logprob, TokenLogprobs};
 pub use options::{EngineOptions, GenerationParams};
 pub use request::{Event, EventKind, FinishReason, Request, Usage};
+pub use score::{Score, ScoredToken};
 use sequence::{Limits, Sequence};
 use shared::Shared;
 pub use start::EngineParts;
@@ -193,6 +196,9 @@ impl Engine {
     ) -> Result<()> {
         self.shared().health()?;
         params.validate()?;
+        if params.echo {
+            return Err(options::wrong("echo", "is for prompts of token ids".to_string()));
+        }
         let tokenizer = self.tokenizer();
         // Before encoding, which takes far more memory than the text itself.
         check_room(crate::text::chat::fewest_tokens(tokenizer, messages)?, self.shared())?;

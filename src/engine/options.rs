@@ -117,6 +117,9 @@ pub struct GenerationParams {
     pub logprobs: bool,
     /// With `logprobs`: and so many of the likeliest tokens in its place.
     pub top_logprobs: u32,
+    /// Tell the prompt's tokens before the reply's, with `logprobs` how likely each of them was, too. Only
+    /// for prompts of token ids.
+    pub echo: bool,
     /// Replies to the same prompt, each with a seed of its own.
     pub n: u32,
     /// Higher goes first.
@@ -162,6 +165,7 @@ impl GenerationParams {
             logit_bias: Vec::new(),
             logprobs: false,
             top_logprobs: 0,
+            echo: false,
             n: 1,
             priority: 0,
             deadline_ms: 0,

@@ -219,12 +219,12 @@ impl Mailbox {
         self.has_started.load(Ordering::Relaxed)
     }
 
-    /// Adds text (which may be empty while the stream holds it back) and the token it came from.
+    /// Adds text (which may be empty while the stream holds it back) and the tokens it came from.
     pub(crate) fn post_delta(
         self: &Arc<Self>,
         choice: usize,
         delta: TextDelta,
-        drawn: Option<Drawn>,
+        drawn: impl IntoIterator<Item = Drawn>,
     ) {
         self.post(|mail| mail.add(choice, delta, drawn));
     }

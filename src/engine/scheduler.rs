@@ -10,6 +10,7 @@
 //! 4. One whose last token is being drawn computes nothing more.
 //! 5. A waiting sequence is admitted only when its whole prompt fits beside what those before it
 //!    still need, and never before one that ranks higher.
+//! 6. One that wants the logits of many tokens gets those of one, and half of what nobody has yet.
 //!
 //! Nothing here touches a sequence or a page; the loop carries the plan out.
 
@@ -21,7 +22,7 @@ use crate::kv::pages_for;
 pub struct Limits {
     /// Tokens in one KV page.
     pub page_tokens: usize,
-    /// Most sequences in one step.
+    /// Most sequences in one step, and most rows whose logits are wanted.
     pub max_sequences: usize,
     /// Most prompt tokens in one step.
     pub prefill_tokens: usize,
@@ -61,6 +62,7 @@ pub fn plan(views: &[View], free_pages: usize, limits: &Limits, plan: &mut Plan)
         plan,
         free_pages,
         free_places: limits.max_sequences.saturating_sub(num_admitted),
+        spare_rows: limits.max_sequences.saturating_sub(num_admitted),
         prefill_left: limits.prefill_tokens,
         reserved_pages: 0,
         end: views.len(),
@@ -76,6 +78,8 @@ struct Step<'a> {
     free_pages: usize,
     /// How many more can be admitted.
     free_places: usize,
+    /// Rows of logits that a step can give besides one for each admitted.
+    spare_rows: usize,
     prefill_left: usize,
     /// Pages that those planned so far are going to need soon: the rest of their prompts, and one
     /// page each to grow into, so that an admission is not undone in the next step.
@@ -125,7 +129,9 @@ impl Step<'_> {
             lower.fold((0, 0), |(count, pages), view| (count + 1, pages + view.pages));
         let needed = self.pages(self.views[index].total_tokens) + self.reserved_pages;
         let fits = needed <= self.free_pages + lower_pages && self.free_places + num_lower > 0;
-        if self.prefill_left == 0 || !fits {
+        // Rows that others took are there again in the next step: nobody gives way for them.
+        let has_row = self.spare_rows > 0 || self.free_places == 0;
+        if self.prefill_left == 0 || !fits || !has_row {
             return false;
         }
         while (needed > self.free_pages || self.free_places == 0)
@@ -134,6 +140,7 @@ impl Step<'_> {
             self.preempt(last);
         }
         self.free_places -= 1;
+        self.spare_rows -= 1;
         self.grant(index, self.wanted(index));
         true
     }
@@ -146,6 +153,7 @@ impl Step<'_> {
         self.end = index;
         self.free_pages += self.views[index].pages;
         self.free_places += 1;
+        self.spare_rows += 1;
         self.plan.preempt.push(index);
     }
 
@@ -155,7 +163,11 @@ impl Step<'_> {
         match (view.ending, view.decoding) {
             (true, _) => 0,
             (_, true) => 1,
-            _ => view.pending_tokens().min(self.prefill_left),
+            _ => {
+                let before = view.wanted_from.saturating_sub(view.computed_tokens);
+                let most = before.saturating_add(1 + self.spare_rows / 2);
+                view.pending_tokens().min(self.prefill_left).min(most)
+            }
         }
     }
 
@@ -175,6 +187,9 @@ impl Step<'_> {
         self.free_pages -= held - view.pages;
         self.reserved_pages += self.pages(view.total_tokens).saturating_sub(held) + 1;
         if !view.decoding {
+            let wanted_from = view.wanted_from.max(view.computed_tokens);
+            let rows = (view.computed_tokens + tokens).saturating_sub(wanted_from);
+            self.spare_rows -= rows.saturating_sub(1);
             self.prefill_left -= tokens;
         }
         if tokens > 0 {

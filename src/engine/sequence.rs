@@ -14,18 +14,20 @@
 //! running. The loop thread owns it; its owner outside sees only the mailbox.
 
 use std::cmp::Reverse;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::batch::FED;
-use crate::engine::logits::{Drawn, LogitRules};
+use crate::engine::logits::{Drawn, LogitRules, unmeasured};
 use crate::engine::options::GenerationParams;
 use crate::engine::request::{Deadline, FinishReason, Mailbox, Usage};
+use crate::engine::scoring::PromptScores;
 use crate::error::Error;
 use crate::kv::{PagePool, PageTable};
 use crate::sample::{SamplingParams, SeenTokens};
-use crate::text::TextStream;
 use crate::text::tokenizer::Tokenizer;
+use crate::text::{TextDelta, TextStream};
 
 /// What the scheduler sees of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +47,8 @@ pub struct View {
     pub decoding: bool,
     /// Its last token is in flight.
     pub ending: bool,
+    /// From this position on the logits of every token are wanted; `usize::MAX`: only of the last.
+    pub wanted_from: usize,
 }
 
 impl View {
@@ -105,6 +109,12 @@ pub(crate) struct Sequence {
     sampling: SamplingParams,
     pub(crate) rules: LogitRules,
     seen: SeenTokens,
+    /// The prompt is to be told, with the first token.
+    echoes: bool,
+    /// What is measured of the prompt, until the first token is drawn.
+    scores: Option<PromptScores>,
+    /// The token that is taken for the one drawn.
+    target: Option<u32>,
 }
 
 impl Sequence {
@@ -126,6 +136,10 @@ impl Sequence {
             phase: Phase::Waiting,
             prompt_tokens: prompt.len(),
             seen: SeenTokens::from_prompt(&prompt),
+            echoes: params.echo,
+            scores: (params.echo && params.logprobs)
+                .then(|| PromptScores::new(1, prompt.len(), params.top_logprobs as usize)),
+            target: None,
             tokens: prompt,
             computed_tokens: 0,
             in_flight: 0,
@@ -137,6 +151,14 @@ impl Sequence {
             sampling: params.sampling.clone(),
             rules: LogitRules::new(params),
         }
+    }
+
+    /// The same, to measure its tokens from index `first` on, and `target` behind the last.
+    pub(crate) fn scoring(mut self, first: usize, target: u32) -> Sequence {
+        let num_top = self.rules.num_top.unwrap_or(0);
+        self.scores = Some(PromptScores::new(first, self.prompt_tokens, num_top));
+        self.target = Some(target);
+        self
     }
 
     pub(crate) fn order(&self) -> Order {
@@ -168,12 +190,30 @@ impl Sequence {
             decoding: self.phase == Phase::Running,
             ending: self.in_flight > 0
                 && (self.is_cut || self.tokens.len() + self.in_flight >= self.total_tokens_limit),
+            wanted_from: self.scores.as_ref().map_or(usize::MAX, PromptScores::wanted_from),
         }
     }
 
     /// Must the logits of a step that computes `count` more tokens come to the host?
     pub(crate) fn needs_logits(&self, count: usize) -> bool {
-        self.rules.need_logits() && count == self.view().pending_tokens()
+        let draws = count == self.view().pending_tokens();
+        (draws && self.rules.need_logits()) || !self.wanted_rows(count).is_empty()
+    }
+
+    /// Positions among the next `count` tokens whose logits measure a token of the prompt.
+    pub(crate) fn wanted_rows(&self, count: usize) -> Range<usize> {
+        let computed = self.computed_tokens..self.computed_tokens + count;
+        self.scores.as_ref().map_or(0..0, |scores| scores.wanted_rows(computed))
+    }
+
+    /// Measures the prompt's next token by the logits before it. `false`: they are no numbers.
+    pub(crate) fn measure_next(&mut self, logits: &[f32], tokenizer: &Tokenizer) -> bool {
+        let scores = self.scores.as_mut();
+        scores.is_some_and(|scores| scores.push(&self.tokens, logits, tokenizer))
+    }
+
+    pub(crate) fn target(&self) -> Option<u32> {
+        self.target
     }
 
     /// Length of the prompt, which alone chooses the dynamic NTK factor.
@@ -253,6 +293,7 @@ impl Sequence {
     /// part of the reply, in text, ids or count.
     pub(crate) fn accept(&mut self, drawn: Drawn, tokenizer: &Tokenizer) -> Option<FinishReason> {
         let token = drawn.token;
+        self.tell_prompt(tokenizer);
         self.in_flight -= 1;
         if self.stop_token_ids.contains(&token) {
             return Some(FinishReason::Stop);
@@ -270,6 +311,27 @@ impl Sequence {
             return Some(FinishReason::Cancelled);
         }
         (self.tokens.len() >= self.total_tokens_limit).then_some(FinishReason::Length)
+    }
+
+    /// With the first token: the prompt, where it is wanted, and what was measured of it.
+    fn tell_prompt(&mut self, tokenizer: &Tokenizer) {
+        let measured = self.scores.take().map(PromptScores::into_measured).unwrap_or_default();
+        let told = &self.tokens[self.prompt_tokens - measured.len()..self.prompt_tokens];
+        let scored = told.iter().zip(measured);
+        let mut told: Vec<Drawn> =
+            scored.map(|(&token, logprobs)| Drawn { token, logprobs: Some(logprobs) }).collect();
+        let mut delta = TextDelta::default();
+        if std::mem::take(&mut self.echoes) {
+            let untold = self.tokens[..self.prompt_tokens - told.len()].iter().map(|&token| {
+                Drawn { token, logprobs: self.rules.num_top.map(|_| unmeasured(token, tokenizer)) }
+            });
+            told.splice(0..0, untold);
+            delta.bytes = tokenizer.decode_bytes(&self.tokens[..self.prompt_tokens], false);
+            delta.text = String::from_utf8_lossy(&delta.bytes).into_owned();
+        }
+        if !told.is_empty() {
+            self.mailbox.post_delta(self.choice, delta, told);
+        }
     }
 
     /// Ends the reply: what the text stream held back is delivered, then the last event. The caller

@@ -54,11 +54,18 @@ pub(crate) struct Stepper {
 /// A step on its way.
 struct Flight {
     batch: Arc<Batch>,
-    /// The sequences that its wanted rows draw for, ascending.
-    drawing: Vec<Order>,
+    /// What its wanted rows are for, in order: sequences ascending.
+    wanted: Vec<Wanted>,
     /// The loop draws, not the ranks.
     on_host: bool,
     submitted: Instant,
+}
+
+/// What one row of logits is for.
+struct Wanted {
+    order: Order,
+    /// The sequence's next token is drawn; otherwise one of its prompt is measured.
+    draws: bool,
 }
 
 /// A sequence that is over, by its index; and how.
@@ -194,7 +201,7 @@ impl Stepper {
         let mut flight = self.spare.pop().unwrap_or_else(Flight::new);
         let Some(batch) = Arc::get_mut(&mut flight.batch) else { return Err(bug("a held batch")) };
         clear(batch);
-        flight.drawing.clear();
+        flight.wanted.clear();
         flight.on_host = !self.workers.draws_tokens() || self.plan_needs_logits();
         for run in &self.plan.runs {
             let sequence = &mut self.sequences[run.index];
@@ -210,8 +217,11 @@ impl Stepper {
                 return Err(bug("the scheduler gave pages that are not there"));
             }
             let drawn_row = push_rows(batch, sequence, *run, &self.pool)?;
+            let order = sequence.order();
+            let measured = sequence.wanted_rows(run.tokens);
+            flight.wanted.extend(measured.map(|_| Wanted { order, draws: false }));
             if drawn_row.is_some() {
-                flight.drawing.push(sequence.order());
+                flight.wanted.push(Wanted { order, draws: true });
                 if !flight.on_host {
                     push_draw(batch, sequence);
                 }
@@ -263,10 +273,17 @@ impl Stepper {
     /// Gives every sequence that is still there the token that `flight` drew for it.
     fn deliver(&mut self, flight: &Flight) -> Vec<Ended> {
         let mut ended = std::mem::take(&mut self.ended);
-        for (row, order) in flight.drawing.iter().enumerate() {
-            let found = self.sequences.binary_search_by_key(order, Sequence::order);
+        for (row, wanted) in flight.wanted.iter().enumerate() {
+            let found = self.sequences.binary_search_by_key(&wanted.order, Sequence::order);
             let Ok(index) = found else { continue };
-            let drawn = self.next_token(row, index, &flight.batch);
+            if ended.last().is_some_and(|(last, _)| *last == index) {
+                continue; // A row before this one was no numbers.
+            }
+            let drawn = match wanted.draws {
+                true => self.next_token(row, index, &flight.batch),
+                false if self.measure_next(row, index) => continue,
+                false => None,
+            };
             let sequence = &mut self.sequences[index];
             match drawn {
                 None => {
@@ -284,6 +301,12 @@ impl Stepper {
         ended
     }
 
+    /// Measures the next token of the prompt of sequence `index` by wanted row `row`.
+    fn measure_next(&mut self, row: usize, index: usize) -> bool {
+        let logits = &self.output.logits[row * self.vocab_size..][..self.shared.usable_ids];
+        self.sequences[index].measure_next(logits, &self.shared.tokenizer)
+    }
+
     /// The token drawn from wanted row `row`, which is sequence `index`'s: by the rank, or here.
     fn next_token(&mut self, row: usize, index: usize, batch: &Batch) -> Option<Drawn> {
         if !batch.draws.is_empty() {
@@ -294,6 +317,10 @@ impl Stepper {
         let usable = &mut logits[..self.shared.usable_ids];
         let sequence = &self.sequences[index];
         let num_top = sequence.rules.num_top;
+        if let Some(token) = sequence.target() {
+            let logprobs = measure(usable, token, num_top.unwrap_or(0), &self.shared.tokenizer)?;
+            return Some(Drawn { token, logprobs: Some(logprobs) });
+        }
         self.raw.clear();
         if num_top.is_some() {
             self.raw.extend_from_slice(usable);
@@ -334,8 +361,8 @@ impl Stepper {
 
 impl Flight {
     fn new() -> Flight {
-        let (drawing, on_host) = (Vec::new(), false);
-        Flight { batch: Arc::default(), drawing, on_host, submitted: Instant::now() }
+        let (wanted, on_host) = (Vec::new(), false);
+        Flight { batch: Arc::default(), wanted, on_host, submitted: Instant::now() }
     }
 }
 

@@ -101,11 +101,46 @@ static void biases_steer(const qwen_engine *engine) {
     qwen_error_free(error), qwen_request_free(request), qwen_options_free(options);
 }
 
+/* The number behind the first `key` in JSON. */
+static double number(const char *json, const char *key) {
+    const char *at = strstr(json, key);
+    CHECK(at != NULL);
+    return strtod(at + strlen(key), NULL);
+}
+
+/* Two tokens are less likely than each of them in its place. The exact sums are compared in tests/score.rs. */
+static void scores_are_sums(const qwen_engine *engine) {
+    const uint32_t ids[] = {10, 20, 30, 40, 50};
+    qwen_options *options = long_reply(1, 1);
+    qwen_error *error = NULL;
+    qwen_buf *json = NULL;
+    double both, first, second;
+    CHECK_OK(qwen_score_tokens(engine, ids, 3, ids + 3, 2, options, &json, &err));
+    CHECK(strstr(qwen_buf_data(json), "\"is_greedy\":") != NULL);
+    both = number(qwen_buf_data(json), "\"logprob\":");
+    qwen_buf_free(json);
+    CHECK_OK(qwen_score_tokens(engine, ids, 3, ids + 3, 1, NULL, &json, &err));
+    first = number(qwen_buf_data(json), "\"logprob\":");
+    qwen_buf_free(json);
+    CHECK_OK(qwen_score_tokens(engine, ids, 4, ids + 4, 1, NULL, &json, &err));
+    second = number(qwen_buf_data(json), "\"logprob\":");
+    qwen_buf_free(json);
+    CHECK(first < 0 && second < 0 && both < first && both < second);
+    CHECK_OK(qwen_score(engine, "", 0, "hello", 5, NULL, &json, &err));
+    qwen_buf_free(json);
+    CHECK_FAILS(QWEN_E_ARG, qwen_score(engine, "hello", 5, "", 0, NULL, &json, &err));
+    CHECK(json == NULL);
+    CHECK(qwen_score(engine, "aÿ", 2, "b", 1, NULL, &json, &error) == QWEN_E_UTF8);
+    CHECK_DETAIL(error, "\"offset\":1");
+    qwen_error_free(error), qwen_options_free(options);
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 2);
     qwen_engine *engine = open_engine(argv[1], SMALL);
     logprobs_come_with_tokens(engine);
     biases_steer(engine);
+    scores_are_sums(engine);
     qwen_engine_free(engine);
     return 0;
 }

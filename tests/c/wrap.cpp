@@ -142,6 +142,10 @@ void with_exceptions(const char *model) {
         exceptions_pass_over_c(engine, model);
         ranges(engine);
         logprobs_with_tokens(engine);
+        const std::string scored = engine.score<std::string_view>("hello", " world");
+        CHECK(scored.find("\"logprob\":-") != std::string::npos);
+        CHECK(engine.score<std::vector<uint32_t>>({1, 2}, {3, 4}).find("is_greedy") < 1000);
+        CHECK(engine.try_score("hello", "").error().code() == QWEN_E_ARG);
         auto moved = std::move(engine);
         CHECK(moved.metrics().front() == '{' && moved.info().front() == '{');
         moved.shutdown(QWEN_SHUTDOWN_DRAIN);

@@ -52,6 +52,8 @@ pub(crate) struct Fake {
     pub(crate) control: Arc<Control>,
     /// Only the first rank's leave the model; a rank that draws wants its own.
     pub(crate) gives_logits: bool,
+    /// Most rows of logits that a step has room for.
+    pub(crate) max_rows: usize,
 }
 
 impl Fake {
@@ -62,6 +64,7 @@ impl Fake {
             cache: vec![None; num_pages * PAGE_TOKENS],
             control: Arc::clone(control),
             gives_logits: rank == 0,
+            max_rows: usize::MAX,
         }
     }
 
@@ -88,6 +91,7 @@ impl Rank for Fake {
             self.control.begin_step()?;
         }
         self.logits.clear();
+        assert!(batch.logits_rows.len() <= self.max_rows, "more rows than there is room for");
         assert!(batch.token_ids.iter().all(|id| id & FED == 0), "a token this rank cannot know");
         let mut rows = batch.logits_rows.iter().peekable();
         for sequence in 0..batch.num_sequences() {
@@ -260,7 +264,8 @@ impl Lab {
         let control = Arc::new(Control::default());
         let ranks = (0..self.num_ranks)
             .map(|rank| {
-                let fake = Fake::new(rank, self.num_pages, &control);
+                let mut fake = Fake::new(rank, self.num_pages, &control);
+                fake.max_rows = self.options.max_batch_sequences;
                 match self.draws {
                     true => Box::new(Drawing::new(fake)) as Box<dyn Rank>,
                     false => Box::new(fake),

@@ -6,7 +6,7 @@ use qwen::error::Error;
 use crate::fake::*;
 
 /// An f64 sum over 464 terms and one logarithm, each within a few units of 2^-52, of numbers below 16.
-const ROUNDING: f64 = 464.0 * 16.0 * f64::EPSILON;
+pub(crate) const ROUNDING: f64 = 464.0 * 16.0 * f64::EPSILON;
 
 fn telling(max_tokens: usize, top_logprobs: u32) -> GenerationParams {
     let params = GenerationParams { ignore_eos: true, ..greedy(max_tokens) };
@@ -14,7 +14,7 @@ fn telling(max_tokens: usize, top_logprobs: u32) -> GenerationParams {
 }
 
 /// `[ids in use]` by the definition, from the fake's own logits.
-fn log_softmax(context: &[u32], prompt_len: usize) -> Vec<f64> {
+pub(crate) fn log_softmax(context: &[u32], prompt_len: usize) -> Vec<f64> {
     let logits: Vec<f64> =
         logits_after(context, prompt_len)[..464].iter().copied().map(f64::from).collect();
     let total: f64 = logits.iter().map(|logit| logit.exp()).sum();

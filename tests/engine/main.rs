@@ -16,5 +16,6 @@ mod logprobs;
 mod queue;
 mod rank;
 mod scheduler;
+mod score;
 mod session;
 mod stops;

@@ -19,6 +19,8 @@ struct Life {
     admitted: bool,
     decoding: bool,
     ending: bool,
+    /// From here on every token of the prompt wants its logits.
+    wanted_from: usize,
 }
 
 impl Life {
@@ -35,6 +37,7 @@ impl Life {
             admitted: false,
             decoding: false,
             ending: false,
+            wanted_from: usize::MAX,
         }
     }
 
@@ -47,6 +50,7 @@ impl Life {
             admitted: self.admitted,
             decoding: self.decoding,
             ending: self.ending,
+            wanted_from: self.wanted_from,
         }
     }
 }
@@ -90,6 +94,10 @@ impl World {
             let life = &mut self.lives[run.index];
             life.admitted = true;
             life.computed += run.tokens;
+            if life.computed >= life.wanted_from {
+                let all = life.computed >= life.prompt;
+                life.wanted_from = if all { usize::MAX } else { life.computed };
+            }
             life.pages = life.pages.max(life.computed.div_ceil(self.limits.page_tokens));
             if life.computed == life.total {
                 life.decoding = true;
@@ -137,8 +145,11 @@ impl World {
         prop_assert_eq!(&admissions, &expected);
         prop_assert!(kept.len() + admissions.len() <= self.limits.max_sequences);
         let mut prefilled = 0;
+        let mut rows = 0;
         for run in &found.runs {
             let view = &views[run.index];
+            let end = view.computed_tokens + run.tokens;
+            rows += end.saturating_sub(view.wanted_from.max(view.computed_tokens)).max(1);
             prop_assert!(run.tokens >= 1 && run.tokens <= view.pending_tokens());
             if view.decoding {
                 prop_assert_eq!(run.tokens, 1);
@@ -147,6 +158,7 @@ impl World {
             }
         }
         prop_assert!(prefilled <= self.limits.prefill_tokens);
+        prop_assert!(rows <= self.limits.max_sequences, "{} rows", rows);
         // Decoding is never starved: all that are kept decode, but for one that has no page.
         let idle = |index: &usize| {
             let view = &views[*index];
@@ -164,15 +176,20 @@ prop_compose! {
         page_tokens in prop_oneof![Just(1usize), Just(4), Just(16)],
         max_sequences in 1usize..12,
         prefill_tokens in 1usize..100,
-        raw in proptest::collection::vec((-1i32..2, 0usize..80, 1usize..200, 1usize..60), 1..25),
+        raw in proptest::collection::vec(
+            (-1i32..2, 0usize..80, 1usize..200, 1usize..60, prop_oneof![Just(usize::MAX), 0usize..200]),
+            1..25,
+        ),
         ahead in any::<bool>(),
     ) -> World {
         // As at submit: each must fit the pool alone, whole.
         let most = num_pages * page_tokens;
-        let life = |(priority, arrival, prompt, reply): (i32, usize, usize, usize)| {
+        let life = |(priority, arrival, prompt, reply, wanted_from): (i32, _, usize, usize, _)| {
             let prompt = 1 + prompt % most;
             // Half of them are there from the beginning.
-            Life::new(priority, arrival.saturating_sub(40), prompt, reply.min(most - prompt + 1))
+            let arrival = usize::saturating_sub(arrival, 40);
+            let life = Life::new(priority, arrival, prompt, reply.min(most - prompt + 1));
+            Life { wanted_from: if wanted_from < prompt { wanted_from } else { usize::MAX }, ..life }
         };
         let mut future: Vec<Life> = raw.into_iter().map(life).collect();
         future.sort_by_key(|life| life.arrival);
@@ -231,6 +248,7 @@ fn decoding(computed: usize, pages: usize) -> View {
         admitted: true,
         decoding: true,
         ending: false,
+        wanted_from: usize::MAX,
     }
 }
 
@@ -244,6 +262,7 @@ fn waiting(total: usize) -> View {
         admitted: false,
         decoding: false,
         ending: false,
+        wanted_from: usize::MAX,
     }
 }
 
@@ -320,4 +339,15 @@ fn a_higher_priority_takes_pages_and_places_of_lower_ones_where_that_is_enough()
     views.extend([low(20, 2); 8]);
     let (runs, preempted) = planned(&views, 100);
     assert_eq!((runs.len(), runs[0], preempted), (8, (0, 5), vec![8]));
+}
+
+#[test]
+fn one_that_wants_many_rows_leaves_room_for_others() {
+    let scored = View { wanted_from: 5, ..waiting(100) };
+    // Of eight rows two have an owner; of the other six it takes three, and the newcomers one each.
+    let views = [decoding(5, 1), scored, waiting(3), waiting(3)];
+    assert_eq!(planned(&views, 100), (vec![(0, 1), (1, 9), (2, 3), (3, 3)], vec![]));
+    let full = [decoding(5, 1); 7];
+    let views = [&full[..], &[View { computed_tokens: 20, pages: 2, admitted: true, ..scored }]];
+    assert_eq!(planned(&views.concat(), 100).0[7], (7, 1));
 }
