@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::arguments::{Handle, Out, free, handle, optional, text};
 use super::buffers::qwen_buf;
@@ -170,14 +170,11 @@ pub unsafe extern "C" fn qwen_session_messages_json(
         let json = Out::new("json", json)?;
         // SAFETY: the caller gives a live session or NULL.
         let inside = unsafe { handle("session", session) }?;
-        let messages: Vec<Value> = inside.session.messages()?.iter().map(message_json).collect();
+        let messages: Vec<Value> =
+            inside.session.messages()?.iter().map(Message::to_json).collect();
         json.give(qwen_buf::new(Value::Array(messages).to_string()));
         Ok(())
     })
-}
-
-fn message_json(message: &Message) -> Value {
-    json!({ "role": message.role.name(), "content": message.content })
 }
 
 /// Appends turns as they are, without the model: user and assistant messages in alternation. A

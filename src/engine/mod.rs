@@ -201,7 +201,7 @@ impl Engine {
         }
         let tokenizer = self.tokenizer();
         // Before encoding, which takes far more memory than the text itself.
-        check_room(crate::text::chat::fewest_tokens(tokenizer, messages)?, self.shared())?;
+        check_room(crate::text::chat::fewest_tokens(tokenizer, messages, None), self.shared())?;
         let prompt = crate::text::chat::render(tokenizer, messages, params.max_window_size)?;
         self.begin(request, prompt, ChatFormat::ChatMl, params)
     }

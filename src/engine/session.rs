@@ -58,7 +58,7 @@ struct History {
 
 impl History {
     fn messages(&self) -> Vec<Message> {
-        let system = Message { role: Role::System, content: self.system.clone() };
+        let system = Message::new(Role::System, self.system.as_str());
         std::iter::once(system).chain(self.turns.iter().cloned()).collect()
     }
 }
@@ -94,11 +94,11 @@ impl Session {
         on_event: &mut dyn FnMut(&Event) -> Flow,
     ) -> Result<Reply> {
         let visit = self.enter()?;
-        let question = Message { role: Role::User, content: text.to_string() };
+        let question = Message::new(Role::User, text);
         let mut messages = self.history.lock().messages();
         messages.push(question.clone());
         let reply = self.generate(&visit.request, &messages, params, on_event)?;
-        let answer = Message { role: Role::Assistant, content: reply.text.clone() };
+        let answer = Message::new(Role::Assistant, reply.text.as_str());
         self.history.lock().turns.extend([question, answer]);
         Ok(reply)
     }

@@ -2,96 +2,33 @@
 //!
 //! What it is: the prompt of a chat, with the same pieces, in the same order, that Qwen was trained
 //! on; each role and each content is encoded by itself, so a piece that starts with a line break
-//! keeps its own tokens. What it is not: a template engine, or tool calling. Messages come from
-//! callers (as JSON or as values) and leave as ids for the engine.
+//! keeps its own tokens. What it is not: a template engine; what a conversation with tools says is
+//! `react`'s. Messages come from callers and leave as ids for the engine.
 
-use serde_json::{Map, Value};
+use std::borrow::Cow;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::text::message::refuse;
+pub use crate::text::message::{MAX_MESSAGES_BYTES, Message, Role, parse_messages};
+use crate::text::react::{self, Dialogue, ReplyStart};
 use crate::text::tokenizer::{Specials, Tokenizer};
-
-/// Who says a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// The standing instruction; at most one, and first.
-    System,
-    /// The person.
-    User,
-    /// The model.
-    Assistant,
-}
-
-impl Role {
-    /// The role's name in JSON and in the prompt.
-    pub fn name(self) -> &'static str {
-        match self {
-            Role::System => "system",
-            Role::User => "user",
-            Role::Assistant => "assistant",
-        }
-    }
-
-    /// The role with this name.
-    pub fn from_name(name: &str) -> Option<Role> {
-        [Role::System, Role::User, Role::Assistant].into_iter().find(|role| role.name() == name)
-    }
-}
-
-/// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    /// Who says it.
-    pub role: Role,
-    /// What is said, verbatim: it is never stripped.
-    pub content: String,
-}
+use crate::text::tools::{ToolChoice, Tools};
 
 /// The system text when none is given.
 pub const DEFAULT_SYSTEM: &str = "You are a helpful assistant.";
 
-/// The longest JSON text of messages taken, in bytes.
-pub const MAX_MESSAGES_BYTES: usize = 64 << 20;
-
-/// `[{"role": "user", "content": "..."}, ...]` -> messages. Roles are `system`, `user` and
-/// `assistant`.
-///
-/// # Errors
-/// `Argument` that names the message and the fault: not JSON, not such an array, an unknown role, a
-/// missing content, a field that would otherwise be lost silently, or too long.
-pub fn parse_messages(json: &str) -> Result<Vec<Message>> {
-    if json.len() > MAX_MESSAGES_BYTES {
-        let length = json.len();
-        return Err(refuse(format!("{length} bytes; {MAX_MESSAGES_BYTES} are allowed")));
-    }
-    let items: Vec<Value> = serde_json::from_str(json)
-        .map_err(|error| refuse(format!("not a JSON array of messages: {error}")))?;
-    let parse = |(index, item)| {
-        parse_message(item).map_err(|reason| refuse(format!("messages[{index}]: {reason}")))
-    };
-    items.into_iter().enumerate().map(parse).collect()
-}
-
-fn parse_message(item: Value) -> std::result::Result<Message, String> {
-    let Value::Object(mut fields) = item else { return Err("not an object".into()) };
-    let name = take_text(&mut fields, "role")?;
-    let role = Role::from_name(&name).ok_or_else(|| format!("unknown role {name:?}"))?;
-    let content = take_text(&mut fields, "content")?;
-    match fields.keys().next() {
-        Some(field) => Err(format!("unknown field {field:?}")),
-        None => Ok(Message { role, content }),
-    }
-}
-
-fn take_text(fields: &mut Map<String, Value>, field: &str) -> std::result::Result<String, String> {
-    match fields.remove(field) {
-        Some(Value::String(text)) => Ok(text),
-        Some(_) => Err(format!("`{field}` is not a string")),
-        None => Err(format!("there is no `{field}`")),
-    }
+/// A prompt, and how its reply is to be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// Ready for the assistant's reply.
+    pub ids: Vec<u32>,
+    /// `None`: the reply is text and nothing else.
+    pub react: Option<ReplyStart>,
 }
 
 /// Messages -> prompt ids, ready for the assistant's reply: a system message or none, then user and
-/// assistant in turn, a user message last.
+/// assistant in turn, a user message last. Without tools, contents are taken verbatim: never
+/// stripped.
 ///
 /// Past turns (a user message and its answer) are taken from the newest backwards for as long as
 /// the system block, the turns taken and the next one together are fewer than `max_window_size`
@@ -105,41 +42,102 @@ pub fn render(
     messages: &[Message],
     max_window_size: usize,
 ) -> Result<Vec<u32>> {
-    let (system, turns, query) = arrange(messages)?;
+    Ok(render_with(tokenizer, messages, None, &ToolChoice::Auto, max_window_size)?.ids)
+}
+
+/// `render` for a conversation that may have tools: with `tools`, or a call or a result among the
+/// messages, it is Qwen's ReAct format, and the last message may be a tool's. If the turn that
+/// describes the tools is left out of the window, the question describes them instead.
+///
+/// # Errors
+/// `Argument` where the messages are not in order, naming the message.
+pub fn render_with(
+    tokenizer: &Tokenizer,
+    messages: &[Message],
+    tools: Option<&Tools>,
+    choice: &ToolChoice,
+    max_window_size: usize,
+) -> Result<Prompt> {
+    let Arranged { system, mut turns, query, opening, react } = arrange(messages, tools, choice)?;
     let format = ChatMl::new(tokenizer);
-    let mut ids = format.block(Role::System, system);
-    for turn in format.window(ids.len(), &turns, max_window_size) {
-        ids.extend(turn);
+    let mut ids = format.block(Role::System, &system);
+    // The last turn with an answer carries the tools, if there is one and it fits.
+    let is_answered = messages.last().is_some_and(|message| message.role == Role::Tool);
+    if let (Some(tools), Some((question, _)), false) = (tools, turns.last_mut(), is_answered) {
+        *question = Cow::Owned(tools.ask(question));
     }
-    ids.extend(format.next_block(Role::User, query));
+    let kept = format.window(ids.len(), &turns, max_window_size);
+    let query = match tools {
+        Some(tools) if kept.is_empty() || is_answered => Cow::Owned(tools.ask(&query)),
+        _ => query,
+    };
+    ids.extend(kept.into_iter().flatten());
+    ids.extend(format.next_block(Role::User, &query));
     ids.extend(&format.line_break);
     ids.extend(format.opening(Role::Assistant));
-    Ok(ids)
+    ids.extend(tokenizer.encode(&opening, Specials::AsText));
+    Ok(Prompt { ids, react })
 }
 
 /// No rendering of `messages` has fewer ids than this, whatever the window; nothing is encoded.
-///
-/// # Errors
-/// Those of [`render`].
-pub(crate) fn fewest_tokens(tokenizer: &Tokenizer, messages: &[Message]) -> Result<usize> {
-    let (system, _, query) = arrange(messages)?;
-    Ok(tokenizer.fewest_tokens(system) + tokenizer.fewest_tokens(query))
+pub(crate) fn fewest_tokens(
+    tokenizer: &Tokenizer,
+    messages: &[Message],
+    tools: Option<&Tools>,
+) -> usize {
+    let strips = react::is_needed(messages, tools);
+    let fewest = |message: &Message| match strips {
+        true => tokenizer.fewest_tokens(react::stripped(&message.content)),
+        false => tokenizer.fewest_tokens(&message.content),
+    };
+    let system = messages.first().filter(|message| message.role == Role::System);
+    // The window leaves out nothing from the last question on.
+    let query = messages.iter().rposition(|message| message.role == Role::User);
+    let kept = query.and_then(|at| messages.get(at..)).unwrap_or_default();
+    system.into_iter().chain(kept).map(fewest).sum()
 }
 
 /// A past question and its answer.
-type Turn<'a> = (&'a str, &'a str);
+type Turn<'a> = (Cow<'a, str>, Cow<'a, str>);
 
-/// A question and its answer, side by side.
-fn turn(pair: &[Message]) -> Turn<'_> {
-    (&pair[0].content, &pair[1].content)
+/// Messages in the places they have in a prompt.
+struct Arranged<'a> {
+    system: Cow<'a, str>,
+    /// From the oldest.
+    turns: Vec<Turn<'a>>,
+    query: Cow<'a, str>,
+    /// What the reply begins with.
+    opening: String,
+    react: Option<ReplyStart>,
 }
 
-/// Messages -> system text, past turns from the oldest, and the question to answer.
-fn arrange(messages: &[Message]) -> Result<(&str, Vec<Turn<'_>>, &str)> {
+fn arrange<'a>(
+    messages: &'a [Message],
+    tools: Option<&Tools>,
+    choice: &ToolChoice,
+) -> Result<Arranged<'a>> {
     let (system, first, dialogue) = match messages {
-        [Message { role: Role::System, content }, rest @ ..] => (content.as_str(), 1, rest),
+        [Message { role: Role::System, content, .. }, rest @ ..] => (content.as_str(), 1, rest),
         rest => (DEFAULT_SYSTEM, 0, rest),
     };
+    if !react::is_needed(messages, tools) {
+        let (turns, query) = arrange_texts(dialogue, first)?;
+        let (system, query) = (Cow::Borrowed(system), Cow::Borrowed(query));
+        return Ok(Arranged { system, turns, query, opening: String::new(), react: None });
+    }
+    let Dialogue { turns, query, opening, start } = react::arrange(dialogue, first, tools, choice)?;
+    let owned = |(question, answer)| (Cow::Owned(question), Cow::Owned(answer));
+    Ok(Arranged {
+        system: Cow::Borrowed(react::stripped(system)),
+        turns: turns.into_iter().map(owned).collect(),
+        query: Cow::Owned(query),
+        opening,
+        react: Some(start),
+    })
+}
+
+/// A dialogue of texts -> past turns from the oldest, and the question to answer.
+fn arrange_texts(dialogue: &[Message], first: usize) -> Result<(Vec<Turn<'_>>, &str)> {
     for (index, message) in dialogue.iter().enumerate() {
         let due = if index % 2 == 0 { Role::User } else { Role::Assistant };
         if message.role != due {
@@ -151,11 +149,12 @@ fn arrange(messages: &[Message]) -> Result<(&str, Vec<Turn<'_>>, &str)> {
     else {
         return Err(refuse("the last message is not from the user".into()));
     };
-    Ok((system, past.chunks_exact(2).map(turn).collect(), &query.content))
+    Ok((past.chunks_exact(2).map(turn).collect(), &query.content))
 }
 
-fn refuse(reason: String) -> Error {
-    Error::Argument { argument: "messages", reason }
+/// A question and its answer, side by side.
+fn turn(pair: &[Message]) -> Turn<'_> {
+    (Cow::Borrowed(&pair[0].content), Cow::Borrowed(&pair[1].content))
 }
 
 /// The pieces of the format in one tokenizer's ids.
@@ -218,40 +217,7 @@ impl ChatMl<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn reason(json: &str) -> String {
-        match parse_messages(json) {
-            Err(Error::Argument { argument: "messages", reason }) => reason,
-            other => panic!("{json}: {other:?}"),
-        }
-    }
-
-    #[test]
-    fn messages_are_parsed() {
-        let json = r#"[{"role":"system","content":""},{"content":"a\u0000b","role":"user"}]"#;
-        let expected = [(Role::System, ""), (Role::User, "a\0b")]
-            .map(|(role, content)| Message { role, content: content.into() });
-        assert_eq!(parse_messages(json).unwrap(), expected);
-        assert_eq!(parse_messages("[]").unwrap(), []);
-    }
-
-    #[test]
-    fn bad_messages_are_refused_by_place() {
-        assert!(reason("").starts_with("not a JSON array of messages"));
-        assert!(reason("{}").starts_with("not a JSON array of messages"));
-        assert!(reason(&"[".repeat(1 << 20)).starts_with("not a JSON array of messages"));
-        assert_eq!(reason("[1]"), "messages[0]: not an object");
-        assert_eq!(reason(r#"[{"content":"a"}]"#), "messages[0]: there is no `role`");
-        let unknown = r#"[{"role":"user","content":"a"},{"role":"tool","content":"b"}]"#;
-        assert_eq!(reason(unknown), r#"messages[1]: unknown role "tool""#);
-        assert_eq!(reason(r#"[{"role":"user"}]"#), "messages[0]: there is no `content`");
-        let null = r#"[{"role":"user","content":null}]"#;
-        assert_eq!(reason(null), "messages[0]: `content` is not a string");
-        let extra = r#"[{"role":"user","content":"a","tool_calls":[]}]"#;
-        assert_eq!(reason(extra), r#"messages[0]: unknown field "tool_calls""#);
-        let long = "x".repeat(MAX_MESSAGES_BYTES + 1);
-        assert!(reason(&long).ends_with("are allowed"));
-    }
+    use crate::error::Error;
 
     #[test]
     fn only_a_dialogue_can_be_arranged() {
@@ -265,12 +231,18 @@ mod tests {
             &[User, System, User],
             &[System, System, User],
         ];
-        let say = |role: &Role| Message { role: *role, content: "x".into() };
-        for roles in refused {
-            let messages: Vec<Message> = roles.iter().map(say).collect();
-            assert!(matches!(arrange(&messages), Err(Error::Argument { .. })), "{roles:?}");
+        let say = |role: &Role| Message::new(*role, "x");
+        let tools = Tools::parse(&serde_json::json!([{ "name": "f" }])).unwrap();
+        for tools in [None, Some(&tools)] {
+            for roles in refused {
+                let messages: Vec<Message> = roles.iter().map(say).collect();
+                let arranged = arrange(&messages, tools, &ToolChoice::Auto);
+                assert!(matches!(arranged, Err(Error::Argument { .. })), "{roles:?}");
+            }
         }
         let messages = [User, Assistant, User].map(|role| say(&role));
-        assert_eq!(arrange(&messages).unwrap(), (DEFAULT_SYSTEM, vec![("x", "x")], "x"));
+        let arranged = arrange(&messages, None, &ToolChoice::Auto).unwrap();
+        assert_eq!((&*arranged.system, &*arranged.query), (DEFAULT_SYSTEM, "x"));
+        assert_eq!(arranged.turns, [("x".into(), "x".into())]);
     }
 }

@@ -1,17 +1,22 @@
 //! Text in and out: tokenizer, chat format, streaming detokeniser, stop texts. Pure; no device.
 //!
-//! Inwards, `chat` turns messages into token ids with `tokenizer`: `vocabulary` holds the tokens of
-//! a checkpoint (from `qwen.tiktoken`, or `tokenizer_json`), `split` cuts text into pieces, `bpe`
-//! and `pairs` turn a piece into ids, `special` knows the control tokens. Outwards, `stream` turns
-//! the bytes of generated tokens into text, and `stop` keeps stop texts out of it.
+//! Inwards, `message` reads messages, `react` (with `tools`, and `python_json`) says those with tools
+//! in the model's words, and `chat` turns all into token ids with `tokenizer`: `vocabulary` holds the
+//! tokens of a checkpoint (from `qwen.tiktoken`, or `tokenizer_json`), `split` cuts text into pieces,
+//! `bpe` and `pairs` turn a piece into ids, `special` knows the control tokens. Outwards, `stream`
+//! turns the bytes of generated tokens into text, and `stop` keeps stop texts out of it.
 
 pub mod chat;
 pub mod split;
 pub mod tokenizer;
+pub mod tools;
 
 mod bpe;
 mod byte_level;
+mod message;
 mod pairs;
+mod python_json;
+mod react;
 mod special;
 mod stop;
 mod stream;
@@ -20,4 +25,5 @@ mod tokenizer_json;
 mod twin;
 mod vocabulary;
 
+pub use react::ReplyStart;
 pub use stream::{TextDelta, TextStream};

@@ -103,7 +103,7 @@ fn replies(folder: &Path, backend: &str, (devices, split): (&str, &str)) -> Vec<
     let requests: Vec<_> = prompts()
         .into_iter()
         .map(|content| {
-            let message = Message { role: Role::User, content };
+            let message = Message::new(Role::User, content);
             engine.submit_chat(&[message], &params, None).expect("submitted")
         })
         .collect();
@@ -210,7 +210,7 @@ fn compare_replies(folder: &Path, noise: f64, on: (&str, &str)) {
             same += 1;
             continue;
         };
-        let message = Message { role: Role::User, content };
+        let message = Message::new(Role::User, content);
         let mut tokens = render(&tokenizer, &[message], 8192).expect("rendered");
         tokens.extend(&want[..at]);
         let row = logits(&mut *model, &tokens);
@@ -236,7 +236,7 @@ fn sampled(engine: &Engine, seed: u64) -> Vec<u32> {
     params.sampling.repetition_penalty = 1.1;
     params.sampling.seed = seed;
     params.max_tokens = REPLY_TOKENS;
-    let message = Message { role: Role::User, content: "Tell me a story.".to_string() };
+    let message = Message::new(Role::User, "Tell me a story.");
     read(&engine.submit_chat(&[message], &params, None).expect("submitted"))
 }
 

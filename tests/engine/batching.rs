@@ -249,7 +249,7 @@ fn info_and_metrics_say_what_is() {
 #[test]
 fn a_chat_that_can_never_fit_is_refused_and_turns_beyond_the_window_are_not_encoded() {
     let (engine, _) = lab().start();
-    let say = |role, content: String| Message { role, content };
+    let say = |role, content: String| Message::new(role, content);
     // Encoded, each would take several gigabytes.
     let huge = || "x".repeat(48 << 20);
     for messages in [

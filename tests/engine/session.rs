@@ -10,7 +10,7 @@ use qwen::text::chat::{DEFAULT_SYSTEM, Message, Role, render};
 use crate::fake::*;
 
 fn message(role: Role, content: &str) -> Message {
-    Message { role, content: content.to_string() }
+    Message::new(role, content)
 }
 
 fn on(_: &Event) -> Flow {

@@ -122,7 +122,7 @@ fn a_chat_with_a_base_model_stops_as_chats_do() {
     let mut stopped = 0;
     for seed in 0..20 {
         let content = format!("question {seed}");
-        let messages = [Message { role: Role::User, content }];
+        let messages = [Message::new(Role::User, content)];
         let params = greedy(500);
         let prompt = render(raw.tokenizer(), &messages, params.max_window_size).expect("a chat");
         let told = read(&raw.submit_chat(&messages, &params, None).expect("accepted"));

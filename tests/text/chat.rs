@@ -16,7 +16,7 @@ const SUM_TAIL: [u32; 13] =
 const ROOMY: usize = 6144;
 
 fn say(role: Role, content: &str) -> Message {
-    Message { role, content: content.into() }
+    Message::new(role, content)
 }
 
 /// Messages from the user and the assistant in turn.

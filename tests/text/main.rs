@@ -10,6 +10,7 @@ use qwen::text::tokenizer::Tokenizer;
 mod chat;
 mod encode;
 mod hostile;
+mod react;
 mod split;
 mod stream;
 
