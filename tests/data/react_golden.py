@@ -1,9 +1,10 @@
-"""Prompts of conversations with tools, as Qwen's published server makes them: react_golden.json.
+"""Prompts and replies with tools, as Qwen's published server makes and reads them: react_golden.json.
 
 Usage: python3 tests/data/react_golden.py > tests/data/react_golden.json
 
 States the format anew, apart from the library: plain strings, Python's own json and strip. Needs
-Python 3.11 and nothing else. A case is a conversation in OpenAI's form and the prompt's whole text.
+Python 3.11 and nothing else. A prompt is a conversation in OpenAI's form and its whole text; a reply
+is the model's text, and what is said, called and passed.
 """
 
 import json
@@ -150,6 +151,32 @@ CASES = [
     ([], [ASKED, CALLED, RESULT, say("assistant", "21"), say("user", "\nOK")]),
 ]
 
+REPLIES = [
+    "Hello!",
+    "Thought: I should look.\nAction: find\nAction Input: {\"a\": 1}\nObservation: made up",
+    "Thought: 我应该\n查一下。 \nAction: image_gen \nAction Input:\n{\"prompt\": \"猫\"} \n",
+    "Thought: \nAction: find\nAction Input: \nObservation:",
+    "Thought: a\nAction: find\nAction Input: ```py\nprint('x')\n```\nObservation:",
+    "Thought: I now know the final answer.\nFinal Answer: 42\nand so on",
+    "I will look.\nAction: find\nAction Input: {}",
+    "It says\nObservation: this",
+    "Thought: a\nAction Input: {}\nAction: find\nFinal Answer: no",
+    "Just text\nAction: none needed",
+]
+
+
+def read_reply(text):
+    text = text.split("Observation:")[0]
+    name_at, input_at = text.find("\nAction:"), text.find("\nAction Input:")
+    if 0 <= name_at < input_at:
+        name = text[name_at:input_at].removeprefix("\nAction:").strip()
+        passed = text[input_at:].removeprefix("\nAction Input:").strip()
+        return {"said": text[:name_at].split("Thought: ", 1)[-1].strip(), "call": [name, passed]}
+    return {"said": text.split("\nFinal Answer: ")[-1], "call": None}
+
+
 if __name__ == "__main__":
-    cases = [{"tools": t, "messages": m, "prompt": prompt(t, m)} for t, m in CASES]
-    print(json.dumps(cases, ensure_ascii=False, indent=1))
+    prompts = [{"tools": t, "messages": m, "prompt": prompt(t, m)} for t, m in CASES]
+    replies = [{"text": text, **read_reply(text)} for text in REPLIES]
+    golden = {"prompts": prompts, "replies": replies}
+    print(json.dumps(golden, ensure_ascii=False, indent=1))

@@ -11,6 +11,7 @@ mod chat;
 mod encode;
 mod hostile;
 mod react;
+mod react_stream;
 mod split;
 mod stream;
 
