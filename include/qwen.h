@@ -174,6 +174,16 @@
 
 /// Kind of an event, with n > 1 only: one of the replies is complete.
 #define QWEN_EVENT_CHOICE_FINISHED 5
+/// Kind of an event, with tools: new text that the model says to itself, and not to the reader.
+#define QWEN_EVENT_THOUGHT 6
+
+/// Kind of an event, with tools: new text of a call's arguments as the model writes them, to show and
+/// not to act upon. qwen_event_tool_name and qwen_event_tool_id say of which call.
+#define QWEN_EVENT_TOOL_DELTA 7
+
+/// Kind of an event, with tools: the model calls a tool. qwen_event_tool_name, _tool_arguments,
+/// _tool_arguments_form and _tool_id tell how. A reply has one call at most.
+#define QWEN_EVENT_TOOL_CALL 8
 
 /// Reason of an end: the model, or a stop text or id, ended the reply.
 #define QWEN_FINISH_STOP 1
@@ -183,6 +193,19 @@
 
 /// Reason of an end: the caller ended the reply and keeps it.
 #define QWEN_FINISH_CANCELLED 3
+
+/// Reason of an end: the model called a tool, and waits for its result.
+#define QWEN_FINISH_TOOL_CALLS 4
+
+/// Form of a call's arguments: JSON, as the model wrote it.
+#define QWEN_ARGUMENTS_JSON 1
+
+/// Form of a call's arguments: JSON, mended: the model left brackets, quotes or commas open, or wrote
+/// Python's quotes and literals.
+#define QWEN_ARGUMENTS_MENDED 2
+
+/// Form of a call's arguments: no JSON; the text as the model wrote it.
+#define QWEN_ARGUMENTS_TEXT 3
 
 /// For qwen_tokenizer_encode: special tokens' names in the text (such as `<|im_end|>`) become their
 /// control ids. Never use it on text from strangers.
@@ -544,6 +567,20 @@ int32_t qwen_session_regenerate(qwen_session *session,
                                 void *user,
                                 qwen_error **err);
 
+/// Gives the result of the tool that the last reply calls (its finish reason was
+/// QWEN_FINISH_TOOL_CALLS), and waits for the reply to it, otherwise as qwen_session_chat. `options`
+/// should offer the same tools again. If that fails, the conversation is as it was: the call still
+/// waits for its result.
+///
+/// Errors: QWEN_E_STATE where no call waits for a result; otherwise as for qwen_session_chat.
+int32_t qwen_session_tool_result(qwen_session *session,
+                                 const char *result,
+                                 uint64_t result_len,
+                                 const qwen_options *options,
+                                 qwen_event_fn on_event,
+                                 void *user,
+                                 qwen_error **err);
+
 /// Ends the reply that is being made, if one is, within one step of the engine; `how` is QWEN_STOP
 /// (it is kept) or QWEN_CANCEL (it is forgotten). Any thread, also during a call and from its
 /// callback; does not wait.
@@ -557,13 +594,15 @@ int32_t qwen_session_cancel(qwen_session *session, int32_t how, qwen_error **err
 int32_t qwen_session_reply(const qwen_session *session, qwen_buf **reply, qwen_error **err);
 
 /// All messages, the system message first, as JSON that qwen_session_append_json takes:
-/// `[{"role", "content"}...]`. The caller frees `json`.
+/// `[{"role", "content"}...]`, with `tool_calls` and `tool_call_id` where a tool is called and
+/// answers. The caller frees `json`.
 ///
 /// Errors: QWEN_E_BUSY, QWEN_E_REENTRANT.
 int32_t qwen_session_messages_json(const qwen_session *session, qwen_buf **json, qwen_error **err);
 
-/// Appends turns as they are, without the model: user and assistant messages in alternation. A
-/// system message at their beginning replaces the session's. All are appended or none.
+/// Appends turns as they are, without the model: user and assistant messages in alternation, and behind
+/// an assistant's call a tool's result and again an assistant's. A system message at their beginning
+/// replaces the session's. All are appended or none.
 ///
 /// Errors: QWEN_E_ARG for JSON of another form or roles out of order; QWEN_E_BUSY,
 /// QWEN_E_REENTRANT.
@@ -572,11 +611,13 @@ int32_t qwen_session_append_json(qwen_session *session,
                                  uint64_t messages_len,
                                  qwen_error **err);
 
-/// Keeps the first `num_turns` turns (a turn is a user message and its reply); 0 forgets all. The
+/// Keeps the first `num_turns` turns (a turn is a user message and all up to its reply); 0 forgets all. The
 /// system message stays.
 ///
 /// Errors: QWEN_E_BUSY, QWEN_E_REENTRANT.
-int32_t qwen_session_truncate(qwen_session *session, uint64_t num_turns, qwen_error **err);
+int32_t qwen_session_truncate(qwen_session *session,
+                              uint64_t num_turns,
+                              qwen_error **err);
 
 /// Replaces the system message; NULL means the chat format's own.
 ///
@@ -656,8 +697,27 @@ int32_t qwen_event_logprobs_json(const qwen_event *event,
                                  qwen_buf **json,
                                  qwen_error **err);
 
+/// The id of the call, which its result names (`tool_call_id`): the same in all events of a reply. ""
+/// where the event tells of no call. Lives as long as the event.
+const char *qwen_event_tool_id(const qwen_event *event,
+                               uint64_t *len);
+
+/// The tool that is called, by the model's word: it may be one that was not offered. "" where the
+/// event tells of no call. Lives as long as the event.
+const char *qwen_event_tool_name(const qwen_event *event, uint64_t *len);
+
+/// All arguments of the call, on a QWEN_EVENT_TOOL_CALL; "" otherwise. Nothing has checked them against
+/// the tool's parameters. Lives as long as the event.
+const char *qwen_event_tool_arguments(const qwen_event *event,
+                                      uint64_t *len);
+
+/// One of QWEN_ARGUMENTS_*, on a QWEN_EVENT_TOOL_CALL; 0 otherwise.
+int32_t qwen_event_tool_arguments_form(const qwen_event *event);
+
 /// Makes a request for the reply to a conversation, `[{"role", "content"}...]` ending with a user
-/// message. `options`: generation options, or NULL. Nothing runs before qwen_request_submit. The
+/// message, or with a tool's result behind an assistant's call: `{"role": "assistant", "content",
+/// "tool_calls": [{"id", "type": "function", "function": {"name", "arguments"}}]}, {"role": "tool",
+/// "content", "tool_call_id"}`. The options tools and tool_choice offer tools. `options`: generation options, or NULL. Nothing runs before qwen_request_submit. The
 /// caller frees `request`. Any thread.
 ///
 /// Errors: QWEN_E_ARG for JSON of another form; QWEN_E_UTF8; QWEN_E_OPTION.
@@ -827,8 +887,8 @@ int32_t qwen_tokenizer_token_bytes(const qwen_tokenizer *tokenizer,
                                    qwen_buf **bytes,
                                    qwen_error **err);
 
-/// Turns a conversation, `[{"role": "system" | "user" | "assistant", "content": "..."}...]`, into
-/// the prompt that qwen_request_new_chat would give the model. No content can become a control
+/// Turns a conversation, `[{"role": "system" | "user" | "assistant" | "tool", "content": "..."}...]`,
+/// into the prompt that qwen_request_new_chat would give the model, were no tools offered. No content can become a control
 /// token. Turns older than `max_window_size` tokens are left out; 0 keeps all. The caller frees
 /// `tokens`. Any thread.
 ///

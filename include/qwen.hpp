@@ -236,6 +236,17 @@ class Session {
                                            &callback, error);
         })));
     }
+    /// The reply to the result of the tool that the last reply calls.
+    template <typename OnEvent = detail::Silent>
+    Result<std::string> try_tool_result(std::string_view result, OptionsArgument options = {},
+                                        OnEvent &&on_event = {}) {
+        using Function = std::remove_reference_t<OnEvent>;
+        detail::Callback<Function> callback{on_event};
+        return reply_after(callback.finish(detail::call([&](qwen_error **error) {
+            return qwen_session_tool_result(get(), result.data(), result.size(), options.get(),
+                                            &detail::on_event<Function>, &callback, error);
+        })));
+    }
     /// `how`: QWEN_STOP or QWEN_CANCEL. Any thread.
     Result<Done> try_cancel(int32_t how) {
         return detail::call(
@@ -272,6 +283,11 @@ class Session {
     template <typename OnEvent = detail::Silent>
     std::string regenerate(OptionsArgument options = {}, OnEvent &&on_event = {}) {
         return try_regenerate(options, std::forward<OnEvent>(on_event)).value();
+    }
+    template <typename OnEvent = detail::Silent>
+    std::string tool_result(std::string_view result, OptionsArgument options = {},
+                            OnEvent &&on_event = {}) {
+        return try_tool_result(result, options, std::forward<OnEvent>(on_event)).value();
     }
     void cancel(int32_t how) { try_cancel(how).value(); }
     std::string messages() const { return try_messages().value(); }

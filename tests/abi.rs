@@ -24,6 +24,7 @@ const HEADER_FILES: &[&str] = &[
     "session",
     "event",
     "logprobs",
+    "tool_call",
     "request",
     "queue",
     "score",

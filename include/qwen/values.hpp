@@ -122,11 +122,7 @@ class EventView {
     /// Which of several replies it is about.
     uint32_t choice() const noexcept { return qwen_event_choice(raw_); }
     /// Whole UTF-8 characters.
-    std::string_view text() const noexcept {
-        uint64_t length = 0;
-        const char *text = qwen_event_text(raw_, &length);
-        return {text, static_cast<std::size_t>(length)};
-    }
+    std::string_view text() const noexcept { return view(&qwen_event_text); }
     /// The same as the model wrote it.
     std::string_view bytes() const noexcept {
         uint64_t length = 0;
@@ -159,6 +155,12 @@ class EventView {
 #ifdef QWEN_EXCEPTIONS
     std::string logprobs_json() const { return try_logprobs_json().value(); }
 #endif
+    /// Of the call that the event tells of, or empty.
+    std::string_view tool_id() const noexcept { return view(&qwen_event_tool_id); }
+    std::string_view tool_name() const noexcept { return view(&qwen_event_tool_name); }
+    std::string_view tool_arguments() const noexcept { return view(&qwen_event_tool_arguments); }
+    /// QWEN_ARGUMENTS_*, or 0.
+    int32_t tool_arguments_form() const noexcept { return qwen_event_tool_arguments_form(raw_); }
     /// QWEN_FINISH_*, or 0.
     int32_t finish_reason() const noexcept { return qwen_event_finish_reason(raw_); }
     qwen_usage usage() const noexcept {
@@ -171,6 +173,11 @@ class EventView {
     Error error() const { return Error(qwen_event_error(raw_)); }
 
   protected:
+    std::string_view view(const char *(*read)(const qwen_event *, uint64_t *)) const noexcept {
+        uint64_t length = 0;
+        const char *text = read(raw_, &length);
+        return {text, static_cast<std::size_t>(length)};
+    }
     const qwen_event *raw_;
 };
 

@@ -8,6 +8,7 @@ use super::buffers::qwen_buf;
 use super::codes::{QWEN_CANCEL, QWEN_CONTINUE, QWEN_STOP};
 use super::errors::qwen_error;
 use super::guard::{guard, guard_value};
+use super::tool_call::ToolCallTexts;
 use crate::engine::session::Flow;
 use crate::engine::{Event, EventKind, FinishReason};
 use crate::error::{Error, Result};
@@ -23,6 +24,14 @@ pub const QWEN_EVENT_FINISHED: i32 = 3;
 pub const QWEN_EVENT_FAILED: i32 = 4;
 /// Kind of an event, with n > 1 only: one of the replies is complete.
 pub const QWEN_EVENT_CHOICE_FINISHED: i32 = 5;
+/// Kind of an event, with tools: new text that the model says to itself, and not to the reader.
+pub const QWEN_EVENT_THOUGHT: i32 = 6;
+/// Kind of an event, with tools: new text of a call's arguments as the model writes them, to show and
+/// not to act upon. qwen_event_tool_name and qwen_event_tool_id say of which call.
+pub const QWEN_EVENT_TOOL_DELTA: i32 = 7;
+/// Kind of an event, with tools: the model calls a tool. qwen_event_tool_name, _tool_arguments,
+/// _tool_arguments_form and _tool_id tell how. A reply has one call at most.
+pub const QWEN_EVENT_TOOL_CALL: i32 = 8;
 
 /// Reason of an end: the model, or a stop text or id, ended the reply.
 pub const QWEN_FINISH_STOP: i32 = 1;
@@ -30,6 +39,8 @@ pub const QWEN_FINISH_STOP: i32 = 1;
 pub const QWEN_FINISH_LENGTH: i32 = 2;
 /// Reason of an end: the caller ended the reply and keeps it.
 pub const QWEN_FINISH_CANCELLED: i32 = 3;
+/// Reason of an end: the model called a tool, and waits for its result.
+pub const QWEN_FINISH_TOOL_CALLS: i32 = 4;
 
 /// Tokens counted. Later versions may add fields at the end and grow struct_size.
 #[repr(C)]
@@ -49,6 +60,7 @@ pub struct qwen_usage {
 pub struct qwen_event {
     event: Event,
     text: qwen_buf,
+    tool_call: Option<ToolCallTexts>,
     error: Option<qwen_error>,
 }
 
@@ -56,8 +68,14 @@ impl qwen_event {
     /// The C object of `event`.
     pub(super) fn new(event: Event) -> qwen_event {
         let text = qwen_buf::new(event.text.as_bytes());
+        let tool_call = event.tool_call.as_ref().map(ToolCallTexts::new);
         let error = event.error.as_ref().map(qwen_error::new);
-        qwen_event { event, text, error }
+        qwen_event { event, text, tool_call, error }
+    }
+
+    /// The call that the event tells of.
+    pub(super) fn tool_call(&self) -> Option<&ToolCallTexts> {
+        self.tool_call.as_ref()
     }
 
     pub(super) fn event(&self) -> &Event {
@@ -140,6 +158,9 @@ pub unsafe extern "C" fn qwen_event_kind(event: *const qwen_event) -> i32 {
             EventKind::Finished => QWEN_EVENT_FINISHED,
             EventKind::Failed => QWEN_EVENT_FAILED,
             EventKind::ChoiceFinished => QWEN_EVENT_CHOICE_FINISHED,
+            EventKind::Thought => QWEN_EVENT_THOUGHT,
+            EventKind::ToolDelta => QWEN_EVENT_TOOL_DELTA,
+            EventKind::ToolCall => QWEN_EVENT_TOOL_CALL,
         })
     })
 }
@@ -198,7 +219,8 @@ pub unsafe extern "C" fn qwen_event_tokens(
     })
 }
 
-fn put(place: Option<&mut MaybeUninit<u64>>, value: u64) {
+/// Tells a length, where it is asked for.
+pub(super) fn put(place: Option<&mut MaybeUninit<u64>>, value: u64) {
     if let Some(place) = place {
         place.write(value);
     }
@@ -215,6 +237,7 @@ pub unsafe extern "C" fn qwen_event_finish_reason(event: *const qwen_event) -> i
             FinishReason::Stop => QWEN_FINISH_STOP,
             FinishReason::Length => QWEN_FINISH_LENGTH,
             FinishReason::Cancelled => QWEN_FINISH_CANCELLED,
+            FinishReason::ToolCalls => QWEN_FINISH_TOOL_CALLS,
         })
     })
 }

@@ -1,8 +1,11 @@
 //! From option values to the fields they stand for, and back. Values were checked by `keys`.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 
 use crate::engine::{EngineOptions, GenerationParams};
+use crate::text::tools::{ToolChoice, Tools};
 
 fn size(value: &Value) -> usize {
     value.as_u64().unwrap_or(0) as usize
@@ -68,6 +71,8 @@ pub(super) fn set_generation(params: &mut GenerationParams, values: &Map<String,
             }
             "ignore_eos" => params.ignore_eos = value.as_bool().unwrap_or(false),
             "max_window_size" => params.max_window_size = size(value),
+            "tools" => params.tools = Tools::parse(value).ok().map(Arc::new),
+            "tool_choice" => params.tool_choice = ToolChoice::parse(value).unwrap_or_default(),
             "logit_bias" => params.logit_bias = biases(value),
             "logprobs" => params.logprobs = value.as_bool().unwrap_or(false),
             "top_logprobs" => params.top_logprobs = size(value) as u32,
@@ -118,6 +123,8 @@ pub(super) fn generation_values(params: &GenerationParams) -> Map<String, Value>
         "stop_token_ids": params.stop_token_ids,
         "ignore_eos": params.ignore_eos,
         "max_window_size": params.max_window_size,
+        "tools": params.tools.as_ref().map(|tools| tools.source()),
+        "tool_choice": params.tool_choice.to_json(),
         "logit_bias": biases_json(&params.logit_bias),
         "logprobs": params.logprobs,
         "top_logprobs": params.top_logprobs,
@@ -175,6 +182,8 @@ mod tests {
             priority: 0,
             deadline_ms: 0,
             queue_timeout_ms: 0,
+            tools: None,
+            tool_choice: ToolChoice::Auto,
         }
     }
 
@@ -188,6 +197,8 @@ mod tests {
             Shape::Text => json!("x"),
             Shape::Texts => json!(["x"]),
             Shape::Ids => json!([3]),
+            Shape::Tools => json!([{ "type": "function", "function": { "name": "f" } }]),
+            Shape::ToolChoice => json!("none"),
             Shape::Biases => json!({ "3": 0.25 }),
         }
     }

@@ -11,6 +11,7 @@ use crate::engine::options::{
     MAX_BIAS, MAX_BIASES, MAX_CHOICES, MAX_STOP_BYTES, MAX_THREADS, MAX_TOP_LOGPROBS,
 };
 use crate::error::{Error, Result};
+use crate::text::tools::{ToolChoice, Tools};
 
 /// Longest text an option holds, in bytes.
 const MAX_TEXT_BYTES: usize = 1 << 20;
@@ -57,6 +58,10 @@ pub(super) enum Shape {
     Texts,
     /// A list of token ids; an id alone is a list of one.
     Ids,
+    /// OpenAI's list of tools; or its JSON as a text.
+    Tools,
+    /// OpenAI's choice of a tool.
+    ToolChoice,
     /// An object of token ids and numbers from `-MAX_BIAS` to `MAX_BIAS`.
     Biases,
 }
@@ -228,6 +233,17 @@ pub(super) const KEYS: &[Key] = &[
         Shape::Integer(0, MAX_MS),
         "most time from the submit to the beginning of the reply, which fails then; 0: no limit",
     ),
+    generation(
+        "tools",
+        Shape::Tools,
+        "tools that a chat offers, as OpenAI's API describes them; also their JSON as a text",
+    ),
+    generation(
+        "tool_choice",
+        Shape::ToolChoice,
+        "auto: the model may call a tool; none: it must not; required: it must; {\"type\": \"function\", \
+         \"function\": {\"name\": ...}}: it must call this one",
+    ),
     key(Kind::Session, "system", Shape::Text, "the system message; the format's own if absent"),
 ];
 
@@ -244,6 +260,11 @@ pub(super) fn find(kind: Kind, name: &str) -> Result<&'static Key> {
 impl Key {
     /// `value`, brought to this key's shape; an error that names the key where that cannot be.
     pub(super) fn check(&self, value: Value) -> Result<Value> {
+        match self.shape {
+            Shape::Tools => return check_tools(value),
+            Shape::ToolChoice => return ToolChoice::parse(&value).map(|_| value),
+            _ => {}
+        }
         self.shape
             .fit(value)
             .ok_or_else(|| Error::Option { key: self.name.to_string(), reason: self.shape.wish() })
@@ -286,6 +307,8 @@ impl Shape {
                 list(value, |value| value.as_u64().is_some_and(|id| u32::try_from(id).is_ok()))
             }
             Shape::Biases => Some(value).filter(are_biases),
+            // Both are checked by `check`, which can say more.
+            Shape::Tools | Shape::ToolChoice => Some(value),
         }
     }
 
@@ -302,6 +325,8 @@ impl Shape {
                 format!("wants at most {MAX_ITEMS} texts of 1 to {MAX_STOP_BYTES} bytes")
             }
             Shape::Ids => format!("wants at most {MAX_ITEMS} token ids"),
+            Shape::Tools => "wants a list of tools".to_string(),
+            Shape::ToolChoice => "wants a choice of tool".to_string(),
             Shape::Biases => format!(
                 "wants an object of at most {MAX_BIASES} token ids with numbers from -{MAX_BIAS} to \
                  {MAX_BIAS}"
@@ -318,6 +343,8 @@ impl Shape {
             Shape::Choice(_) | Shape::Text => ("string", None),
             Shape::Texts => ("strings", None),
             Shape::Ids => ("integers", None),
+            Shape::Tools => ("tools", None),
+            Shape::ToolChoice => ("tool_choice", None),
             Shape::Biases => ("object", Some((json!(-MAX_BIAS), json!(MAX_BIAS)))),
         };
         object.insert("type".into(), json!(name));
@@ -332,6 +359,15 @@ impl Shape {
             object.insert("choices".into(), json!(choices));
         }
     }
+}
+
+/// Tools are read here already, so that what is wrong with them is told by its place.
+fn check_tools(value: Value) -> Result<Value> {
+    let value = match value {
+        Value::String(text) => serde_json::from_str(&text).unwrap_or(Value::Null),
+        value => value,
+    };
+    Tools::parse(&value).map(|_| value)
 }
 
 /// A whole number, however JSON wrote it (`3` or `3.0`).

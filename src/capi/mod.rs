@@ -10,7 +10,7 @@
 //! buffers   qwen_buf, qwen_tokens             version   version, ABI check, build info
 //! keys      the table of option keys          fields    from option values to fields and back
 //! options   qwen_options                      log       the log hook
-//! logprobs  qwen_logprob, of an event's tokens
+//! logprobs  qwen_logprob, of an event's tokens           tool_call   the call that an event tells of
 //! score     log-likelihoods
 //! tokenizer, detok, engine, session, request, queue, event     one handle type each
 //! ```
@@ -44,4 +44,5 @@ pub mod request;
 pub mod score;
 pub mod session;
 pub mod tokenizer;
+pub mod tool_call;
 pub mod version;

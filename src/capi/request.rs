@@ -176,7 +176,9 @@ impl Drop for Reading<'_> {
 }
 
 /// Makes a request for the reply to a conversation, `[{"role", "content"}...]` ending with a user
-/// message. `options`: generation options, or NULL. Nothing runs before qwen_request_submit. The
+/// message, or with a tool's result behind an assistant's call: `{"role": "assistant", "content",
+/// "tool_calls": [{"id", "type": "function", "function": {"name", "arguments"}}]}, {"role": "tool",
+/// "content", "tool_call_id"}`. The options tools and tool_choice offer tools. `options`: generation options, or NULL. Nothing runs before qwen_request_submit. The
 /// caller frees `request`. Any thread.
 ///
 /// Errors: QWEN_E_ARG for JSON of another form; QWEN_E_UTF8; QWEN_E_OPTION.
@@ -309,7 +311,7 @@ fn run(request: &Request, listener: &mut Listener) -> Result<()> {
             EventKind::Failed => {
                 return Err(event.error.unwrap_or(Error::Cancelled));
             }
-            EventKind::Started | EventKind::Delta | EventKind::ChoiceFinished => {}
+            _ => {}
         }
     }
 }

@@ -117,6 +117,36 @@ pub unsafe extern "C" fn qwen_session_regenerate(
     })
 }
 
+/// Gives the result of the tool that the last reply calls (its finish reason was
+/// QWEN_FINISH_TOOL_CALLS), and waits for the reply to it, otherwise as qwen_session_chat. `options`
+/// should offer the same tools again. If that fails, the conversation is as it was: the call still
+/// waits for its result.
+///
+/// Errors: QWEN_E_STATE where no call waits for a result; otherwise as for qwen_session_chat.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_session_tool_result(
+    session: *mut qwen_session,
+    result: *const c_char,
+    result_len: u64,
+    options: *const qwen_options,
+    on_event: qwen_event_fn,
+    user: *mut c_void,
+    err: Option<&mut MaybeUninit<*mut qwen_error>>,
+) -> i32 {
+    guard("qwen_session_tool_result", err, || {
+        // SAFETY: the caller gives a live session or NULL.
+        let inside = unsafe { handle("session", session) }?;
+        // SAFETY: the caller gives a text as the header says.
+        let result = unsafe { text("result", result, result_len) }?;
+        // SAFETY: the caller gives live options or NULL.
+        let options = unsafe { optional(options) };
+        let params = generation_params(options, inside.engine.generation_defaults())?;
+        let mut listener = Listener::new(on_event, user);
+        let reply = inside.session.tool_result(result, &params, &mut |event| listener.tell(event));
+        listener.verdict(reply.map(drop))
+    })
+}
+
 /// Ends the reply that is being made, if one is, within one step of the engine; `how` is QWEN_STOP
 /// (it is kept) or QWEN_CANCEL (it is forgotten). Any thread, also during a call and from its
 /// callback; does not wait.
@@ -157,7 +187,8 @@ pub unsafe extern "C" fn qwen_session_reply(
 }
 
 /// All messages, the system message first, as JSON that qwen_session_append_json takes:
-/// `[{"role", "content"}...]`. The caller frees `json`.
+/// `[{"role", "content"}...]`, with `tool_calls` and `tool_call_id` where a tool is called and
+/// answers. The caller frees `json`.
 ///
 /// Errors: QWEN_E_BUSY, QWEN_E_REENTRANT.
 #[unsafe(no_mangle)]
@@ -177,8 +208,9 @@ pub unsafe extern "C" fn qwen_session_messages_json(
     })
 }
 
-/// Appends turns as they are, without the model: user and assistant messages in alternation. A
-/// system message at their beginning replaces the session's. All are appended or none.
+/// Appends turns as they are, without the model: user and assistant messages in alternation, and behind
+/// an assistant's call a tool's result and again an assistant's. A system message at their beginning
+/// replaces the session's. All are appended or none.
 ///
 /// Errors: QWEN_E_ARG for JSON of another form or roles out of order; QWEN_E_BUSY,
 /// QWEN_E_REENTRANT.
@@ -198,7 +230,7 @@ pub unsafe extern "C" fn qwen_session_append_json(
     })
 }
 
-/// Keeps the first `num_turns` turns (a turn is a user message and its reply); 0 forgets all. The
+/// Keeps the first `num_turns` turns (a turn is a user message and all up to its reply); 0 forgets all. The
 /// system message stays.
 ///
 /// Errors: QWEN_E_BUSY, QWEN_E_REENTRANT.

@@ -158,8 +158,8 @@ fn outside(id: u32, tokenizer: &Tokenizer) -> Error {
     Error::Argument { argument: "id", reason }
 }
 
-/// Turns a conversation, `[{"role": "system" | "user" | "assistant", "content": "..."}...]`, into
-/// the prompt that qwen_request_new_chat would give the model. No content can become a control
+/// Turns a conversation, `[{"role": "system" | "user" | "assistant" | "tool", "content": "..."}...]`,
+/// into the prompt that qwen_request_new_chat would give the model, were no tools offered. No content can become a control
 /// token. Turns older than `max_window_size` tokens are left out; 0 keeps all. The caller frees
 /// `tokens`. Any thread.
 ///

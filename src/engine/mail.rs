@@ -1,10 +1,12 @@
 //! What the loop has posted for one request and nobody has taken yet: the news of each of its choices,
 //! which coalesce, and its end. Plain data behind the lock of `request::Mailbox`.
 
+use std::collections::VecDeque;
+
+use crate::engine::calls::Part;
 use crate::engine::logits::{Drawn, TokenLogprobs};
 use crate::engine::request::{Event, EventKind, FinishReason, Usage};
 use crate::error::{Error, Result};
-use crate::text::TextDelta;
 
 /// See above.
 #[derive(Default)]
@@ -26,8 +28,8 @@ pub(super) struct Mail {
 /// News of one reply.
 #[derive(Default)]
 struct Choice {
-    text: String,
-    bytes: Vec<u8>,
+    /// Neighbours of one kind are one; a reply changes its kind a few times at most.
+    parts: VecDeque<Part>,
     token_ids: Vec<u32>,
     logprobs: Vec<TokenLogprobs>,
     is_over: bool,
@@ -38,8 +40,7 @@ struct Choice {
 impl Choice {
     /// Ids whose text is held back wait for it, or for the end.
     fn has_delta(&self) -> bool {
-        let has_text = !self.text.is_empty() || !self.bytes.is_empty();
-        has_text || (self.is_over && !self.token_ids.is_empty())
+        !self.parts.is_empty() || (self.is_over && !self.token_ids.is_empty())
     }
 
     fn is_ready(&self) -> bool {
@@ -49,8 +50,12 @@ impl Choice {
     fn take(&mut self, tag: u64) -> Option<Event> {
         if self.has_delta() {
             let mut delta = Event::new(tag, EventKind::Delta);
-            delta.text = std::mem::take(&mut self.text);
-            delta.bytes = std::mem::take(&mut self.bytes);
+            if let Some(part) = self.parts.pop_front() {
+                delta.kind = part.kind;
+                delta.text = part.text;
+                delta.bytes = part.bytes;
+                delta.tool_call = part.tool_call;
+            }
             delta.token_ids = std::mem::take(&mut self.token_ids);
             delta.logprobs = std::mem::take(&mut self.logprobs);
             return Some(delta);
@@ -72,16 +77,21 @@ impl Mail {
         self.started = true;
     }
 
-    /// Adds text (which may be empty while the stream holds it back) and the tokens it came from.
+    /// Adds parts of a reply, in order, and the tokens they came from.
     pub(super) fn add(
         &mut self,
         choice: usize,
-        delta: TextDelta,
+        parts: Vec<Part>,
         drawn: impl IntoIterator<Item = Drawn>,
     ) {
         let Some(choice) = self.choices.get_mut(choice) else { return };
-        choice.text.push_str(&delta.text);
-        choice.bytes.extend_from_slice(&delta.bytes);
+        for part in parts {
+            match choice.parts.back_mut() {
+                Some(last) if last.joins(&part) => last.append(part),
+                _ if part.is_empty() => {}
+                _ => choice.parts.push_back(part),
+            }
+        }
         for drawn in drawn {
             choice.token_ids.push(drawn.token);
             choice.logprobs.extend(drawn.logprobs);

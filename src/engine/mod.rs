@@ -12,6 +12,7 @@
 //! that drop returns (it waits for the step that is running, no longer).
 
 mod assemble;
+mod calls;
 mod completion;
 mod logits;
 mod mail;
@@ -40,7 +41,10 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::model::generation::ChatFormat;
+use crate::text::chat::{self, Prompt};
 use crate::text::tokenizer::Tokenizer;
+use calls::ReactReply;
+pub use calls::ToolCallNews;
 pub use completion::CompletionQueue;
 pub use logits::{Logprob, TokenLogprobs};
 pub use options::{EngineOptions, GenerationParams};
@@ -178,7 +182,7 @@ impl Engine {
     /// `queue`: where events are announced; without one, `Request::next` is the only way.
     pub fn submit_chat(
         &self,
-        messages: &[crate::text::chat::Message],
+        messages: &[chat::Message],
         params: &GenerationParams,
         queue: Option<(Arc<CompletionQueue>, u64)>,
     ) -> Result<Request> {
@@ -191,7 +195,7 @@ impl Engine {
     pub(crate) fn begin_chat(
         &self,
         request: &Request,
-        messages: &[crate::text::chat::Message],
+        messages: &[chat::Message],
         params: &GenerationParams,
     ) -> Result<()> {
         self.shared().health()?;
@@ -201,8 +205,10 @@ impl Engine {
         }
         let tokenizer = self.tokenizer();
         // Before encoding, which takes far more memory than the text itself.
-        check_room(crate::text::chat::fewest_tokens(tokenizer, messages, None), self.shared())?;
-        let prompt = crate::text::chat::render(tokenizer, messages, params.max_window_size)?;
+        let (tools, choice) = (params.tools.as_deref(), &params.tool_choice);
+        check_room(chat::fewest_tokens(tokenizer, messages, tools), self.shared())?;
+        let window = params.max_window_size;
+        let prompt = chat::render_with(tokenizer, messages, tools, choice, window)?;
         self.begin(request, prompt, ChatFormat::ChatMl, params)
     }
 
@@ -228,16 +234,22 @@ impl Engine {
         prompt: Vec<u32>,
         params: &GenerationParams,
     ) -> Result<()> {
+        if params.tools.is_some() {
+            let reason = "a prompt of tokens cannot offer tools, only a chat can";
+            return Err(options::wrong("tools", reason.to_string()));
+        }
+        let prompt = Prompt { ids: prompt, react: None };
         self.begin(request, prompt, self.shared().generation.chat_format, params)
     }
 
     fn begin(
         &self,
         request: &Request,
-        prompt: Vec<u32>,
+        prompt: Prompt,
         format: ChatFormat,
         params: &GenerationParams,
     ) -> Result<()> {
+        let Prompt { ids: prompt, react } = prompt;
         let shared = self.shared();
         shared.health()?;
         params.validate()?;
@@ -251,6 +263,7 @@ impl Engine {
             total_tokens: shared
                 .sequence_tokens
                 .min(prompt.len().saturating_add(params.max_tokens)),
+            react: react.clone().map(ReactReply::new),
             ..start::stops(shared, format, params)
         };
         let mailbox = request.mailbox();

@@ -2,10 +2,13 @@
 //!
 //! Plain data and checks; nothing here acts. `capi::options` maps string keys to these fields.
 
+use std::sync::Arc;
+
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::generation::GenerationConfig;
 use crate::sample::{SamplingParams, seed_of_choice};
+use crate::text::tools::{ToolChoice, Tools};
 
 /// How an engine is opened. `capi::options` maps string keys to these fields.
 #[derive(Debug, Clone, PartialEq)]
@@ -128,6 +131,10 @@ pub struct GenerationParams {
     pub deadline_ms: u64,
     /// Most milliseconds from the submit to the first step; 0 means no limit.
     pub queue_timeout_ms: u64,
+    /// Tools that a chat offers to the model, which may then answer by calling one.
+    pub tools: Option<Arc<Tools>>,
+    /// Whether it may, must or must not.
+    pub tool_choice: ToolChoice,
 }
 
 /// Most stop texts and stop ids of one request.
@@ -170,6 +177,8 @@ impl GenerationParams {
             priority: 0,
             deadline_ms: 0,
             queue_timeout_ms: 0,
+            tools: None,
+            tool_choice: ToolChoice::Auto,
         }
     }
 
@@ -206,7 +215,7 @@ impl GenerationParams {
         if self.top_logprobs > 0 && !self.logprobs {
             return Err(wrong("top_logprobs", "wants logprobs to be true".to_string()));
         }
-        Ok(())
+        self.tool_choice.check(self.tools.as_deref())
     }
 }
 

@@ -2,8 +2,9 @@
 //! empties. Undelivered deltas coalesce, so a slow reader never stalls the batch.
 //!
 //! Order of events: `Started` (absent when the request ended before its first step), any number of
-//! `Delta`, then exactly one `Finished` or `Failed`. Where several replies were asked for, each has its
-//! own deltas and one `ChoiceFinished` behind them, unless it failed.
+//! `Delta` (with tools also `Thought` and `ToolDelta`, and one `ToolCall` at most, last), then exactly
+//! one `Finished` or `Failed`. Where several replies were asked for, each has its own news and one
+//! `ChoiceFinished` behind it, unless it failed.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use crate::engine::calls::{Part, ToolCallNews};
 use crate::engine::completion::CompletionQueue;
 use crate::engine::logits::{Drawn, TokenLogprobs};
 use crate::engine::mail::Mail;
@@ -24,6 +26,12 @@ pub enum EventKind {
     Started,
     /// New text (possibly several tokens' worth).
     Delta,
+    /// New text that the model says to itself before it answers or calls a tool.
+    Thought,
+    /// New text of a call's arguments, as the model writes them: to show, not to act upon.
+    ToolDelta,
+    /// The model calls a tool: name and arguments are complete.
+    ToolCall,
     /// One of several replies is complete; more will come.
     ChoiceFinished,
     /// The reply is complete, or all of several are; the last event.
@@ -41,6 +49,8 @@ pub enum FinishReason {
     Length,
     /// The caller ended it and keeps what was generated.
     Cancelled,
+    /// The model called a tool and waits for its result.
+    ToolCalls,
 }
 
 /// Tokens counted for one request.
@@ -69,6 +79,8 @@ pub struct Event {
     pub token_ids: Vec<u32>,
     /// Of each of these ids, or empty where nobody asked.
     pub logprobs: Vec<TokenLogprobs>,
+    /// On `ToolDelta` and `ToolCall`.
+    pub tool_call: Option<ToolCallNews>,
     /// On `Finished`, of several replies the one that ended last; on `ChoiceFinished`.
     pub finish: Option<FinishReason>,
     /// On `Finished` and `Failed`, of all replies; on `ChoiceFinished` of that one.
@@ -87,6 +99,7 @@ impl Event {
             bytes: Vec::new(),
             token_ids: Vec::new(),
             logprobs: Vec::new(),
+            tool_call: None,
             finish: None,
             usage: Usage::default(),
             error: None,
@@ -226,7 +239,18 @@ impl Mailbox {
         delta: TextDelta,
         drawn: impl IntoIterator<Item = Drawn>,
     ) {
-        self.post(|mail| mail.add(choice, delta, drawn));
+        let part = Part::text(EventKind::Delta, delta.text, delta.bytes);
+        self.post_parts(choice, vec![part], drawn);
+    }
+
+    /// Adds parts of a reply, in order, and the tokens they came from.
+    pub(crate) fn post_parts(
+        self: &Arc<Self>,
+        choice: usize,
+        parts: Vec<Part>,
+        drawn: impl IntoIterator<Item = Drawn>,
+    ) {
+        self.post(|mail| mail.add(choice, parts, drawn));
     }
 
     /// Ends one choice. If it failed, the others shall end, too.

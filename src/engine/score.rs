@@ -62,6 +62,7 @@ impl Engine {
             total_tokens: tokens.len() + 1,
             stop_token_ids: Vec::new(),
             stop_texts: Vec::new(),
+            react: None,
         };
         let request = Request::prepared(None);
         let sequence = Sequence::new(tokens, &params, limits, (request.mailbox().clone(), 0));

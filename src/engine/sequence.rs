@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::batch::FED;
+use crate::engine::calls::ReactReply;
 use crate::engine::logits::{Drawn, LogitRules, unmeasured};
 use crate::engine::options::GenerationParams;
 use crate::engine::request::{Deadline, FinishReason, Mailbox, Usage};
@@ -76,6 +77,8 @@ pub(crate) struct Limits {
     pub(crate) total_tokens: usize,
     pub(crate) stop_token_ids: Vec<u32>,
     pub(crate) stop_texts: Vec<String>,
+    /// The reply is in the format of tools, and ends as that says, too.
+    pub(crate) react: Option<ReactReply>,
 }
 
 /// A request in the hands of the loop.
@@ -106,6 +109,7 @@ pub(crate) struct Sequence {
     total_tokens_limit: usize,
     stop_token_ids: Vec<u32>,
     stream: TextStream,
+    react: Option<ReactReply>,
     sampling: SamplingParams,
     pub(crate) rules: LogitRules,
     seen: SeenTokens,
@@ -148,6 +152,7 @@ impl Sequence {
             total_tokens_limit: limits.total_tokens,
             stop_token_ids: limits.stop_token_ids,
             stream: TextStream::new(&limits.stop_texts),
+            react: limits.react,
             sampling: params.sampling.clone(),
             rules: LogitRules::new(params),
         }
@@ -302,8 +307,18 @@ impl Sequence {
         self.seen.push_reply(token);
         let shown = tokenizer.token_bytes(token).filter(|_| !tokenizer.is_special(token));
         let delta = self.stream.push(shown.unwrap_or_default());
-        let stopped = delta.stopped;
-        self.mailbox.post_delta(self.choice, delta, Some(drawn));
+        let stopped = match &mut self.react {
+            None => {
+                let stopped = delta.stopped;
+                self.mailbox.post_delta(self.choice, delta, Some(drawn));
+                stopped
+            }
+            Some(react) => {
+                let (parts, is_over) = react.push(&delta);
+                self.mailbox.post_parts(self.choice, parts, Some(drawn));
+                is_over
+            }
+        };
         if stopped {
             return Some(FinishReason::Stop);
         }
@@ -337,10 +352,16 @@ impl Sequence {
     /// Ends the reply: what the text stream held back is delivered, then the last event. The caller
     /// has taken the pages back before, so that whoever sees the event also sees them free.
     pub(crate) fn finish(mut self, outcome: Result<FinishReason, Error>) {
-        if outcome.is_ok() {
+        let outcome = outcome.map(|reason| {
             let tail = self.stream.finish();
-            self.mailbox.post_delta(self.choice, tail, None);
-        }
+            let Some(react) = &mut self.react else {
+                self.mailbox.post_delta(self.choice, tail, None);
+                return reason;
+            };
+            let (parts, reason) = react.finish(&tail, reason);
+            self.mailbox.post_parts(self.choice, parts, None);
+            reason
+        });
         self.mailbox.post_end(self.choice, outcome, self.usage());
     }
 }

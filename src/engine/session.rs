@@ -8,9 +8,12 @@ use std::thread::ThreadId;
 use parking_lot::Mutex;
 
 use crate::engine::options::wrong;
-use crate::engine::{Engine, Event, EventKind, FinishReason, GenerationParams, Request, Usage};
+use crate::engine::{
+    Engine, Event, EventKind, FinishReason, GenerationParams, Request, ToolCallNews, Usage,
+};
 use crate::error::{Error, Result};
 use crate::text::chat::{DEFAULT_SYSTEM, Message, Role};
+use crate::text::tools::ToolCall;
 
 /// What a streaming callback wants next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,8 +29,11 @@ pub enum Flow {
 /// A finished reply.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reply {
-    /// What the callback was given, as it is stored in the history.
+    /// What the callback was given, as it is stored in the history. Of a call of a tool, and of a reply
+    /// that never came to an answer, it is the thought.
     pub text: String,
+    /// The tool that the model calls.
+    pub tool_call: Option<ToolCall>,
     /// Why it ended.
     pub finish: FinishReason,
     /// Tokens counted, also those that came too late for a callback that had stopped.
@@ -50,7 +56,7 @@ struct Visitor {
     request: Request,
 }
 
-/// A system message and complete turns: user and assistant in pairs.
+/// A system message and complete turns: a user's message and what follows it, an assistant's last.
 struct History {
     system: String,
     turns: Vec<Message>,
@@ -94,12 +100,38 @@ impl Session {
         on_event: &mut dyn FnMut(&Event) -> Flow,
     ) -> Result<Reply> {
         let visit = self.enter()?;
-        let question = Message::new(Role::User, text);
+        self.say(&visit, Message::new(Role::User, text), params, on_event)
+    }
+
+    /// Gives the result of the tool that the last reply calls, and streams the reply to it as `chat`
+    /// does; both are stored when it finishes. `Error::State` where no call waits for a result.
+    pub fn tool_result(
+        &self,
+        result: &str,
+        params: &GenerationParams,
+        on_event: &mut dyn FnMut(&Event) -> Flow,
+    ) -> Result<Reply> {
+        let visit = self.enter()?;
+        let call = self.history.lock().turns.last().and_then(|last| last.tool_call.clone());
+        let Some(call) = call else {
+            return Err(Error::State { reason: "no call waits for a result".to_string() });
+        };
+        let result = Message { tool_call_id: Some(call.id), ..Message::new(Role::Tool, result) };
+        self.say(&visit, result, params, on_event)
+    }
+
+    /// Adds `message` and the reply to it, once there is one.
+    fn say(
+        &self,
+        visit: &Visit<'_>,
+        message: Message,
+        params: &GenerationParams,
+        on_event: &mut dyn FnMut(&Event) -> Flow,
+    ) -> Result<Reply> {
         let mut messages = self.history.lock().messages();
-        messages.push(question.clone());
+        messages.push(message.clone());
         let reply = self.generate(&visit.request, &messages, params, on_event)?;
-        let answer = Message::new(Role::Assistant, reply.text.as_str());
-        self.history.lock().turns.extend([question, answer]);
+        self.history.lock().turns.extend([message, reply.message()]);
         Ok(reply)
     }
 
@@ -117,7 +149,7 @@ impl Session {
         }
         let reply = self.generate(&visit.request, &messages, params, on_event)?;
         if let Some(last) = self.history.lock().turns.last_mut() {
-            last.content.clone_from(&reply.text);
+            *last = reply.message();
         }
         Ok(reply)
     }
@@ -129,23 +161,23 @@ impl Session {
     }
 
     /// Appends messages as they are, nothing generated. A system message at their beginning replaces
-    /// the session's; after it, roles must alternate user, assistant, and end with an assistant's.
-    /// All or nothing.
+    /// the session's; after it, roles must alternate user, assistant, and end with an assistant's. Behind
+    /// an assistant's call there may be the tool's result, and again an assistant's. All or nothing.
     pub fn append(&self, mut messages: Vec<Message>) -> Result<()> {
         let _visit = self.enter()?;
         let leads = messages.first().is_some_and(|message| message.role == Role::System);
         let system = leads.then(|| messages.remove(0).content);
-        let expected = [Role::User, Role::Assistant].into_iter().cycle();
-        let misplaced =
-            messages.iter().zip(expected).position(|(message, role)| message.role != role);
-        if let Some(index) = misplaced {
+        let before = std::iter::once(None).chain(messages.iter().map(Some));
+        if let Some(index) =
+            messages.iter().zip(before).position(|(message, before)| !follows(before, message))
+        {
             return Err(wrong_messages(format!(
                 "message {}: roles must alternate user, assistant",
                 index + usize::from(leads)
             )));
         }
-        if !messages.len().is_multiple_of(2) {
-            return Err(wrong_messages("the last user message has no reply".to_string()));
+        if messages.last().is_some_and(|last| last.role != Role::Assistant) {
+            return Err(wrong_messages("the last message has no reply".to_string()));
         }
         let mut history = self.history.lock();
         if let Some(system) = system {
@@ -155,10 +187,15 @@ impl Session {
         Ok(())
     }
 
-    /// Keeps the first `num_turns` user-assistant pairs; 0 clears the history.
+    /// Keeps the first `num_turns` turns, each a user's message and all that follows it; 0 clears the
+    /// history.
     pub fn truncate(&self, num_turns: usize) -> Result<()> {
         let _visit = self.enter()?;
-        self.history.lock().turns.truncate(num_turns.saturating_mul(2));
+        let turns = &mut self.history.lock().turns;
+        let mut begins = turns.iter().enumerate().filter(|(_, said)| said.role == Role::User);
+        if let Some((index, _)) = begins.nth(num_turns) {
+            turns.truncate(index);
+        }
         Ok(())
     }
 
@@ -209,35 +246,85 @@ impl Session {
             return Err(wrong("n", "a session makes one reply".to_string()));
         }
         self.engine.begin_chat(request, messages, params)?;
-        let mut text = String::new();
+        let mut heard = Heard::default();
         loop {
             let event = request.next(None)?;
-            text.push_str(&event.text);
+            heard.hear(&event);
             let flow = on_event(&event);
             if let Some(error) = event.error {
                 return Err(error);
             }
             match (flow, event.finish) {
                 (Flow::Cancel, _) => return Err(Error::Cancelled),
-                (_, Some(finish)) => return Ok(Reply { text, finish, usage: event.usage }),
-                (Flow::Stop, None) => return stopped(request, text),
+                (_, Some(finish)) => return Ok(heard.reply(finish, event.usage)),
+                (Flow::Stop, None) => return stopped(request, heard),
                 (Flow::Continue, None) => {}
             }
         }
     }
 }
 
+/// What a callback was told so far.
+#[derive(Default)]
+struct Heard {
+    answer: String,
+    thought: String,
+    tool_call: Option<ToolCall>,
+}
+
+impl Heard {
+    fn hear(&mut self, event: &Event) {
+        match (event.kind, &event.tool_call) {
+            (EventKind::Thought, _) => self.thought.push_str(&event.text),
+            (EventKind::ToolDelta, _) => {}
+            (EventKind::ToolCall, Some(ToolCallNews { id, name, arguments, .. })) => {
+                let (id, name, arguments) = (id.clone(), name.clone(), arguments.clone());
+                self.tool_call = Some(ToolCall { id, name, arguments });
+            }
+            _ => self.answer.push_str(&event.text),
+        }
+    }
+
+    fn reply(self, finish: FinishReason, usage: Usage) -> Reply {
+        let Heard { answer, thought, tool_call } = self;
+        let text = if answer.is_empty() { thought } else { answer };
+        Reply { text, tool_call, finish, usage }
+    }
+}
+
+impl Reply {
+    /// This reply as the history keeps it.
+    fn message(&self) -> Message {
+        let tool_call = self.tool_call.clone();
+        Message { tool_call, ..Message::new(Role::Assistant, self.text.as_str()) }
+    }
+}
+
+/// May `message` stand behind `before` in a history?
+fn follows(before: Option<&Message>, message: &Message) -> bool {
+    match before.map(|before| before.role) {
+        None => message.role == Role::User,
+        Some(Role::User | Role::Tool) => message.role == Role::Assistant,
+        Some(Role::Assistant) => match message.role {
+            Role::User => true,
+            Role::Tool => before.is_some_and(|before| before.tool_call.is_some()),
+            _ => false,
+        },
+        Some(Role::System) => false,
+    }
+}
+
 /// Ends a request whose reader has seen enough: `text` is the reply.
-fn stopped(request: &Request, text: String) -> Result<Reply> {
+fn stopped(request: &Request, heard: Heard) -> Result<Reply> {
     request.cancel(true);
     loop {
         let event = request.next(None)?;
         match event.kind {
             EventKind::Finished => {
-                return Ok(Reply { text, finish: FinishReason::Cancelled, usage: event.usage });
+                return Ok(heard.reply(FinishReason::Cancelled, event.usage));
             }
             EventKind::Failed => return Err(event.error.unwrap_or(Error::Cancelled)),
-            EventKind::Started | EventKind::Delta | EventKind::ChoiceFinished => {}
+            _ => {}
         }
     }
 }

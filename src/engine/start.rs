@@ -157,7 +157,7 @@ pub(crate) fn stops(shared: &Shared, format: ChatFormat, params: &GenerationPara
     if !params.ignore_eos {
         format_stops(shared, format, &mut stop_token_ids, &mut stop_texts);
     }
-    Limits { total_tokens: 0, stop_token_ids, stop_texts }
+    Limits { total_tokens: 0, stop_token_ids, stop_texts, react: None }
 }
 
 /// End-of-text and chat control tokens; for base models the text with which they begin to play the

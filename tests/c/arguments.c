@@ -30,6 +30,10 @@ static void frees_and_accessors_take_null(void) {
     CHECK(qwen_event_bytes(NULL, NULL) == NULL && qwen_event_tokens(NULL, NULL) == NULL);
     CHECK(qwen_event_finish_reason(NULL) == 0 && qwen_event_error(NULL) == NULL);
     CHECK(qwen_event_num_logprobs(NULL) == 0 && qwen_event_num_top_logprobs(NULL, 0) == 0);
+    CHECK(strcmp(qwen_event_tool_id(NULL, &length), "") == 0 && length == 0);
+    CHECK(strcmp(qwen_event_tool_name(NULL, NULL), "") == 0);
+    CHECK(strcmp(qwen_event_tool_arguments(NULL, NULL), "") == 0);
+    CHECK(qwen_event_tool_arguments_form(NULL) == 0);
     CHECK(qwen_events_len(NULL) == 0 && qwen_events_at(NULL, 0) == NULL);
 }
 
@@ -105,6 +109,7 @@ static void doers_take_null(void) {
     CHECK_FAILS(QWEN_E_NULL, qwen_engine_shutdown(NULL, QWEN_SHUTDOWN_DRAIN, 0, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_session_chat(NULL, "x", 1, NULL, on_event, NULL, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_session_regenerate(NULL, NULL, on_event, NULL, &err));
+    CHECK_FAILS(QWEN_E_NULL, qwen_session_tool_result(NULL, "x", 1, NULL, on_event, NULL, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_session_cancel(NULL, QWEN_STOP, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_session_append_json(NULL, "[]", 2, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_session_truncate(NULL, 0, &err));

@@ -31,6 +31,26 @@ void qwen_test_panic(const char *name);
 
 static int num_tested;
 
+static void without_events(void) {
+    PANICS(qwen_event_usage, NULL, NULL);
+    PANICS(qwen_event_logprob, NULL, 0, 0, NULL);
+    PANICS(qwen_event_logprobs_json, NULL, NULL);
+    NEUTRAL(qwen_event_tag, qwen_event_tag(NULL) == 0);
+    NEUTRAL(qwen_event_kind, qwen_event_kind(NULL) == 0);
+    NEUTRAL(qwen_event_choice, qwen_event_choice(NULL) == 0);
+    NEUTRAL(qwen_event_text, strcmp(qwen_event_text(NULL, NULL), "") == 0);
+    NEUTRAL(qwen_event_bytes, qwen_event_bytes(NULL, NULL) == NULL);
+    NEUTRAL(qwen_event_tokens, qwen_event_tokens(NULL, NULL) == NULL);
+    NEUTRAL(qwen_event_finish_reason, qwen_event_finish_reason(NULL) == 0);
+    NEUTRAL(qwen_event_num_logprobs, qwen_event_num_logprobs(NULL) == 0);
+    NEUTRAL(qwen_event_num_top_logprobs, qwen_event_num_top_logprobs(NULL, 0) == 0);
+    NEUTRAL(qwen_event_tool_id, strcmp(qwen_event_tool_id(NULL, NULL), "") == 0);
+    NEUTRAL(qwen_event_tool_name, strcmp(qwen_event_tool_name(NULL, NULL), "") == 0);
+    NEUTRAL(qwen_event_tool_arguments, strcmp(qwen_event_tool_arguments(NULL, NULL), "") == 0);
+    NEUTRAL(qwen_event_tool_arguments_form, qwen_event_tool_arguments_form(NULL) == 0);
+    NEUTRAL(qwen_event_error, qwen_event_error(NULL) == NULL);
+}
+
 static void without_objects(void) {
     PANICS(qwen_check_abi, 0);
     PANICS(qwen_build_info_json, NULL);
@@ -52,15 +72,13 @@ static void without_objects(void) {
     PANICS(qwen_session_new, NULL, NULL, NULL);
     PANICS(qwen_session_chat, NULL, NULL, 0, NULL, NULL, NULL);
     PANICS(qwen_session_regenerate, NULL, NULL, NULL, NULL);
+    PANICS(qwen_session_tool_result, NULL, NULL, 0, NULL, NULL, NULL);
     PANICS(qwen_session_cancel, NULL, 0);
     PANICS(qwen_session_reply, NULL, NULL);
     PANICS(qwen_session_messages_json, NULL, NULL);
     PANICS(qwen_session_append_json, NULL, NULL, 0);
     PANICS(qwen_session_truncate, NULL, 0);
     PANICS(qwen_session_set_system, NULL, NULL, 0);
-    PANICS(qwen_event_usage, NULL, NULL);
-    PANICS(qwen_event_logprob, NULL, 0, 0, NULL);
-    PANICS(qwen_event_logprobs_json, NULL, NULL);
     PANICS(qwen_request_new_chat, NULL, NULL, 0, NULL, NULL);
     PANICS(qwen_request_new_tokens, NULL, NULL, 0, NULL, NULL);
     PANICS(qwen_request_submit, NULL, NULL, 0);
@@ -94,16 +112,6 @@ static void neutral_answers(void) {
     NEUTRAL(qwen_buf_len, qwen_buf_len(NULL) == 0);
     NEUTRAL(qwen_tokens_data, qwen_tokens_data(NULL) == NULL);
     NEUTRAL(qwen_tokens_len, qwen_tokens_len(NULL) == 0);
-    NEUTRAL(qwen_event_tag, qwen_event_tag(NULL) == 0);
-    NEUTRAL(qwen_event_choice, qwen_event_choice(NULL) == 0);
-    NEUTRAL(qwen_event_kind, qwen_event_kind(NULL) == 0);
-    NEUTRAL(qwen_event_text, strcmp(qwen_event_text(NULL, NULL), "") == 0);
-    NEUTRAL(qwen_event_bytes, qwen_event_bytes(NULL, NULL) == NULL);
-    NEUTRAL(qwen_event_tokens, qwen_event_tokens(NULL, NULL) == NULL);
-    NEUTRAL(qwen_event_finish_reason, qwen_event_finish_reason(NULL) == 0);
-    NEUTRAL(qwen_event_num_logprobs, qwen_event_num_logprobs(NULL) == 0);
-    NEUTRAL(qwen_event_num_top_logprobs, qwen_event_num_top_logprobs(NULL, 0) == 0);
-    NEUTRAL(qwen_event_error, qwen_event_error(NULL) == NULL);
     NEUTRAL(qwen_events_len, qwen_events_len(NULL) == 0);
     NEUTRAL(qwen_events_at, qwen_events_at(NULL, 0) == NULL);
 }
@@ -130,10 +138,11 @@ static void with_objects(const char *folder) {
 
 int main(int argc, char **argv) {
     CHECK(argc == 2);
+    without_events();
     without_objects();
     neutral_answers();
     with_objects(argv[1]);
     /* All of tests/abi/symbols.txt but 11 *_free and three that read constants. */
-    CHECK(num_tested == 69);
+    CHECK(num_tested == 75);
     return 0;
 }

@@ -69,6 +69,7 @@ suite() {
     check "$@" "$at-request" $TINY
     check "$@" "$at-request" $NTK
     check "$@" "$at-analysis" $TINY
+    check "$@" "$at-tools" $TINY
     check "$@" "$at-threads" $TINY "$THREAD_ROUNDS"
     check "$@" "$at-load" $TINY $HOSTILE
     check "$@" "$at-forge" $TINY
@@ -81,7 +82,7 @@ suite() {
 build_all() {
     local prefix=$1 name
     shift
-    for name in arguments session request analysis threads load forge life; do
+    for name in arguments session request analysis tools threads load forge life; do
         build "$prefix-$name" "tests/c/$name.c" build/lib "$@"
     done
     build "$prefix-panic" tests/c/panic.c build/hooks "$@"

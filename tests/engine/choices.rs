@@ -39,6 +39,7 @@ fn gather(events: impl Iterator<Item = Event>) -> Choices {
                 assert_eq!(choices.ends.insert(event.choice, end), None, "ends once");
             }
             EventKind::Finished | EventKind::Failed => choices.last = Some(event),
+            other => panic!("{other:?} without tools"),
         }
     }
     choices

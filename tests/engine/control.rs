@@ -6,7 +6,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use qwen::error::{Error, Result};
 
-use crate::fake::{LONG, wait_until};
+use crate::fake::{IM_END, LONG, wait_until};
 
 /// What the test does to the model.
 #[derive(Default)]
@@ -20,6 +20,8 @@ pub(crate) struct Control {
     changed: Condvar,
     fault: Mutex<Option<(u64, Fault)>>,
     delay_us: AtomicU64,
+    /// What every reply says, in bytes; then it ends.
+    script: Mutex<Option<Vec<u8>>>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -39,6 +41,17 @@ impl Control {
     /// Steps begun so far while another was not collected.
     pub(crate) fn steps_ahead(&self) -> u64 {
         self.ahead.load(Ordering::SeqCst)
+    }
+
+    /// From now on every reply says `text` and ends.
+    pub(crate) fn say(&self, text: &str) {
+        *self.script.lock() = Some(text.as_bytes().to_vec());
+    }
+
+    /// The script's token number `index`.
+    pub(crate) fn said(&self, index: usize) -> Option<u32> {
+        let script = self.script.lock();
+        script.as_ref().map(|script| script.get(index).map_or(IM_END, |&byte| u32::from(byte)))
     }
 
     /// From now on each step waits for a permit.

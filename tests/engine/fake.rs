@@ -104,7 +104,12 @@ impl Rank for Fake {
             while let Some(&row) = rows.next_if(|&&row| row as usize <= last) {
                 let context = self.context(batch, sequence, batch.positions[row as usize])?;
                 if self.gives_logits {
-                    push_logits(&context, batch.ntk_lens[sequence] as usize, &mut self.logits);
+                    let prompt_len = batch.ntk_lens[sequence] as usize;
+                    push_logits(&context, prompt_len, &mut self.logits);
+                    if let Some(token) = self.control.said(context.len() - prompt_len) {
+                        let start = self.logits.len() - VOCAB;
+                        self.logits[start + token as usize] = 900.0;
+                    }
                 }
             }
         }

@@ -19,3 +19,4 @@ mod scheduler;
 mod score;
 mod session;
 mod stops;
+mod tools;

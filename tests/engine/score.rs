@@ -168,10 +168,7 @@ fn an_echo_is_the_prompt_with_what_the_model_thought_of_it_then_the_reply() {
 #[test]
 fn a_chat_has_no_echo() {
     let (engine, _) = lab().start();
-    let say = qwen::text::chat::Message {
-        role: qwen::text::chat::Role::User,
-        content: "hello".to_string(),
-    };
+    let say = qwen::text::chat::Message::new(qwen::text::chat::Role::User, "hello");
     let params = GenerationParams { echo: true, ..greedy(3) };
     match engine.submit_chat(&[say], &params, None).err() {
         Some(Error::Option { key, .. }) => assert_eq!(key, "echo"),
