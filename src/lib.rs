@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! C ABI (capi) -> engine (scheduler) -> model graph -> backend trait -> kernels
-//! side rooms, knowing no device: text, checkpoint, quant, sample, kv, tensor, reader
+//! side rooms, knowing no device: text, grammar, checkpoint, quant, sample, kv, tensor, reader
 //! ```
 //!
 //! Rooms and what each may import are listed in `tests/tidy/rooms.rs`, which holds them to it.
@@ -15,6 +15,7 @@ pub mod capi;
 pub mod checkpoint;
 pub mod engine;
 pub mod error;
+pub mod grammar;
 pub mod kv;
 pub mod model;
 pub mod quant;

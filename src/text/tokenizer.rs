@@ -126,6 +126,12 @@ impl Tokenizer {
         self.vocabulary.get(id).or_else(|| self.specials.surface(id).map(str::as_bytes))
     }
 
+    /// The bytes of every id, `[num_tokens]`; of a special token none.
+    pub fn ordinary_tokens(&self) -> Vec<Vec<u8>> {
+        let ids = 0..self.num_tokens() as u32;
+        ids.map(|id| self.vocabulary.get(id).unwrap_or_default().to_vec()).collect()
+    }
+
     /// The bytes of a sequence of ids; ids outside the vocabulary give nothing, specials only when
     /// `keep_specials`.
     pub fn decode_bytes(&self, ids: &[u32], keep_specials: bool) -> Vec<u8> {

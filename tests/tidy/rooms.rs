@@ -9,7 +9,7 @@ use super::source::{Finding, Source, words};
 /// Room, and the rooms it may import. Data flows one way: C ABI -> engine -> model -> backend; the
 /// rooms below those are pure and know no device.
 const ROOMS: &[(&str, &[&str])] = &[
-    ("capi", &["engine", "text", "sample", "error"]),
+    ("capi", &["engine", "text", "grammar", "sample", "error"]),
     (
         "engine",
         &[
@@ -17,6 +17,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "kv",
             "sample",
             "text",
+            "grammar",
             "checkpoint",
             "quant",
             "tensor",
@@ -29,6 +30,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("backend", &["quant", "reader", "tensor", "batch", "error"]),
     ("checkpoint", &["quant", "tensor", "error"]),
     ("text", &["error"]),
+    // Knows a vocabulary as bytes: it needs no tokenizer.
+    ("grammar", &["error"]),
     ("sample", &["error"]),
     ("kv", &["error"]),
     ("quant", &["tensor"]),
@@ -55,6 +58,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("cudarc", &["backend::cuda"]),
     ("memmap2", &["checkpoint", "backend::cpu::fast::huge"]),
     ("tokenizers", &["text"]),
+    ("llguidance", &["grammar"]),
     ("libc", &["reader"]),
 ];
 

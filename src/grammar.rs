@@ -1,0 +1,254 @@
+//! What a reply must look like: a JSON schema, a regular expression or a grammar -> the tokens that may
+//! come next.
+//!
+//! What it is: `response_format`, checked and compiled by the crate `llguidance` for one vocabulary, and
+//! the state of one reply. What it is not: a sampler; it only says of each id whether it may be drawn.
+//! Formats come from callers: their size and nesting, and the work of compiling them and of every mask
+//! are limited. Control tokens are in no grammar; where a reply may end, its end token is allowed.
+
+use std::sync::Arc;
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::earley::SlicedBiasComputer;
+use llguidance::toktrie::{
+    ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie,
+};
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+
+/// Longest text of a format, in bytes.
+pub const MAX_FORMAT_BYTES: usize = 256 << 10;
+/// Deepest nesting of a schema.
+pub const MAX_DEPTH: usize = 64;
+/// Longest reason that is told of a format that cannot be compiled, in bytes.
+const MAX_REASON_BYTES: usize = 400;
+
+/// What a reply must look like, as a caller says it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Format {
+    /// Any JSON object.
+    JsonObject,
+    /// A JSON value that this schema describes.
+    Schema(Value),
+    /// A text that this regular expression matches as a whole (Rust's syntax).
+    Regex(String),
+    /// A text of this grammar (llguidance's variant of Lark).
+    Grammar(String),
+}
+
+impl Format {
+    /// Reads `{"type": "text"}` (`None`), `{"type": "json_object"}`, `{"type": "json_schema",
+    /// "json_schema": {"schema": ...}}`, `{"type": "regex", "regex": "..."}` or `{"type": "grammar",
+    /// "grammar": "..."}`.
+    ///
+    /// # Errors
+    /// `Option` with the key `response_format`, naming the field.
+    pub fn parse(value: &Value) -> Result<Option<Format>> {
+        let bytes = value.to_string().len();
+        if bytes > MAX_FORMAT_BYTES {
+            return Err(wrong(format!("{bytes} bytes; {MAX_FORMAT_BYTES} are allowed")));
+        }
+        let text = |field: &str| match value.get(field).and_then(Value::as_str) {
+            Some(text) => Ok(text.to_string()),
+            None => Err(wrong(format!("wants the text `{field}`"))),
+        };
+        match value.get("type").and_then(Value::as_str) {
+            Some("text") => Ok(None),
+            Some("json_object") => Ok(Some(Format::JsonObject)),
+            Some("json_schema") => schema(value).map(|schema| Some(Format::Schema(schema))),
+            Some("regex") => Ok(Some(Format::Regex(text("regex")?))),
+            Some("grammar") => Ok(Some(Format::Grammar(text("grammar")?))),
+            _ => {
+                Err(wrong("`type` is one of text, json_object, json_schema, regex, grammar".into()))
+            }
+        }
+    }
+
+    /// The value that `parse` reads as this.
+    pub fn to_json(&self) -> Value {
+        match self {
+            Format::JsonObject => json!({ "type": "json_object" }),
+            Format::Schema(schema) => {
+                json!({ "type": "json_schema", "json_schema": { "schema": schema } })
+            }
+            Format::Regex(regex) => json!({ "type": "regex", "regex": regex }),
+            Format::Grammar(grammar) => json!({ "type": "grammar", "grammar": grammar }),
+        }
+    }
+}
+
+fn schema(value: &Value) -> Result<Value> {
+    let Some(schema) = value.get("json_schema").and_then(|outer| outer.get("schema")) else {
+        return Err(wrong("wants `json_schema` with a `schema`".into()));
+    };
+    if !(schema.is_object() || schema.is_boolean()) {
+        return Err(wrong("`json_schema.schema` is neither an object nor true or false".into()));
+    }
+    if depth(schema) > MAX_DEPTH {
+        return Err(wrong(format!("`json_schema.schema` is nested more than {MAX_DEPTH} deep")));
+    }
+    Ok(schema.clone())
+}
+
+/// How deep lists and objects are nested. The JSON parser has bounded it before.
+fn depth(value: &Value) -> usize {
+    let inner = match value {
+        Value::Array(items) => items.iter().map(depth).max(),
+        Value::Object(fields) => fields.values().map(depth).max(),
+        _ => return 0,
+    };
+    1 + inner.unwrap_or(0)
+}
+
+fn wrong(reason: String) -> Error {
+    Error::Option { key: "response_format".into(), reason }
+}
+
+/// A vocabulary, ready for formats. Takes some tenths of a second to make for 150,000 tokens, and
+/// some ten MB. Any thread may use it.
+pub struct Grammars {
+    factory: ParserFactory,
+}
+
+impl Grammars {
+    /// `tokens` (`[ids]`): the bytes of each id, empty for one that no reply may hold. `end_id`: drawn
+    /// where a reply ends.
+    ///
+    /// # Errors
+    /// `EngineFailed` where the vocabulary has no such id or the crate refuses it.
+    pub fn new(mut tokens: Vec<Vec<u8>>, end_id: u32) -> Result<Grammars> {
+        for bytes in &mut tokens {
+            // The crate takes a token of this first byte, which is in no UTF-8, for a control token.
+            if bytes.first() == Some(&TokTrie::SPECIAL_TOKEN_MARKER) {
+                bytes.clear();
+            }
+        }
+        let refused = |reason: String| Error::EngineFailed { reason };
+        let Some(end) = tokens.get_mut(end_id as usize) else {
+            return Err(refused(format!("no token {end_id} to end a reply with")));
+        };
+        *end = b"\xff<end>".to_vec();
+        let info = TokRxInfo::new(tokens.len() as u32, end_id);
+        let trie = TokTrie::from(&info, &tokens);
+        let env: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        let slices = SlicedBiasComputer::general_slices();
+        let mut factory = ParserFactory::new(&env, InferenceCapabilities::default(), &slices)
+            .map_err(|error| refused(first_line(&error)))?;
+        factory.quiet();
+        let limits = factory.limits_mut();
+        limits.initial_lexer_fuel = 500_000;
+        limits.max_grammar_size = 100_000;
+        limits.max_lexer_states = 50_000;
+        limits.verbose_errors = false;
+        Ok(Grammars { factory })
+    }
+
+    /// The state of a reply that must be of `format`, at its beginning.
+    ///
+    /// # Errors
+    /// `Option` with the key `response_format` that says what of the format cannot be had.
+    pub fn begin(&self, format: &Format) -> Result<GrammarState> {
+        let grammar = match format {
+            Format::JsonObject => TopLevelGrammar::from_json_schema(json!({ "type": "object" })),
+            Format::Schema(schema) => TopLevelGrammar::from_json_schema(schema.clone()),
+            Format::Regex(regex) => TopLevelGrammar::from_regex(regex),
+            Format::Grammar(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
+        };
+        // The crate's own bugs end in an error here, not in a panic.
+        let parser = llguidance::panic_utils::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            self.factory.create_parser(grammar)
+        }));
+        let matcher = Matcher::new(Ok(parser.map_err(|error| wrong(first_line(&error)))?));
+        match matcher.get_error() {
+            Some(error) => Err(wrong(shortened(&error))),
+            None => Ok(GrammarState { matcher, allowed: None }),
+        }
+    }
+}
+
+fn first_line(error: &dyn std::fmt::Display) -> String {
+    shortened(&error.to_string())
+}
+
+/// The first line, at most so long: the crate's errors may quote the whole format, or a backtrace.
+fn shortened(reason: &str) -> String {
+    let line = reason.lines().next().unwrap_or_default();
+    line.chars().take(MAX_REASON_BYTES / 4).collect()
+}
+
+/// One reply on its way. One thread at a time; a clone goes on by itself.
+#[derive(Clone)]
+pub struct GrammarState {
+    matcher: Matcher,
+    /// What may come next, once it is known.
+    allowed: Option<Result<SimpleVob>>,
+}
+
+impl GrammarState {
+    /// Finds out what may come next, unless it is known. The costly part: it can be done while the
+    /// model computes.
+    pub fn prepare(&mut self) {
+        if self.allowed.is_none() {
+            let allowed = self.matcher.compute_mask_or_eos();
+            self.allowed = Some(allowed.map_err(|error| wrong(first_line(&error))));
+        }
+    }
+
+    /// Sets the logits (`[ids]`) of all tokens that may not come next to minus infinity.
+    ///
+    /// # Errors
+    /// `Option` with the key `response_format` where what may come next costs more than is allowed.
+    pub fn mask(&mut self, logits: &mut [f32]) -> Result<()> {
+        let words = self.allowed()?.as_slice();
+        let mut chunks = logits.chunks_mut(u32::BITS as usize);
+        for (chunk, word) in chunks.by_ref().zip(words) {
+            for (bit, logit) in chunk.iter_mut().enumerate() {
+                if word >> bit & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+        // Ids beyond the vocabulary.
+        chunks.flatten().for_each(|logit| *logit = f32::NEG_INFINITY);
+        Ok(())
+    }
+
+    /// The ids that may come next; the end's alone where the reply is complete.
+    ///
+    /// # Errors
+    /// As `mask`.
+    pub fn allowed_ids(&mut self) -> Result<Vec<u32>> {
+        Ok(self.allowed()?.to_list())
+    }
+
+    fn allowed(&mut self) -> Result<&SimpleVob> {
+        self.prepare();
+        match &self.allowed {
+            Some(Ok(allowed)) => Ok(allowed),
+            Some(Err(error)) => Err(error.clone()),
+            None => Err(wrong("nothing is known of the next token".into())),
+        }
+    }
+
+    /// Takes a token of the reply that was allowed.
+    ///
+    /// # Errors
+    /// `Option` with the key `response_format` for one that was not.
+    pub fn accept(&mut self, id: u32) -> Result<()> {
+        self.allowed = None;
+        self.matcher.consume_token(id).map_err(|error| wrong(first_line(&error)))
+    }
+
+    /// Nothing more can come: the reply is complete.
+    pub fn is_over(&self) -> bool {
+        self.matcher.is_stopped()
+    }
+}
+
+impl std::fmt::Debug for GrammarState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GrammarState").field("is_over", &self.is_over()).finish_non_exhaustive()
+    }
+}
