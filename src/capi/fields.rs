@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use crate::engine::{EngineOptions, GenerationParams};
+use crate::grammar::Format;
 use crate::text::tools::{ToolChoice, Tools};
 
 fn size(value: &Value) -> usize {
@@ -72,6 +73,7 @@ pub(super) fn set_generation(params: &mut GenerationParams, values: &Map<String,
             "ignore_eos" => params.ignore_eos = value.as_bool().unwrap_or(false),
             "max_window_size" => params.max_window_size = size(value),
             "tools" => params.tools = Tools::parse(value).ok().map(Arc::new),
+            "response_format" => params.response_format = Format::parse(value).ok().flatten(),
             "tool_choice" => params.tool_choice = ToolChoice::parse(value).unwrap_or_default(),
             "logit_bias" => params.logit_bias = biases(value),
             "logprobs" => params.logprobs = value.as_bool().unwrap_or(false),
@@ -125,6 +127,7 @@ pub(super) fn generation_values(params: &GenerationParams) -> Map<String, Value>
         "max_window_size": params.max_window_size,
         "tools": params.tools.as_ref().map(|tools| tools.source()),
         "tool_choice": params.tool_choice.to_json(),
+        "response_format": params.response_format.as_ref().map(Format::to_json),
         "logit_bias": biases_json(&params.logit_bias),
         "logprobs": params.logprobs,
         "top_logprobs": params.top_logprobs,
@@ -184,6 +187,7 @@ mod tests {
             queue_timeout_ms: 0,
             tools: None,
             tool_choice: ToolChoice::Auto,
+            response_format: None,
         }
     }
 
@@ -199,6 +203,7 @@ mod tests {
             Shape::Ids => json!([3]),
             Shape::Tools => json!([{ "type": "function", "function": { "name": "f" } }]),
             Shape::ToolChoice => json!("none"),
+            Shape::Format => json!({ "type": "json_object" }),
             Shape::Biases => json!({ "3": 0.25 }),
         }
     }

@@ -11,6 +11,7 @@ use crate::engine::options::{
     MAX_BIAS, MAX_BIASES, MAX_CHOICES, MAX_STOP_BYTES, MAX_THREADS, MAX_TOP_LOGPROBS,
 };
 use crate::error::{Error, Result};
+use crate::grammar::Format;
 use crate::text::tools::{ToolChoice, Tools};
 
 /// Longest text an option holds, in bytes.
@@ -62,6 +63,8 @@ pub(super) enum Shape {
     Tools,
     /// OpenAI's choice of a tool.
     ToolChoice,
+    /// OpenAI's format of a reply.
+    Format,
     /// An object of token ids and numbers from `-MAX_BIAS` to `MAX_BIAS`.
     Biases,
 }
@@ -244,6 +247,12 @@ pub(super) const KEYS: &[Key] = &[
         "auto: the model may call a tool; none: it must not; required: it must; {\"type\": \"function\", \
          \"function\": {\"name\": ...}}: it must call this one",
     ),
+    generation(
+        "response_format",
+        Shape::Format,
+        "what a reply must look like: an object whose type is text, json_object, json_schema (with \
+         json_schema.schema), regex (with regex) or grammar (with grammar)",
+    ),
     key(Kind::Session, "system", Shape::Text, "the system message; the format's own if absent"),
 ];
 
@@ -263,6 +272,7 @@ impl Key {
         match self.shape {
             Shape::Tools => return check_tools(value),
             Shape::ToolChoice => return ToolChoice::parse(&value).map(|_| value),
+            Shape::Format => return Format::parse(&value).map(|_| value),
             _ => {}
         }
         self.shape
@@ -307,8 +317,8 @@ impl Shape {
                 list(value, |value| value.as_u64().is_some_and(|id| u32::try_from(id).is_ok()))
             }
             Shape::Biases => Some(value).filter(are_biases),
-            // Both are checked by `check`, which can say more.
-            Shape::Tools | Shape::ToolChoice => Some(value),
+            // These are checked by `check`, which can say more.
+            Shape::Tools | Shape::ToolChoice | Shape::Format => Some(value),
         }
     }
 
@@ -325,8 +335,7 @@ impl Shape {
                 format!("wants at most {MAX_ITEMS} texts of 1 to {MAX_STOP_BYTES} bytes")
             }
             Shape::Ids => format!("wants at most {MAX_ITEMS} token ids"),
-            Shape::Tools => "wants a list of tools".to_string(),
-            Shape::ToolChoice => "wants a choice of tool".to_string(),
+            Shape::Tools | Shape::ToolChoice | Shape::Format => "wants JSON".to_string(),
             Shape::Biases => format!(
                 "wants an object of at most {MAX_BIASES} token ids with numbers from -{MAX_BIAS} to \
                  {MAX_BIAS}"
@@ -345,6 +354,7 @@ impl Shape {
             Shape::Ids => ("integers", None),
             Shape::Tools => ("tools", None),
             Shape::ToolChoice => ("tool_choice", None),
+            Shape::Format => ("response_format", None),
             Shape::Biases => ("object", Some((json!(-MAX_BIAS), json!(MAX_BIAS)))),
         };
         object.insert("type".into(), json!(name));

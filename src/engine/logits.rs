@@ -5,6 +5,8 @@
 //! steps give logits, and the loop draws: for all sequences of that step, with nothing running ahead.
 
 use crate::engine::options::GenerationParams;
+use crate::error::Result;
+use crate::grammar::GrammarState;
 use crate::text::tokenizer::Tokenizer;
 
 /// A token, and how likely the model found it.
@@ -42,26 +44,43 @@ pub(crate) struct LogitRules {
     bias: Vec<(u32, f32)>,
     /// Log-probabilities are wanted, with so many of the likeliest tokens each.
     pub(crate) num_top: Option<usize>,
+    /// What the reply must look like.
+    pub(crate) grammar: Option<GrammarState>,
 }
 
 impl LogitRules {
     pub(crate) fn new(params: &GenerationParams) -> LogitRules {
         let num_top = params.logprobs.then_some(params.top_logprobs as usize);
-        LogitRules { bias: params.logit_bias.clone(), num_top }
+        LogitRules { bias: params.logit_bias.clone(), num_top, grammar: None }
     }
 
     /// Is there any?
     pub(crate) fn need_logits(&self) -> bool {
-        !self.bias.is_empty() || self.num_top.is_some()
+        !self.bias.is_empty() || self.num_top.is_some() || self.grammar.is_some()
     }
 
-    /// Changes `logits` (`[ids in use]`) as the rules say.
-    pub(crate) fn apply(&self, logits: &mut [f32]) {
+    /// Does beforehand, while the model computes, what needs no logits.
+    pub(crate) fn prepare(&mut self) {
+        if let Some(grammar) = &mut self.grammar {
+            grammar.prepare();
+        }
+    }
+
+    /// Changes `logits` (`[ids in use]`) as the rules say; the format has the last word.
+    pub(crate) fn apply(&mut self, logits: &mut [f32]) -> Result<()> {
         for &(id, bias) in &self.bias {
             if let Some(logit) = logits.get_mut(id as usize) {
                 *logit += bias;
             }
         }
+        self.grammar.as_mut().map_or(Ok(()), |grammar| grammar.mask(logits))
+    }
+
+    /// Takes the token that was drawn; `true`: the format has no more to come.
+    pub(crate) fn accept(&mut self, token: u32) -> Result<bool> {
+        let Some(grammar) = &mut self.grammar else { return Ok(false) };
+        grammar.accept(token)?;
+        Ok(grammar.is_over())
     }
 }
 

@@ -266,10 +266,15 @@ impl Engine {
             react: react.clone().map(ReactReply::new),
             ..start::stops(shared, format, params)
         };
+        let format = params.response_format.as_ref();
+        let grammar = format.map(|format| shared.grammars()?.begin(format)).transpose()?;
         let mailbox = request.mailbox();
         let sequence = |choice: u32| {
             let params = params.of_choice(choice);
-            Sequence::new(prompt.clone(), &params, limits(), (Arc::clone(mailbox), choice))
+            let mailbox = (Arc::clone(mailbox), choice);
+            let mut sequence = Sequence::new(prompt.clone(), &params, limits(), mailbox);
+            sequence.rules.grammar = grammar.clone();
+            sequence
         };
         shared.submit((0..params.n).map(sequence).collect())
     }

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::grammar::Format;
 use crate::model::config::ModelConfig;
 use crate::model::generation::GenerationConfig;
 use crate::sample::{SamplingParams, seed_of_choice};
@@ -135,6 +136,8 @@ pub struct GenerationParams {
     pub tools: Option<Arc<Tools>>,
     /// Whether it may, must or must not.
     pub tool_choice: ToolChoice,
+    /// What the reply must look like; a text of any kind where this is absent.
+    pub response_format: Option<Format>,
 }
 
 /// Most stop texts and stop ids of one request.
@@ -179,6 +182,7 @@ impl GenerationParams {
             queue_timeout_ms: 0,
             tools: None,
             tool_choice: ToolChoice::Auto,
+            response_format: None,
         }
     }
 
@@ -214,6 +218,10 @@ impl GenerationParams {
         in_range("top_logprobs", self.top_logprobs as usize, 0, MAX_TOP_LOGPROBS as usize)?;
         if self.top_logprobs > 0 && !self.logprobs {
             return Err(wrong("top_logprobs", "wants logprobs to be true".to_string()));
+        }
+        if self.response_format.is_some() && self.tools.is_some() {
+            let reason = "a reply with tools has a format of its own".to_string();
+            return Err(wrong("response_format", reason));
         }
         self.tool_choice.check(self.tools.as_deref())
     }

@@ -3,7 +3,7 @@
 //!
 //! One lock, held for a few instructions at a time and never while anything else is locked.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::ThreadId;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use crate::engine::request::Deadline;
 use crate::engine::sequence::Sequence;
 use crate::engine::{LogHook, LogLevel, Shutdown};
 use crate::error::{Error, Result};
+use crate::grammar::Grammars;
 use crate::model::generation::GenerationConfig;
 use crate::text::tokenizer::Tokenizer;
 
@@ -29,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) max_queue_requests: usize,
     pub(crate) info: Value,
     pub(crate) metrics: Metrics,
+    /// Made when a request first asks for a format.
+    grammars: OnceLock<Result<Grammars>>,
     log: Option<LogHook>,
     process_id: u32,
     inbox: Mutex<Inbox>,
@@ -100,6 +103,7 @@ impl Shared {
             max_queue_requests: parts.max_queue_requests,
             info: parts.info,
             metrics: Metrics::default(),
+            grammars: OnceLock::new(),
             log: parts.log,
             process_id: std::process::id(),
             inbox: Mutex::new(Inbox {
@@ -124,6 +128,12 @@ impl Shared {
     /// there, and locks may be held for ever. To be asked before any lock is taken.
     pub(crate) fn check_process(&self) -> Result<()> {
         if self.process_id == std::process::id() { Ok(()) } else { Err(Error::Forked) }
+    }
+
+    /// The vocabulary, ready for formats. The first call takes some tenths of a second.
+    pub(crate) fn grammars(&self) -> Result<&Grammars> {
+        let make = || Grammars::new(self.tokenizer.ordinary_tokens(), self.tokenizer.im_end());
+        self.grammars.get_or_init(make).as_ref().map_err(Error::clone)
     }
 
     /// `Ok` while requests are accepted.

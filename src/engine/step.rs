@@ -125,6 +125,8 @@ impl Stepper {
     /// Advances every sequence that can. An error is the engine's, not a request's.
     pub(crate) fn step(&mut self) -> Result<()> {
         let submitted = !self.sequences.is_empty() && self.submit_next()?;
+        // The model computes meanwhile.
+        self.sequences.iter_mut().for_each(|sequence| sequence.rules.prepare());
         // With nobody left nothing will be submitted soon: all is brought to its end.
         while self.flights.len() > usize::from(submitted && self.is_ahead()) {
             self.collect_oldest()?;
@@ -282,19 +284,17 @@ impl Stepper {
             let drawn = match wanted.draws {
                 true => self.next_token(row, index, &flight.batch),
                 false if self.measure_next(row, index) => continue,
-                false => None,
+                false => Err(self.not_finite(index)),
             };
             let sequence = &mut self.sequences[index];
-            match drawn {
-                None => {
-                    let position = sequence.next_position();
-                    ended.push((index, Err(Error::NotFinite { position })));
-                }
-                Some(drawn) => {
+            let taken = drawn.and_then(|drawn| Ok((sequence.rules.accept(drawn.token)?, drawn)));
+            match taken {
+                Err(error) => ended.push((index, Err(error))),
+                Ok((is_complete, drawn)) => {
                     self.shared.metrics.generated_tokens.add(1);
-                    if let Some(reason) = sequence.accept(drawn, &self.shared.tokenizer) {
-                        ended.push((index, Ok(reason)));
-                    }
+                    let reason = sequence.accept(drawn, &self.shared.tokenizer);
+                    let reason = is_complete.then_some(FinishReason::Stop).or(reason);
+                    ended.extend(reason.map(|reason| (index, Ok(reason))));
                 }
             }
         }
@@ -307,29 +307,36 @@ impl Stepper {
         self.sequences[index].measure_next(logits, &self.shared.tokenizer)
     }
 
+    fn not_finite(&self, index: usize) -> Error {
+        Error::NotFinite { position: self.sequences[index].next_position() }
+    }
+
     /// The token drawn from wanted row `row`, which is sequence `index`'s: by the rank, or here.
-    fn next_token(&mut self, row: usize, index: usize, batch: &Batch) -> Option<Drawn> {
+    fn next_token(&mut self, row: usize, index: usize, batch: &Batch) -> Result<Drawn> {
+        let not_finite = self.not_finite(index);
+        let sequence = &mut self.sequences[index];
         if !batch.draws.is_empty() {
-            let token = self.output.tokens.get(row).copied().filter(|token| *token != NO_TOKEN)?;
-            return Some(Drawn { token, logprobs: None });
+            let token = self.output.tokens.get(row).copied().filter(|token| *token != NO_TOKEN);
+            return token.map(|token| Drawn { token, logprobs: None }).ok_or(not_finite);
         }
         let logits = &mut self.output.logits[row * self.vocab_size..(row + 1) * self.vocab_size];
         let usable = &mut logits[..self.shared.usable_ids];
-        let sequence = &self.sequences[index];
         let num_top = sequence.rules.num_top;
         if let Some(token) = sequence.target() {
-            let logprobs = measure(usable, token, num_top.unwrap_or(0), &self.shared.tokenizer)?;
-            return Some(Drawn { token, logprobs: Some(logprobs) });
+            let logprobs = measure(usable, token, num_top.unwrap_or(0), &self.shared.tokenizer);
+            let logprobs = Some(logprobs.ok_or(not_finite)?);
+            return Ok(Drawn { token, logprobs });
         }
         self.raw.clear();
         if num_top.is_some() {
             self.raw.extend_from_slice(usable);
         }
-        sequence.rules.apply(usable);
+        sequence.rules.apply(usable)?;
         let (params, seen) = sequence.sampling();
-        let token = self.sampler.sample(usable, params, seen, sequence.next_position())?;
+        let token = self.sampler.sample(usable, params, seen, sequence.next_position());
+        let token = token.ok_or(not_finite)?;
         let measured = |num_top| measure(&self.raw, token, num_top, &self.shared.tokenizer);
-        Some(Drawn { token, logprobs: num_top.and_then(measured) })
+        Ok(Drawn { token, logprobs: num_top.and_then(measured) })
     }
 
     /// Takes `ended` (ascending) out of the loop. First the pages and numbers, then the last

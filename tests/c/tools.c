@@ -1,4 +1,4 @@
-/* tools.c: tools offered and called, results given back. A tiny model calls no tool by itself: a chosen
+/* tools.c: tools offered and called, results given back; a reply of a given format. A tiny model calls no tool by itself: a chosen
  * tool and a biased token make it. Usage: tools MODEL */
 #include "model.h"
 
@@ -104,6 +104,21 @@ static void bad_tools_are_named(qwen_options *options) {
     CHECK_OK(qwen_options_set_str(options, "tool_choice", 11, "none", 4, &err));
 }
 
+/* A reply of a format that the model would never keep by itself. */
+static void a_format_is_kept(const qwen_engine *engine) {
+    const char *format = "{\"response_format\": {\"type\": \"regex\", \"regex\": \"[ab]{4}\"}}";
+    const char *bad = "{\"response_format\": {\"type\": \"poem\"}}";
+    qwen_options *options = long_reply(50, 1);
+    qwen_session *session = new_session(engine);
+    qwen_buf *reply = NULL;
+    CHECK_OK(qwen_options_merge_json(options, format, QWEN_CSTR, &err));
+    CHECK_OK(qwen_session_chat(session, "Sing.", QWEN_CSTR, options, NULL, NULL, &err));
+    CHECK_OK(qwen_session_reply(session, &reply, &err));
+    CHECK(qwen_buf_len(reply) == 4 && strspn(qwen_buf_data(reply), "ab") == 4);
+    CHECK_FAILS(QWEN_E_OPTION, qwen_options_merge_json(options, bad, QWEN_CSTR, &err));
+    qwen_buf_free(reply), qwen_session_free(session), qwen_options_free(options);
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 2);
     qwen_engine *engine = open_engine(argv[1], SMALL);
@@ -112,6 +127,7 @@ int main(int argc, char **argv) {
     a_call_is_told(engine, options);
     a_result_goes_back(engine, options, five);
     bad_tools_are_named(options);
+    a_format_is_kept(engine);
     qwen_options_free(options), qwen_engine_free(engine);
     return 0;
 }

@@ -75,6 +75,28 @@ void exceptions_pass_over_c(const qwen::Engine &engine, const char *model) {
     }
 }
 
+void tools_in_a_session(const qwen::Engine &engine) {
+    auto options = qwen::Options::generation().merge(SHORT);
+    options.merge(R"({"tools": [{"name": "find"}], "tool_choice":
+        {"type": "function", "function": {"name": "find"}}})");
+    qwen::Session session(engine);
+    CHECK(session.try_tool_result("x", options).error().code() == QWEN_E_STATE);
+    int deltas = 0;
+    session.chat("hello", options, [&](qwen::EventView event) {
+        deltas += event.kind() == QWEN_EVENT_TOOL_DELTA;
+        CHECK((event.kind() != QWEN_EVENT_TOOL_DELTA) == event.tool_name().empty());
+        CHECK(event.tool_id().empty() == event.tool_name().empty());
+        CHECK(event.tool_arguments().empty() && event.tool_arguments_form() == 0);
+    });
+    CHECK(deltas > 0);
+    try {
+        session.tool_result("x", options);
+        CHECK(false);
+    } catch (const qwen::Error &error) {
+        CHECK(error.code() == QWEN_E_STATE);
+    }
+}
+
 void logprobs_with_tokens(const qwen::Engine &engine) {
     auto options = qwen::Options::generation().merge(SHORT);
     options.merge(R"({"logprobs": true, "top_logprobs": 2})");
@@ -133,7 +155,7 @@ void with_exceptions(const char *model) {
     qwen::check_abi();
     {
         auto options = qwen::Options::engine();
-        options.set("num_threads", 1).set("max_context_tokens", 512);
+        options.set("num_threads", 1).set("max_context_tokens", 1024);
         options.log(QWEN_LOG_DEBUG, [&](auto, auto, auto) {
             ++lines;
             throw 1; // is dropped
@@ -146,6 +168,7 @@ void with_exceptions(const char *model) {
         CHECK(scored.find("\"logprob\":-") != std::string::npos);
         CHECK(engine.score<std::vector<uint32_t>>({1, 2}, {3, 4}).find("is_greedy") < 1000);
         CHECK(engine.try_score("hello", "").error().code() == QWEN_E_ARG);
+        tools_in_a_session(engine);
         auto moved = std::move(engine);
         CHECK(moved.metrics().front() == '{' && moved.info().front() == '{');
         moved.shutdown(QWEN_SHUTDOWN_DRAIN);

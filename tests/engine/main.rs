@@ -10,6 +10,7 @@ mod control;
 mod drawing;
 mod fake;
 mod fork;
+mod format;
 mod host;
 mod life;
 mod logprobs;
