@@ -133,6 +133,10 @@ fn a_choice_that_fails_ends_the_request_with_its_error() {
     let told = read_all(&request);
     let last = told.last.expect("an end");
     assert!(matches!(last.error, Some(Error::NotFinite { .. })), "{:?}", last.error);
+    // Each has a token of every step; the others end within one.
+    let lengths: Vec<usize> = told.ids.values().map(Vec::len).collect();
+    let (least, most) = (lengths.iter().min().expect("ids"), lengths.iter().max().expect("ids"));
+    assert!(lengths.len() == 4 && most - least <= 1, "{lengths:?}");
     assert_eq!(metric(&engine, "pages_used"), 0);
     assert_eq!(engine.health(), Ok(()));
 }
