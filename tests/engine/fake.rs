@@ -106,7 +106,8 @@ impl Rank for Fake {
                 if self.gives_logits {
                     let prompt_len = batch.ntk_lens[sequence] as usize;
                     push_logits(&context, prompt_len, &mut self.logits);
-                    if let Some(token) = self.control.said(context.len() - prompt_len) {
+                    let drawn = context.len().checked_sub(prompt_len);
+                    if let Some(token) = drawn.and_then(|drawn| self.control.said(drawn)) {
                         let start = self.logits.len() - VOCAB;
                         self.logits[start + token as usize] = 900.0;
                     }
