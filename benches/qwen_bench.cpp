@@ -163,7 +163,7 @@ qwen::Options engine_options(const Arguments &a) {
     options.set("backend", a.backend).set("devices", a.devices).set("embedding", a.embedding);
     options.set("split", a.split);
     options.set("weights", a.shape.empty() ? "auto" : "random");
-    options.set("prefill_chunk_tokens", a.chunk);
+    options.set("prefill_chunk_tokens", a.chunk).set("prefix_cache", 0);
     options.set("max_batch_sequences", largest(a.batches));
     options.set("max_context_tokens", largest(a.contexts) + a.generate);
     return options;

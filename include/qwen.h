@@ -313,6 +313,8 @@ typedef struct {
   uint64_t prompt_tokens;
   /// Tokens of the reply.
   uint64_t completion_tokens;
+  /// Tokens of the prompt that were not computed, because the prefix cache had them.
+  uint64_t cached_tokens;
 } qwen_usage;
 
 /// A token and how likely the model found it. Later versions may add fields at the end and grow
@@ -498,8 +500,10 @@ int32_t qwen_engine_info_json(const qwen_engine *engine,
 /// Counters and gauges (requests, tokens, KV pages, steps), as a JSON object. forward_us is the
 /// time that steps took, device_us the part of it from each step's first work on a GPU to its end (0
 /// on the CPU): between two readings, 1 - device_us / forward_us is how long the GPU waited between
-/// steps. computed_tokens counts every token that went through the model, again after a preemption. The caller frees
-/// `json`. Any thread; never waits for the model.
+/// steps. computed_tokens counts every token that went through the model, again after a preemption;
+/// prefix_hit_tokens those that did not have to, thanks to the prefix cache. pages_used are held by
+/// requests, pages_cached only kept for their contents, and prefix_evictions were given up for their
+/// memory. The caller frees `json`. Any thread; never waits for the model.
 int32_t qwen_engine_metrics_json(const qwen_engine *engine,
                                  qwen_buf **json,
                                  qwen_error **err);

@@ -183,8 +183,10 @@ pub unsafe extern "C" fn qwen_engine_info_json(
 /// Counters and gauges (requests, tokens, KV pages, steps), as a JSON object. forward_us is the
 /// time that steps took, device_us the part of it from each step's first work on a GPU to its end (0
 /// on the CPU): between two readings, 1 - device_us / forward_us is how long the GPU waited between
-/// steps. computed_tokens counts every token that went through the model, again after a preemption. The caller frees
-/// `json`. Any thread; never waits for the model.
+/// steps. computed_tokens counts every token that went through the model, again after a preemption;
+/// prefix_hit_tokens those that did not have to, thanks to the prefix cache. pages_used are held by
+/// requests, pages_cached only kept for their contents, and prefix_evictions were given up for their
+/// memory. The caller frees `json`. Any thread; never waits for the model.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qwen_engine_metrics_json(
     engine: *const qwen_engine,

@@ -1,9 +1,9 @@
 //! `qwen_event`: one piece of news of one request, and how a callback is told of it.
 
 use std::ffi::{c_char, c_void};
-use std::mem::MaybeUninit;
+use std::mem::{MaybeUninit, offset_of};
 
-use super::arguments::{check_struct_size, free};
+use super::arguments::free;
 use super::buffers::qwen_buf;
 use super::codes::{QWEN_CANCEL, QWEN_CONTINUE, QWEN_STOP};
 use super::errors::qwen_error;
@@ -53,7 +53,12 @@ pub struct qwen_usage {
     pub prompt_tokens: u64,
     /// Tokens of the reply.
     pub completion_tokens: u64,
+    /// Tokens of the prompt that were not computed, because the prefix cache had them.
+    pub cached_tokens: u64,
 }
+
+/// The sizes that qwen_usage has had, oldest first: what callers may have been compiled with.
+const USAGE_BYTES: [usize; 2] = [offset_of!(qwen_usage, cached_tokens), size_of::<qwen_usage>()];
 
 /// News of a request: its beginning, new text, its end. Immutable: any thread may read it. The
 /// function that gives an event says who frees it.
@@ -272,15 +277,26 @@ pub unsafe extern "C" fn qwen_event_usage(
         }
         // SAFETY: every version of the struct begins with this field, which the caller has set.
         let given_bytes = unsafe { (*usage).struct_size };
-        check_struct_size("usage", given_bytes, size_of::<qwen_usage>())?;
+        let fits = |size: &&usize| **size <= given_bytes as usize;
+        let size_bytes = *USAGE_BYTES.iter().rev().find(fits).ok_or_else(|| {
+            let reason = format!("struct_size {given_bytes} is too small");
+            Error::Argument { argument: "usage", reason }
+        })?;
         let filled = qwen_usage {
-            struct_size: size_of::<qwen_usage>() as u32,
+            struct_size: size_bytes as u32,
             reserved: 0,
             prompt_tokens: event.event.usage.prompt_tokens,
             completion_tokens: event.event.usage.completion_tokens,
+            cached_tokens: event.event.usage.cached_tokens,
         };
-        // SAFETY: the caller's struct is at least this large, by its own word.
-        unsafe { usage.write(filled) };
+        // SAFETY: the caller's struct is at least this large, by its own word; `filled` has no gaps.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                (&raw const filled).cast::<u8>(),
+                usage.cast(),
+                size_bytes,
+            );
+        }
         Ok(())
     })
 }

@@ -46,6 +46,7 @@ pub(super) fn set_engine(options: &mut EngineOptions, values: &Map<String, Value
             "max_batch_sequences" => options.max_batch_sequences = size(value),
             "prefill_chunk_tokens" => options.prefill_chunk_tokens = size(value),
             "max_queue_requests" => options.max_queue_requests = size(value),
+            "prefix_cache" => options.prefix_cache = value.as_bool().unwrap_or(true),
             other => debug_assert!(false, "engine key {other} sets nothing"),
         }
     }
@@ -83,6 +84,7 @@ pub(super) fn set_generation(params: &mut GenerationParams, values: &Map<String,
             "priority" => params.priority = value.as_i64().unwrap_or(0) as i32,
             "deadline_ms" => params.deadline_ms = value.as_u64().unwrap_or(0),
             "queue_timeout_ms" => params.queue_timeout_ms = value.as_u64().unwrap_or(0),
+            "cache" => params.cache = value.as_bool().unwrap_or(true),
             other => debug_assert!(false, "generation key {other} sets nothing"),
         }
     }
@@ -104,6 +106,7 @@ pub(super) fn engine_values(options: &EngineOptions) -> Map<String, Value> {
         "max_batch_sequences": options.max_batch_sequences,
         "prefill_chunk_tokens": options.prefill_chunk_tokens,
         "max_queue_requests": options.max_queue_requests,
+        "prefix_cache": options.prefix_cache,
     });
     into_map(value)
 }
@@ -136,6 +139,7 @@ pub(super) fn generation_values(params: &GenerationParams) -> Map<String, Value>
         "priority": params.priority,
         "deadline_ms": params.deadline_ms,
         "queue_timeout_ms": params.queue_timeout_ms,
+        "cache": params.cache,
     });
     into_map(value)
 }
@@ -188,6 +192,7 @@ mod tests {
             tools: None,
             tool_choice: ToolChoice::Auto,
             response_format: None,
+            cache: true,
         }
     }
 

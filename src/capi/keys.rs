@@ -167,6 +167,12 @@ pub(super) const KEYS: &[Key] = &[
         Shape::Integer(1, 1 << 20),
         "most requests waiting; one more is refused",
     ),
+    engine(
+        "prefix_cache",
+        Shape::Flag,
+        "keep the KV pages of prompts and replies until their memory is needed: what begins like an earlier \
+         request is computed from where it differs",
+    ),
     Key {
         alias: Some("max_completion_tokens"),
         ..generation("max_tokens", Shape::Integer(1, MAX_TOKENS), "most tokens of the reply")
@@ -252,6 +258,11 @@ pub(super) const KEYS: &[Key] = &[
         Shape::Format,
         "what a reply must look like: an object whose type is text, json_object, json_schema (with \
          json_schema.schema), regex (with regex) or grammar (with grammar)",
+    ),
+    generation(
+        "cache",
+        Shape::Flag,
+        "use the prefix cache; false: nothing is read from it and nothing left in it",
     ),
     key(Kind::Session, "system", Shape::Text, "the system message; the format's own if absent"),
 ];

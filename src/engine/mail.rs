@@ -113,6 +113,10 @@ impl Mail {
         choice.is_over = true;
         self.num_ended += 1;
         self.usage.prompt_tokens = usage.prompt_tokens;
+        // What others than its own choices had left.
+        let is_first = self.num_ended == 1;
+        let cached_before = if is_first { u64::MAX } else { self.usage.cached_tokens };
+        self.usage.cached_tokens = usage.cached_tokens.min(cached_before);
         self.usage.completion_tokens += usage.completion_tokens;
         let finish = outcome.as_ref().ok().copied();
         choice.end = finish.filter(|_| is_one_of_many).map(|finish| (finish, usage));

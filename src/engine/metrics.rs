@@ -40,6 +40,9 @@ pub(crate) struct Metrics {
     pub(crate) requests_failed: Number,
     pub(crate) pages_used: Number,
     pub(crate) pages_total: Number,
+    pub(crate) pages_cached: Number,
+    pub(crate) prefix_hit_tokens: Number,
+    pub(crate) prefix_evictions: Number,
     pub(crate) prompt_tokens: Number,
     pub(crate) generated_tokens: Number,
     pub(crate) computed_tokens: Number,
@@ -51,7 +54,10 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     /// The numbers as a flat JSON object. Each of several replies to one prompt counts as a request.
-    /// `computed_tokens` counts what went through the model: also
+    /// `pages_used` are held by sequences, `pages_cached` by none: they are kept for their contents until
+    /// their memory is needed (`prefix_evictions` were). `prefix_hit_tokens` counts what was not computed
+    /// because such pages, or those of a running sequence, had it. `computed_tokens` counts what went
+    /// through the model: also
     /// again after a preemption, and rows submitted ahead for a reply that then had ended.
     /// `forward_us` is the time steps took; `device_us` the part of it from each step's first work on a
     /// GPU to its end, so that the rest it was idle between steps.
@@ -67,6 +73,9 @@ impl Metrics {
             "requests_failed": self.requests_failed.get(),
             "pages_used": self.pages_used.get(),
             "pages_total": self.pages_total.get(),
+            "pages_cached": self.pages_cached.get(),
+            "prefix_hit_tokens": self.prefix_hit_tokens.get(),
+            "prefix_evictions": self.prefix_evictions.get(),
             "prompt_tokens": self.prompt_tokens.get(),
             "generated_tokens": self.generated_tokens.get(),
             "computed_tokens": self.computed_tokens.get(),

@@ -20,6 +20,7 @@ mod memory;
 mod metrics;
 mod open;
 pub mod options;
+mod prefix;
 pub mod request;
 pub mod scheduler;
 mod score;
@@ -266,6 +267,9 @@ impl Engine {
             react: react.clone().map(ReactReply::new),
             ..start::stops(shared, format, params)
         };
+        let root = crate::model::rope::ntk_factor(&shared.model, prompt.len()).to_bits();
+        // An echo measures the tokens of the prompt, for which they must be computed.
+        let uses_cache = shared.prefix_cache && params.cache && !params.echo;
         let format = params.response_format.as_ref();
         let grammar = format.map(|format| shared.grammars()?.begin(format)).transpose()?;
         let mailbox = request.mailbox();
@@ -274,6 +278,7 @@ impl Engine {
             let mailbox = (Arc::clone(mailbox), choice);
             let mut sequence = Sequence::new(prompt.clone(), &params, limits(), mailbox);
             sequence.rules.grammar = grammar.clone();
+            sequence.prefix_root = uses_cache.then_some(root);
             sequence
         };
         shared.submit((0..params.n).map(sequence).collect())

@@ -52,6 +52,8 @@ pub struct EngineOptions {
     pub prefill_chunk_tokens: usize,
     /// Most requests waiting; one more is refused.
     pub max_queue_requests: usize,
+    /// Keep full KV pages after use, and share them between requests that begin with the same tokens.
+    pub prefix_cache: bool,
 }
 
 impl Default for EngineOptions {
@@ -70,6 +72,7 @@ impl Default for EngineOptions {
             max_batch_sequences: 64,
             prefill_chunk_tokens: 0,
             max_queue_requests: 1024,
+            prefix_cache: true,
         }
     }
 }
@@ -138,6 +141,8 @@ pub struct GenerationParams {
     pub tool_choice: ToolChoice,
     /// What the reply must look like; a text of any kind where this is absent.
     pub response_format: Option<Format>,
+    /// Use the engine's prefix cache; otherwise nothing is read from it and nothing left in it.
+    pub cache: bool,
 }
 
 /// Most stop texts and stop ids of one request.
@@ -183,6 +188,7 @@ impl GenerationParams {
             tools: None,
             tool_choice: ToolChoice::Auto,
             response_format: None,
+            cache: true,
         }
     }
 

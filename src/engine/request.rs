@@ -60,6 +60,8 @@ pub struct Usage {
     pub prompt_tokens: u64,
     /// Tokens of the reply; a stop token is not part of it.
     pub completion_tokens: u64,
+    /// Tokens of the prompt that were not computed, because the prefix cache had them.
+    pub cached_tokens: u64,
 }
 
 /// One event of one request.

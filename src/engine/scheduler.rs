@@ -4,12 +4,15 @@
 //! 1. Rank decides: priority, then arrival. Pages and places go to the first in rank; when they run
 //!    out, the last admitted one loses its pages and is computed anew later. So the oldest of the
 //!    highest priority always advances, and with it every sequence of that priority gets its turn.
-//!    Whoever waits takes from lower priorities only, and only if that is enough.
+//!    Whoever waits takes from lower priorities only, and only if that is enough. A plan that takes
+//!    pages away is made again when they are back: those that others share stay, so how many come back
+//!    is known only then.
 //! 2. A decoding sequence takes one token in every step, whatever is prefilled beside it.
 //! 3. Prompts share `prefill_tokens` per step, the bound on how long a step can take.
 //! 4. One whose last token is being drawn computes nothing more.
 //! 5. A waiting sequence is admitted only when its whole prompt fits beside what those before it
-//!    still need, and never before one that ranks higher.
+//!    still need, and never before one that ranks higher. It may be postponed for the sake of what
+//!    another one computes; nobody overtakes it.
 //! 6. One that wants the logits of many tokens gets those of one, and half of what nobody has yet.
 //!
 //! Nothing here touches a sequence or a page; the loop carries the plan out.
@@ -48,7 +51,8 @@ pub struct Plan {
 
 /// Plans one step into `plan` (overwritten). `views` are in order of rank (the highest priority first,
 /// then the oldest), and of each priority the admitted ones come first; `free_pages` are held by none
-/// of them.
+/// of them. Of a waiting one, `computed_tokens` says what the prefix cache has, and `pages` how many
+/// pages of that others hold: it takes no free ones for them.
 ///
 /// The caller promises that each sequence alone fits the pool (`total_tokens` in all pages); then
 /// every plan runs at least one sequence if there is one that is not ending.
@@ -97,7 +101,7 @@ impl Step<'_> {
             if self.views[index].admitted {
                 admits &= self.advance(index);
             } else if admits {
-                admits = self.admit(index);
+                admits = !self.views[index].postponed && self.admit(index);
             }
             index += 1;
         }
@@ -127,7 +131,8 @@ impl Step<'_> {
         let lower = lower.filter(|view| view.admitted && view.priority < priority);
         let (num_lower, lower_pages) =
             lower.fold((0, 0), |(count, pages), view| (count + 1, pages + view.pages));
-        let needed = self.pages(self.views[index].total_tokens) + self.reserved_pages;
+        let view = &self.views[index];
+        let needed = self.pages(view.total_tokens).saturating_sub(view.pages) + self.reserved_pages;
         let fits = needed <= self.free_pages + lower_pages && self.free_places + num_lower > 0;
         // Rows that others took are there again in the next step: nobody gives way for them.
         let has_row = self.spare_rows > 0 || self.free_places == 0;

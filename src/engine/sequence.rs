@@ -4,7 +4,7 @@
 //! Waiting -> Prefilling -> Running -> (ended: the loop drops it)
 //!               ^    \________/
 //!               |        v
-//!               +--- Preempted      pages given back; prompt and reply are computed anew
+//!               +--- Preempted      pages given back; what the prefix cache has lost is computed anew
 //! ```
 //!
 //! The loop may run a step ahead: a token is in flight from the submission of the step that draws it
@@ -25,7 +25,7 @@ use crate::engine::options::GenerationParams;
 use crate::engine::request::{Deadline, FinishReason, Mailbox, Usage};
 use crate::engine::scoring::PromptScores;
 use crate::error::Error;
-use crate::kv::{PagePool, PageTable};
+use crate::kv::{Found, PagePool, PageTable, Root};
 use crate::sample::{SamplingParams, SeenTokens};
 use crate::text::tokenizer::Tokenizer;
 use crate::text::{TextDelta, TextStream};
@@ -50,6 +50,8 @@ pub struct View {
     pub ending: bool,
     /// From this position on the logits of every token are wanted; `usize::MAX`: only of the last.
     pub wanted_from: usize,
+    /// It waits and had better do so for now, and whoever waits behind it with it.
+    pub postponed: bool,
 }
 
 impl View {
@@ -94,10 +96,14 @@ pub(crate) struct Sequence {
     /// Which of the request's replies it makes.
     choice: usize,
     pub(crate) pages: PageTable,
+    /// Under what its pages are found and published; `None`: it does not use the prefix cache.
+    pub(crate) prefix_root: Option<Root>,
     phase: Phase,
     /// Prompt, then reply.
     tokens: Vec<u32>,
     prompt_tokens: usize,
+    /// Of the prompt, what the prefix cache had when it was first admitted.
+    cached_tokens: usize,
     /// In the cache once all submitted steps have run.
     computed_tokens: usize,
     /// Tokens that submitted steps draw and that have not been accepted yet.
@@ -137,6 +143,7 @@ impl Sequence {
             mailbox,
             choice: choice as usize,
             pages: PageTable::new(),
+            prefix_root: None,
             phase: Phase::Waiting,
             prompt_tokens: prompt.len(),
             seen: SeenTokens::from_prompt(&prompt),
@@ -145,6 +152,7 @@ impl Sequence {
                 .then(|| PromptScores::new(1, prompt.len(), params.top_logprobs as usize)),
             target: None,
             tokens: prompt,
+            cached_tokens: 0,
             computed_tokens: 0,
             in_flight: 0,
             in_flight_row: 0,
@@ -196,12 +204,14 @@ impl Sequence {
             ending: self.in_flight > 0
                 && (self.is_cut || self.tokens.len() + self.in_flight >= self.total_tokens_limit),
             wanted_from: self.scores.as_ref().map_or(usize::MAX, PromptScores::wanted_from),
+            postponed: false,
         }
     }
 
-    /// Must the logits of a step that computes `count` more tokens come to the host?
-    pub(crate) fn needs_logits(&self, count: usize) -> bool {
-        let draws = count == self.view().pending_tokens();
+    /// Must the logits of a step that computes `count` more tokens come to the host? `view` is what it was
+    /// planned by: one that waits may begin over the prefix cache.
+    pub(crate) fn needs_logits(&self, count: usize, view: &View) -> bool {
+        let draws = count == view.pending_tokens();
         (draws && self.rules.need_logits()) || !self.wanted_rows(count).is_empty()
     }
 
@@ -230,6 +240,7 @@ impl Sequence {
         Usage {
             prompt_tokens: self.prompt_tokens as u64,
             completion_tokens: (self.tokens.len() - self.prompt_tokens) as u64,
+            cached_tokens: self.cached_tokens as u64,
         }
     }
 
@@ -247,12 +258,43 @@ impl Sequence {
         self.computed_tokens
     }
 
-    /// Joins the running batch.
-    pub(crate) fn admit(&mut self) {
+    /// Prompt and reply as far as they are known.
+    pub(crate) fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// The tokens that it can do without computing. The last one is not among them: the next token is
+    /// drawn from its logits.
+    pub(crate) fn prefix(&self) -> &[u32] {
+        let last = self.tokens.len() + self.in_flight - 1;
+        &self.tokens[..last.min(self.tokens.len())]
+    }
+
+    /// What the prefix cache has of it.
+    pub(crate) fn find_prefix(&self, pool: &mut PagePool) -> Found {
+        self.prefix_root.map_or(Found::default(), |root| pool.find(root, self.prefix()))
+    }
+
+    /// Joins the running batch, with the pages that the prefix cache has.
+    pub(crate) fn admit(&mut self, pool: &mut PagePool) {
+        let mut pages = std::mem::take(&mut self.pages);
+        let share = |root| pool.share(&mut pages, root, self.prefix());
+        self.computed_tokens = self.prefix_root.map_or(0, share);
+        self.pages = pages;
         if self.phase == Phase::Waiting {
+            self.cached_tokens = self.computed_tokens;
             self.mailbox.post_started();
         }
         self.phase = Phase::Prefilling;
+    }
+
+    /// Leaves its full pages in the prefix cache. To be called when a token was drawn after all tokens
+    /// known so far, and before it is accepted: their keys and values are all there, and were finite,
+    /// because the logits were that read every one of them.
+    pub(crate) fn publish(&mut self, pool: &mut PagePool) {
+        if let Some(root) = self.prefix_root {
+            pool.publish(&mut self.pages, root, &self.tokens);
+        }
     }
 
     /// Leaves the running batch and gives its pages back. Text and tokens stay; nothing of this

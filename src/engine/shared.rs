@@ -16,6 +16,7 @@ use crate::engine::sequence::Sequence;
 use crate::engine::{LogHook, LogLevel, Shutdown};
 use crate::error::{Error, Result};
 use crate::grammar::Grammars;
+use crate::model::config::ModelConfig;
 use crate::model::generation::GenerationConfig;
 use crate::text::tokenizer::Tokenizer;
 
@@ -28,6 +29,9 @@ pub(crate) struct Shared {
     /// Longest sequence: the context, or all pages where those are fewer.
     pub(crate) sequence_tokens: usize,
     pub(crate) max_queue_requests: usize,
+    pub(crate) model: ModelConfig,
+    /// Pages are shared by those requests that do not refuse it.
+    pub(crate) prefix_cache: bool,
     pub(crate) info: Value,
     pub(crate) metrics: Metrics,
     /// Made when a request first asks for a format.
@@ -89,6 +93,8 @@ pub(crate) struct SharedParts {
     pub(crate) usable_ids: usize,
     pub(crate) sequence_tokens: usize,
     pub(crate) max_queue_requests: usize,
+    pub(crate) model: ModelConfig,
+    pub(crate) prefix_cache: bool,
     pub(crate) info: Value,
     pub(crate) log: Option<LogHook>,
 }
@@ -101,6 +107,8 @@ impl Shared {
             usable_ids: parts.usable_ids,
             sequence_tokens: parts.sequence_tokens,
             max_queue_requests: parts.max_queue_requests,
+            model: parts.model,
+            prefix_cache: parts.prefix_cache,
             info: parts.info,
             metrics: Metrics::default(),
             grammars: OnceLock::new(),

@@ -61,6 +61,8 @@ pub(crate) fn start(parts: EngineParts) -> Result<(Arc<Shared>, JoinHandle<()>)>
         generation: parts.generation,
         sequence_tokens,
         max_queue_requests: parts.options.max_queue_requests,
+        model: parts.config,
+        prefix_cache: parts.options.prefix_cache,
         log: parts.log,
     }));
     let workers = Workers::start(parts.ranks)?;
@@ -108,6 +110,7 @@ fn complete_info(
     info["max_batch_sequences"] = json!(options.max_batch_sequences);
     info["prefill_chunk_tokens"] = json!(options.prefill_chunk_tokens);
     info["max_queue_requests"] = json!(options.max_queue_requests);
+    info["prefix_cache"] = json!(options.prefix_cache);
     info
 }
 

@@ -18,8 +18,9 @@ use crate::engine::LogLevel;
 use crate::engine::assemble::{clear, push_draw, push_rows, write_block_table};
 use crate::engine::logits::{Drawn, measure};
 use crate::engine::metrics::Metrics;
+use crate::engine::prefix;
 use crate::engine::request::{Cancel, FinishReason};
-use crate::engine::scheduler::{self, Plan};
+use crate::engine::scheduler::{self, Plan, Run};
 use crate::engine::sequence::{Order, Phase, Sequence, View};
 use crate::engine::shared::Shared;
 use crate::engine::worker::Workers;
@@ -143,17 +144,21 @@ impl Stepper {
     /// is not submitted ahead, and planned with all that is known. Nor is one that needs its logits
     /// here.
     fn submit_next(&mut self) -> Result<bool> {
-        self.make_plan();
-        if !self.flights.is_empty() && (self.plan_has_prompts() || self.plan_needs_logits()) {
-            while !self.flights.is_empty() {
-                self.collect_oldest()?;
-            }
-            if self.sequences.is_empty() {
-                return Ok(false);
-            }
+        loop {
             self.make_plan();
+            if !self.flights.is_empty() && (self.plan_has_prompts() || self.plan_needs_logits()) {
+                while !self.flights.is_empty() {
+                    self.collect_oldest()?;
+                }
+                if self.sequences.is_empty() {
+                    return Ok(false);
+                }
+            } else if self.plan.preempt.is_empty() {
+                break;
+            } else {
+                self.preempt();
+            }
         }
-        self.preempt();
         if self.plan.runs.is_empty() {
             return match self.flights.is_empty() {
                 true => Err(bug("the scheduler ran nothing")),
@@ -167,12 +172,8 @@ impl Stepper {
     }
 
     fn make_plan(&mut self) {
-        // Nobody behind so many is admitted now, but some of a lower priority may be already.
-        let last = self.sequences.iter().rposition(|sequence| sequence.view().admitted);
-        let num_visible = self.limits.max_sequences.max(last.map_or(0, |last| last + 1));
-        let visible = self.sequences.iter().take(num_visible);
         self.views.clear();
-        self.views.extend(visible.map(Sequence::view));
+        prefix::push_views(&self.sequences, &mut self.pool, &self.limits, &mut self.views);
         scheduler::plan(&self.views, self.pool.num_free(), &self.limits, &mut self.plan);
     }
 
@@ -181,7 +182,9 @@ impl Stepper {
     }
 
     fn plan_needs_logits(&self) -> bool {
-        self.plan.runs.iter().any(|run| self.sequences[run.index].needs_logits(run.tokens))
+        let needs =
+            |run: &Run| self.sequences[run.index].needs_logits(run.tokens, &self.views[run.index]);
+        self.plan.runs.iter().any(needs)
     }
 
     fn preempt(&mut self) {
@@ -205,15 +208,9 @@ impl Stepper {
         clear(batch);
         flight.wanted.clear();
         flight.on_host = !self.workers.draws_tokens() || self.plan_needs_logits();
+        self.admit_planned();
         for run in &self.plan.runs {
             let sequence = &mut self.sequences[run.index];
-            if !self.views[run.index].admitted {
-                admit(sequence, &self.shared.metrics);
-                let prompt_tokens = sequence.prompt_tokens();
-                self.shared.log(LogLevel::Debug, || {
-                    format!("a request of {prompt_tokens} prompt tokens starts")
-                });
-            }
             let context = sequence.computed_tokens() + run.tokens;
             if !self.pool.grow(&mut sequence.pages, context) {
                 return Err(bug("the scheduler gave pages that are not there"));
@@ -231,9 +228,29 @@ impl Stepper {
             sequence.advance(run.tokens, drawn_row);
         }
         write_block_table(batch, &self.plan.runs, &self.sequences);
-        self.shared.metrics.pages_used.set(self.pool.num_used());
+        self.count_pages();
         flight.submitted = Instant::now();
         Ok(flight)
+    }
+
+    /// Admits all before the first of them takes a page: until then the prefix cache has what the plan
+    /// counts on.
+    fn admit_planned(&mut self) {
+        for run in self.plan.runs.iter().filter(|run| !self.views[run.index].admitted) {
+            let sequence = &mut self.sequences[run.index];
+            admit(sequence, &mut self.pool, &self.shared.metrics);
+            self.shared.log(LogLevel::Debug, || {
+                let (prompt, cached) = (sequence.prompt_tokens(), sequence.computed_tokens());
+                format!("a request of {prompt} prompt tokens starts, {cached} tokens cached")
+            });
+        }
+    }
+
+    fn count_pages(&self) {
+        let metrics = &self.shared.metrics;
+        metrics.pages_used.set(self.pool.num_used());
+        metrics.pages_cached.set(self.pool.num_idle());
+        metrics.prefix_evictions.set(self.pool.num_evictions() as usize);
     }
 
     /// Waits for the oldest step and gives its tokens to the sequences.
@@ -291,6 +308,7 @@ impl Stepper {
             match taken {
                 Err(error) => ended.push((index, Err(error))),
                 Ok((is_complete, drawn)) => {
+                    sequence.publish(&mut self.pool);
                     self.shared.metrics.generated_tokens.add(1);
                     let reason = sequence.accept(drawn, &self.shared.tokenizer);
                     let reason = is_complete.then_some(FinishReason::Stop).or(reason);
@@ -354,7 +372,7 @@ impl Stepper {
                 self.pool.release(&mut sequence.pages);
                 count_end(sequence.phase(), outcome, &self.shared.metrics);
             }
-            self.shared.metrics.pages_used.set(self.pool.num_used());
+            self.count_pages();
             for (sequence, (_, outcome)) in over.into_iter().zip(ended.drain(..)) {
                 self.shared.log(LogLevel::Debug, || {
                     format!("a request ends: {outcome:?}, {:?}", sequence.usage())
@@ -373,7 +391,7 @@ impl Flight {
     }
 }
 
-fn admit(sequence: &mut Sequence, metrics: &Metrics) {
+fn admit(sequence: &mut Sequence, pool: &mut PagePool, metrics: &Metrics) {
     metrics.requests_running.add(1);
     match sequence.phase() {
         Phase::Waiting => {
@@ -382,7 +400,8 @@ fn admit(sequence: &mut Sequence, metrics: &Metrics) {
         }
         _ => metrics.requests_preempted.sub(1),
     }
-    sequence.admit();
+    sequence.admit(pool);
+    metrics.prefix_hit_tokens.add(sequence.computed_tokens() as u64);
 }
 
 fn count_end(phase: Phase, outcome: &Result<FinishReason>, metrics: &Metrics) {

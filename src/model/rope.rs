@@ -28,6 +28,15 @@ pub fn inv_freq(base: f64, head_dim: usize, alpha: f64) -> Vec<f32> {
     (0..head_dim / 2).map(|i| base.powf(-2.0 * i as f64 / dim) as f32).collect()
 }
 
+/// The dynamic NTK factor of a model for a prompt of `prompt_tokens`: what the keys of a sequence
+/// depend on besides its tokens. Log-n scales queries only.
+pub fn ntk_factor(config: &ModelConfig, prompt_tokens: usize) -> f64 {
+    match config.use_dynamic_ntk {
+        true => ntk_alpha(prompt_tokens, config.train_context_tokens),
+        false => 1.0,
+    }
+}
+
 /// Log-n factor of a query at 0-based `position`: 1 up to the training length S, then
 /// ln(position + 1) / ln(S).
 pub fn logn_scale(position: usize, train_tokens: usize) -> f32 {
@@ -39,11 +48,7 @@ pub fn logn_scale(position: usize, train_tokens: usize) -> f32 {
 
 /// Fills `RopeStep`s; remembers the frequencies of each NTK factor it has met.
 pub struct Rope {
-    base: f64,
-    head_dim: usize,
-    train_tokens: usize,
-    use_dynamic_ntk: bool,
-    use_logn: bool,
+    config: ModelConfig,
     /// By the bits of alpha: a handful of powers of two, less one.
     frequencies: HashMap<u64, Vec<f32>>,
 }
@@ -51,14 +56,7 @@ pub struct Rope {
 impl Rope {
     /// Rotary settings of a model.
     pub fn new(config: &ModelConfig) -> Rope {
-        Rope {
-            base: config.rope_base,
-            head_dim: config.head_dim,
-            train_tokens: config.train_context_tokens,
-            use_dynamic_ntk: config.use_dynamic_ntk,
-            use_logn: config.use_logn_attention,
-            frequencies: HashMap::new(),
-        }
+        Rope { config: config.clone(), frequencies: HashMap::new() }
     }
 
     /// Frequencies, angles (if `with_angles`) and query scales of every row of `batch`.
@@ -68,13 +66,8 @@ impl Rope {
         step.sin.clear();
         step.query_scale.clear();
         for sequence in 0..batch.num_sequences() {
-            let prompt_tokens = batch.ntk_lens[sequence] as usize;
-            let alpha = if self.use_dynamic_ntk {
-                ntk_alpha(prompt_tokens, self.train_tokens)
-            } else {
-                1.0
-            };
-            let (base, head_dim) = (self.base, self.head_dim);
+            let alpha = ntk_factor(&self.config, batch.ntk_lens[sequence] as usize);
+            let (base, head_dim) = (self.config.rope_base, self.config.head_dim);
             let frequencies = self
                 .frequencies
                 .entry(alpha.to_bits())
@@ -87,8 +80,8 @@ impl Rope {
                     step.cos.push(cos as f32);
                     step.sin.push(sin as f32);
                 }
-                let scale = match self.use_logn {
-                    true => logn_scale(position as usize, self.train_tokens),
+                let scale = match self.config.use_logn_attention {
+                    true => logn_scale(position as usize, self.config.train_context_tokens),
                     false => 1.0,
                 };
                 step.query_scale.push(scale);

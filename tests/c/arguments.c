@@ -98,7 +98,7 @@ static void makers_take_null(void) {
 
 /* Every function that changes something. */
 static void doers_take_null(void) {
-    qwen_usage usage = {sizeof usage, 0, 0, 0};
+    qwen_usage usage = {sizeof usage, 0, 0, 0, 0};
     qwen_logprob logprob = {sizeof logprob, 0, 0, NULL, 0};
     CHECK_FAILS(QWEN_E_NULL, qwen_options_set_i64(NULL, "seed", 4, 1, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_options_set_f64(NULL, "top_p", 5, 1, &err));

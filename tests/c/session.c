@@ -4,6 +4,7 @@
 #include "utf8.h"
 
 #include <pthread.h>
+#include <stddef.h>
 
 /* What a callback saw, and what it does. */
 typedef struct {
@@ -15,6 +16,16 @@ typedef struct {
     int32_t inner_status;
     int frees, cancels;
 } seen;
+
+/* A program compiled before qwen_usage had cached_tokens: what stands behind its struct is its own. */
+static void old_callers_get_what_they_know(const qwen_event *event) {
+    const uint32_t old_bytes = offsetof(qwen_usage, cached_tokens);
+    qwen_usage usage = {old_bytes, 0, 0, 0, 77};
+    CHECK_OK(qwen_event_usage(event, &usage, &err));
+    CHECK(usage.struct_size == old_bytes && usage.prompt_tokens > 5 && usage.cached_tokens == 77);
+    usage.struct_size = old_bytes - 1;
+    CHECK_FAILS(QWEN_E_ARG, qwen_event_usage(event, &usage, &err));
+}
 
 static int32_t watch(const qwen_event *event, void *user) {
     seen *all = user;
@@ -29,6 +40,8 @@ static int32_t watch(const qwen_event *event, void *user) {
         CHECK(qwen_event_finish_reason(event) != 0 && qwen_event_error(event) == NULL);
         all->usage.struct_size = sizeof all->usage;
         CHECK_OK(qwen_event_usage(event, &all->usage, &err));
+        CHECK(all->usage.struct_size == sizeof all->usage);
+        old_callers_get_what_they_know(event);
         all->finished += 1;
     }
     if (++all->events != all->answer_at)
@@ -74,6 +87,7 @@ static void a_reply_streams_and_is_remembered(const qwen_engine *engine) {
     CHECK(again.text_bytes == all.text_bytes && num_messages(session) == 3); /* the same seed */
     CHECK_OK(qwen_session_chat(session, "and", 3, options, NULL, NULL, &err));
     CHECK(num_messages(session) == 5);
+    CHECK(again.usage.cached_tokens >= 16); /* the first turn has computed its beginning */
     CHECK_OK(qwen_session_truncate(session, 1, &err));
     CHECK(num_messages(session) == 3);
     qwen_buf_free(reply), qwen_session_free(session), qwen_options_free(options);

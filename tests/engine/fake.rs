@@ -18,6 +18,7 @@ use qwen::error::{Error, Result};
 use qwen::model::Rank;
 use qwen::model::config::ModelConfig;
 use qwen::model::generation::{ChatFormat, GenerationConfig};
+use qwen::model::rope;
 use qwen::text::tokenizer::Tokenizer;
 
 pub(crate) use crate::control::{Control, Fault};
@@ -47,8 +48,8 @@ pub(crate) struct Fake {
     pub(crate) rank: usize,
     /// Of the step that was submitted.
     pub(crate) logits: Vec<f32>,
-    /// `[slots]` (token, position, ntk_len).
-    cache: Vec<Option<(u32, u32, u32)>>,
+    /// `[slots]` (token, position, NTK factor).
+    cache: Vec<Option<(u32, u32, f64)>>,
     pub(crate) control: Arc<Control>,
     /// Only the first rank's leave the model; a rank that draws wants its own.
     pub(crate) gives_logits: bool,
@@ -70,11 +71,11 @@ impl Fake {
 
     /// Reads the context of `sequence` up to position `last`, as an attention would.
     fn context(&self, batch: &Batch, sequence: usize, last: u32) -> Result<Vec<u32>> {
-        let ntk_len = batch.ntk_lens[sequence];
+        let factor = ntk_factor(batch, sequence);
         let token = |position: u32| {
             let page = batch.pages(sequence)[position as usize / PAGE_TOKENS] as usize;
             match self.cache[page * PAGE_TOKENS + position as usize % PAGE_TOKENS] {
-                Some((token, at, ntk)) if at == position && ntk == ntk_len => Ok(token),
+                Some((token, at, ntk)) if at == position && ntk == factor => Ok(token),
                 other => {
                     let reason = format!("position {position} reads {other:?}");
                     Err(Error::EngineFailed { reason })
@@ -96,7 +97,8 @@ impl Rank for Fake {
         let mut rows = batch.logits_rows.iter().peekable();
         for sequence in 0..batch.num_sequences() {
             for row in batch.rows(sequence) {
-                let cell = (batch.token_ids[row], batch.positions[row], batch.ntk_lens[sequence]);
+                let cell =
+                    (batch.token_ids[row], batch.positions[row], ntk_factor(batch, sequence));
                 self.cache[batch.slot_mapping[row] as usize] = Some(cell);
             }
             let last = batch.rows(sequence).end - 1;
@@ -124,6 +126,11 @@ impl Rank for Fake {
         *output = Output { logits: std::mem::take(&mut self.logits), ..Output::default() };
         Ok(())
     }
+}
+
+/// What keys are rotated by: a page of another factor is as wrong as one of other tokens.
+fn ntk_factor(batch: &Batch, sequence: usize) -> f64 {
+    rope::ntk_alpha(batch.ntk_lens[sequence] as usize, config().train_context_tokens)
 }
 
 fn push_hash(hash: u64, token: u32) -> u64 {

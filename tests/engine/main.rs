@@ -14,6 +14,7 @@ mod format;
 mod host;
 mod life;
 mod logprobs;
+mod prefix;
 mod queue;
 mod rank;
 mod scheduler;

@@ -51,6 +51,7 @@ impl Life {
             decoding: self.decoding,
             ending: self.ending,
             wanted_from: self.wanted_from,
+            postponed: false,
         }
     }
 }
@@ -249,6 +250,7 @@ fn decoding(computed: usize, pages: usize) -> View {
         decoding: true,
         ending: false,
         wanted_from: usize::MAX,
+        postponed: false,
     }
 }
 
@@ -263,6 +265,7 @@ fn waiting(total: usize) -> View {
         decoding: false,
         ending: false,
         wanted_from: usize::MAX,
+        postponed: false,
     }
 }
 
@@ -299,6 +302,24 @@ fn the_youngest_gives_way_when_pages_run_out() {
 fn a_small_request_does_not_overtake_a_large_one() {
     let views = [decoding(20, 2), waiting(300), waiting(1)];
     assert_eq!(planned(&views, 10), (vec![(0, 1)], vec![]));
+}
+
+#[test]
+fn nobody_overtakes_one_that_is_postponed() {
+    let postponed = View { postponed: true, ..waiting(30) };
+    let lower = View { priority: -1, ..decoding(20, 2) };
+    let views = [decoding(20, 2), postponed, waiting(1), lower];
+    assert_eq!(planned(&views, 100), (vec![(0, 1), (3, 1)], vec![]));
+}
+
+#[test]
+fn a_waiting_sequence_starts_over_the_cache_and_shares_the_pages_that_others_hold() {
+    // Seven pages in all, and one for each of the two to grow into; four are held by the first.
+    let holder = decoding(70, 5);
+    let over = View { computed_tokens: 64, pages: 4, ..waiting(100) };
+    assert_eq!(planned(&[holder, over], 4), (vec![(0, 1), (1, 32)], vec![]));
+    assert_eq!(planned(&[holder, over], 3), (vec![(0, 1)], vec![]));
+    assert_eq!(planned(&[holder, waiting(100)], 4), (vec![(0, 1)], vec![]));
 }
 
 #[test]

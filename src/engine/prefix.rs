@@ -1,0 +1,62 @@
+//! What the prefix cache is to sequences that wait: what each would find there, and whether it had
+//! better wait until another one has computed what both begin with.
+//!
+//! It only looks. The scheduler decides, the loop shares the pages, `kv` keeps them.
+
+use crate::engine::scheduler::Limits;
+use crate::engine::sequence::{Sequence, View};
+use crate::kv::PagePool;
+
+/// Appends the views that the next plan is made of. A waiting sequence is seen as it would start over the
+/// cache. The first that had better wait is postponed: a prompt is computed once, and nobody overtakes it.
+pub(super) fn push_views(
+    sequences: &[Sequence],
+    pool: &mut PagePool,
+    limits: &Limits,
+    views: &mut Vec<View>,
+) {
+    let mut prompt_tokens = 0;
+    // Nobody behind so many is admitted now, but some of a lower priority may be already.
+    let last = sequences.iter().rposition(|sequence| sequence.view().admitted);
+    let num_visible = limits.max_sequences.max(last.map_or(0, |last| last + 1));
+    let mut admits = true;
+    for (index, sequence) in sequences.iter().take(num_visible).enumerate() {
+        let mut view = sequence.view();
+        if !view.admitted && admits {
+            let found = sequence.find_prefix(pool);
+            (view.computed_tokens, view.pages) = (found.tokens, found.held_pages);
+            let gain = |earlier| common_pages(sequence, earlier, found.tokens, limits.page_tokens);
+            let most = sequences[..index].iter().map(gain).max().unwrap_or(0);
+            // Less than half of it is not worth a place in the next batch.
+            view.postponed = 2 * most > view.pending_tokens();
+            prompt_tokens += view.pending_tokens();
+            // Those before it use up what a step may prefill: no need to look.
+            admits = !view.postponed && prompt_tokens < limits.prefill_tokens;
+        } else if !view.admitted {
+            view.postponed = true;
+        }
+        views.push(view);
+    }
+}
+
+/// Tokens after the first `found` that `earlier` has or will have computed for `sequence`, in whole
+/// pages: it publishes them with the first token it draws. They are not published yet, or they would
+/// have been found.
+fn common_pages(
+    sequence: &Sequence,
+    earlier: &Sequence,
+    found: usize,
+    page_tokens: usize,
+) -> usize {
+    let (own, other) = (sequence.prefix(), earlier.tokens());
+    let next = found..found + page_tokens;
+    // Most differ in the next page already.
+    if sequence.prefix_root.is_none()
+        || sequence.prefix_root != earlier.prefix_root
+        || own.get(next.clone()).is_none_or(|tokens| other.get(next) != Some(tokens))
+    {
+        return 0;
+    }
+    let common = own.iter().zip(other).take_while(|(own, other)| own == other).count();
+    (common / page_tokens * page_tokens).saturating_sub(found)
+}
