@@ -107,13 +107,15 @@
 /// The operating system refused to open, read or map a file.
 #define QWEN_E_IO 201
 
-/// A file contradicts its format; the detail has the path, and the tensor and offset if known.
+/// A file, or a saved session, contradicts its format; the detail has the path, and the tensor and offset
+/// if known.
 #define QWEN_E_CORRUPT 202
 
 /// A sound file asks for something this library does not do.
 #define QWEN_E_UNSUPPORTED 203
 
-/// Saved state belongs to another model. Kept for that; nothing returns it yet.
+/// Saved state belongs to another model, or was saved in another version of its format; the detail says
+/// which.
 #define QWEN_E_STATE_MISMATCH 204
 
 /// The engine stopped working; open a new one. Codes 300 to 399: the engine or a device.
@@ -550,9 +552,10 @@ int32_t qwen_session_new(const qwen_engine *engine,
 /// reply is complete or the callback answers QWEN_STOP, and forgotten when it answers QWEN_CANCEL
 /// or the call fails. qwen_session_reply has the whole reply.
 ///
-/// Errors: QWEN_E_CANCELLED and QWEN_E_CALLBACK by `on_event`; QWEN_E_UTF8, QWEN_E_ARG,
-/// QWEN_E_OPTION, QWEN_E_CONTEXT_FULL, QWEN_E_QUEUE_FULL, QWEN_E_DEADLINE, QWEN_E_TIMEOUT, QWEN_E_BUSY,
-/// QWEN_E_REENTRANT, QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED, QWEN_E_NOT_FINITE, QWEN_E_FORKED.
+/// Errors: QWEN_E_STATE where a message still waits for its reply; QWEN_E_CANCELLED and QWEN_E_CALLBACK by
+/// `on_event`; QWEN_E_UTF8, QWEN_E_ARG, QWEN_E_OPTION, QWEN_E_CONTEXT_FULL, QWEN_E_QUEUE_FULL,
+/// QWEN_E_DEADLINE, QWEN_E_TIMEOUT, QWEN_E_BUSY, QWEN_E_REENTRANT, QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED,
+/// QWEN_E_NOT_FINITE, QWEN_E_FORKED.
 int32_t qwen_session_chat(qwen_session *session,
                           const char *text,
                           uint64_t text_len,
@@ -561,10 +564,10 @@ int32_t qwen_session_chat(qwen_session *session,
                           void *user,
                           qwen_error **err);
 
-/// Forgets the last reply and makes it anew, otherwise as qwen_session_chat. If that fails, the
-/// conversation is as it was.
+/// Forgets the last reply and makes it anew, or makes the one that is missing behind a user message that
+/// was appended; otherwise as qwen_session_chat. If that fails, the conversation is as it was.
 ///
-/// Errors: QWEN_E_STATE where there is no reply yet; otherwise as for qwen_session_chat.
+/// Errors: QWEN_E_STATE where there is nothing to reply to; otherwise as for qwen_session_chat.
 int32_t qwen_session_regenerate(qwen_session *session,
                                 const qwen_options *options,
                                 qwen_event_fn on_event,
@@ -604,9 +607,10 @@ int32_t qwen_session_reply(const qwen_session *session, qwen_buf **reply, qwen_e
 /// Errors: QWEN_E_BUSY, QWEN_E_REENTRANT.
 int32_t qwen_session_messages_json(const qwen_session *session, qwen_buf **json, qwen_error **err);
 
-/// Appends turns as they are, without the model: user and assistant messages in alternation, and behind
-/// an assistant's call a tool's result and again an assistant's. A system message at their beginning
-/// replaces the session's. All are appended or none.
+/// Appends messages as they are, without the model: user and assistant messages in alternation, behind an
+/// assistant's call a tool's result and again an assistant's, going on from the last there is. A system
+/// message at their beginning replaces the session's. All are appended or none. Where the last is no
+/// assistant's, qwen_session_regenerate makes the reply.
 ///
 /// Errors: QWEN_E_ARG for JSON of another form or roles out of order; QWEN_E_BUSY,
 /// QWEN_E_REENTRANT.
@@ -630,6 +634,55 @@ int32_t qwen_session_set_system(qwen_session *session,
                                 const char *text,
                                 uint64_t text_len,
                                 qwen_error **err);
+
+/// Replaces the text of one message; `index` counts as qwen_session_messages_json lists them, from 0,
+/// the system message. Messages after it stay as they are: qwen_session_truncate forgets them, and
+/// qwen_session_regenerate replies anew to the last one.
+///
+/// Errors: QWEN_E_ARG for an index of no message; QWEN_E_UTF8, QWEN_E_BUSY, QWEN_E_REENTRANT.
+int32_t qwen_session_edit(qwen_session *session,
+                          uint64_t index,
+                          const char *text,
+                          uint64_t text_len,
+                          qwen_error **err);
+
+/// A second conversation that begins with all messages of this one; from here on each goes its own
+/// way. What both begin with is computed once, as long as the prefix cache has it. The caller frees
+/// `fork`.
+///
+/// Errors: QWEN_E_BUSY, QWEN_E_REENTRANT; QWEN_E_FORKED, which is about processes.
+int32_t qwen_session_fork(const qwen_session *session, qwen_session **fork, qwen_error **err);
+
+/// The whole state of a session as bytes that qwen_session_load takes, to be kept wherever you like:
+/// all messages, a fingerprint of the model, a checksum. Little-endian; N bytes of messages:
+///
+///     offset  size  meaning
+///     0       8     "QWENSESS"
+///     8       4     version of this format: 1
+///     12      4     0
+///     16      8     fingerprint: FNV-1a (64 bits) of the model's shape and vocabulary
+///     24      8     N
+///     32      N     messages, as qwen_session_messages_json gives them
+///     32 + N  8     checksum: FNV-1a (64 bits) of all bytes before
+///
+/// The caller frees `saved`.
+///
+/// Errors: QWEN_E_STATE for more messages than JSON of 64 MiB holds; QWEN_E_BUSY, QWEN_E_REENTRANT.
+int32_t qwen_session_save(const qwen_session *session,
+                          qwen_buf **saved,
+                          qwen_error **err);
+
+/// Replaces all messages of `session` by those that qwen_session_save saved. If that fails, the
+/// session is as it was.
+///
+/// Errors: QWEN_E_CORRUPT for bytes that were not saved so, or not all of them; QWEN_E_STATE_MISMATCH
+/// for another version of the format, or a model of another shape or vocabulary (weights are not
+/// compared: other ones of the same shape, such as the quantised model, are welcome); QWEN_E_BUSY,
+/// QWEN_E_REENTRANT.
+int32_t qwen_session_load(qwen_session *session,
+                          const uint8_t *saved,
+                          uint64_t saved_len,
+                          qwen_error **err);
 
 /// Frees a session, also from its own callback. Any thread. NULL is nothing.
 void qwen_session_free(qwen_session *session);

@@ -273,6 +273,29 @@ class Session {
                                            error);
         });
     }
+    /// `index` counts messages from 0, the system message.
+    Result<Done> try_edit(uint64_t index, std::string_view text) {
+        return detail::call([&](qwen_error **error) {
+            return qwen_session_edit(get(), index, text.data(), text.size(), error);
+        });
+    }
+    Result<Session> try_fork() const {
+        return detail::make<Session, qwen_session>([&](qwen_session **made, qwen_error **error) {
+            return qwen_session_fork(get(), made, error);
+        });
+    }
+    /// Bytes, not text.
+    Result<std::string> try_save() const {
+        return detail::text([&](qwen_buf **saved, qwen_error **error) {
+            return qwen_session_save(get(), saved, error);
+        });
+    }
+    Result<Done> try_load(std::string_view saved) {
+        return detail::call([&](qwen_error **error) {
+            return qwen_session_load(get(), reinterpret_cast<const uint8_t *>(saved.data()),
+                                     saved.size(), error);
+        });
+    }
 #ifdef QWEN_EXCEPTIONS
     explicit Session(const Engine &engine, OptionsArgument options = {})
         : Session(try_make(engine, options).value()) {}
@@ -294,6 +317,10 @@ class Session {
     void append(std::string_view messages_json) { try_append(messages_json).value(); }
     void truncate(uint64_t num_turns) { try_truncate(num_turns).value(); }
     void set_system(std::string_view text) { try_set_system(text).value(); }
+    void edit(uint64_t index, std::string_view text) { try_edit(index, text).value(); }
+    Session fork() const { return try_fork().value(); }
+    std::string save() const { return try_save().value(); }
+    void load(std::string_view saved) { try_load(saved).value(); }
 #endif
     explicit Session(qwen_session *raw) noexcept : handle_(raw) {}
     qwen_session *get() const noexcept { return handle_.get(); }

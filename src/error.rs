@@ -73,6 +73,8 @@ pub enum Error {
     Corrupt { path: PathBuf, tensor: Option<String>, offset_bytes: Option<u64>, reason: String },
     /// A well-formed file asks for something the library does not do; `field` names it.
     Unsupported { path: PathBuf, field: String, reason: String },
+    /// Saved state is sound and belongs elsewhere: `saved` is its `property`, and not `here`.
+    StateMismatch { property: &'static str, saved: String, here: String },
 
     // --- the engine or a device (status 300-399) ---
     /// The engine stopped working; a new one can be opened.
@@ -152,6 +154,7 @@ impl Error {
             Error::Io { .. } => status::E_IO,
             Error::Corrupt { .. } => status::E_CORRUPT,
             Error::Unsupported { .. } => status::E_UNSUPPORTED,
+            Error::StateMismatch { .. } => status::E_STATE_MISMATCH,
             Error::EngineFailed { .. } => status::E_ENGINE_FAILED,
             Error::NoDevice { .. } => status::E_NO_DEVICE,
             Error::Device { .. } => status::E_DEVICE,
@@ -205,6 +208,9 @@ impl Error {
             Error::Unsupported { path, field, reason } => json!({
                 "path": path.to_string_lossy(), "field": field, "reason": reason
             }),
+            Error::StateMismatch { property, saved, here } => {
+                json!({ "property": property, "saved": saved, "here": here })
+            }
             Error::NoDevice { device, reason } => json!({ "device": device, "reason": reason }),
             Error::Device { operation, code, reason } => {
                 json!({ "operation": operation, "code": code, "reason": reason })
@@ -302,6 +308,9 @@ impl std::fmt::Display for Error {
             }
             Error::Unsupported { path, field, reason } => {
                 write!(f, "{}: `{field}` is not supported: {reason}", path.display())
+            }
+            Error::StateMismatch { property, saved, here } => {
+                write!(f, "the saved state has another {property}: {saved}, which is {here} here")
             }
             Error::EngineFailed { reason } => write!(f, "the engine failed: {reason}"),
             Error::NoDevice { device, reason } => write!(f, "no device `{device}`: {reason}"),

@@ -59,11 +59,13 @@ pub const QWEN_E_END: i32 = 107;
 pub const QWEN_E_NOT_FOUND: i32 = 200;
 /// The operating system refused to open, read or map a file.
 pub const QWEN_E_IO: i32 = 201;
-/// A file contradicts its format; the detail has the path, and the tensor and offset if known.
+/// A file, or a saved session, contradicts its format; the detail has the path, and the tensor and offset
+/// if known.
 pub const QWEN_E_CORRUPT: i32 = 202;
 /// A sound file asks for something this library does not do.
 pub const QWEN_E_UNSUPPORTED: i32 = 203;
-/// Saved state belongs to another model. Kept for that; nothing returns it yet.
+/// Saved state belongs to another model, or was saved in another version of its format; the detail says
+/// which.
 pub const QWEN_E_STATE_MISMATCH: i32 = 204;
 /// The engine stopped working; open a new one. Codes 300 to 399: the engine or a device.
 pub const QWEN_E_ENGINE_FAILED: i32 = 300;

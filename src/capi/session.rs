@@ -4,9 +4,7 @@ use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
-use serde_json::Value;
-
-use super::arguments::{Handle, Out, free, handle, optional, text};
+use super::arguments::{Handle, Out, array, free, handle, optional, text};
 use super::buffers::qwen_buf;
 use super::engine::qwen_engine;
 use super::errors::qwen_error;
@@ -16,7 +14,7 @@ use super::options::{generation_params, qwen_options, session_system};
 use crate::engine::Engine;
 use crate::engine::session::Session;
 use crate::error::Error;
-use crate::text::chat::{Message, Role, parse_messages};
+use crate::text::chat::{Role, messages_json, parse_messages};
 
 /// A conversation. One thread at a time: a call during another thread's call gets QWEN_E_BUSY.
 /// Free it with qwen_session_free.
@@ -66,9 +64,10 @@ pub unsafe extern "C" fn qwen_session_new(
 /// reply is complete or the callback answers QWEN_STOP, and forgotten when it answers QWEN_CANCEL
 /// or the call fails. qwen_session_reply has the whole reply.
 ///
-/// Errors: QWEN_E_CANCELLED and QWEN_E_CALLBACK by `on_event`; QWEN_E_UTF8, QWEN_E_ARG,
-/// QWEN_E_OPTION, QWEN_E_CONTEXT_FULL, QWEN_E_QUEUE_FULL, QWEN_E_DEADLINE, QWEN_E_TIMEOUT, QWEN_E_BUSY,
-/// QWEN_E_REENTRANT, QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED, QWEN_E_NOT_FINITE, QWEN_E_FORKED.
+/// Errors: QWEN_E_STATE where a message still waits for its reply; QWEN_E_CANCELLED and QWEN_E_CALLBACK by
+/// `on_event`; QWEN_E_UTF8, QWEN_E_ARG, QWEN_E_OPTION, QWEN_E_CONTEXT_FULL, QWEN_E_QUEUE_FULL,
+/// QWEN_E_DEADLINE, QWEN_E_TIMEOUT, QWEN_E_BUSY, QWEN_E_REENTRANT, QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED,
+/// QWEN_E_NOT_FINITE, QWEN_E_FORKED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qwen_session_chat(
     session: *mut qwen_session,
@@ -93,10 +92,10 @@ pub unsafe extern "C" fn qwen_session_chat(
     })
 }
 
-/// Forgets the last reply and makes it anew, otherwise as qwen_session_chat. If that fails, the
-/// conversation is as it was.
+/// Forgets the last reply and makes it anew, or makes the one that is missing behind a user message that
+/// was appended; otherwise as qwen_session_chat. If that fails, the conversation is as it was.
 ///
-/// Errors: QWEN_E_STATE where there is no reply yet; otherwise as for qwen_session_chat.
+/// Errors: QWEN_E_STATE where there is nothing to reply to; otherwise as for qwen_session_chat.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qwen_session_regenerate(
     session: *mut qwen_session,
@@ -201,16 +200,15 @@ pub unsafe extern "C" fn qwen_session_messages_json(
         let json = Out::new("json", json)?;
         // SAFETY: the caller gives a live session or NULL.
         let inside = unsafe { handle("session", session) }?;
-        let messages: Vec<Value> =
-            inside.session.messages()?.iter().map(Message::to_json).collect();
-        json.give(qwen_buf::new(Value::Array(messages).to_string()));
+        json.give(qwen_buf::new(messages_json(&inside.session.messages()?)));
         Ok(())
     })
 }
 
-/// Appends turns as they are, without the model: user and assistant messages in alternation, and behind
-/// an assistant's call a tool's result and again an assistant's. A system message at their beginning
-/// replaces the session's. All are appended or none.
+/// Appends messages as they are, without the model: user and assistant messages in alternation, behind an
+/// assistant's call a tool's result and again an assistant's, going on from the last there is. A system
+/// message at their beginning replaces the session's. All are appended or none. Where the last is no
+/// assistant's, qwen_session_regenerate makes the reply.
 ///
 /// Errors: QWEN_E_ARG for JSON of another form or roles out of order; QWEN_E_BUSY,
 /// QWEN_E_REENTRANT.
@@ -266,6 +264,101 @@ pub unsafe extern "C" fn qwen_session_set_system(
         // SAFETY: the caller gives a text as the header says.
         let text = unsafe { self::text("text", text, text_len) }?;
         inside.session.set_system(Some(text.to_string()))
+    })
+}
+
+/// Replaces the text of one message; `index` counts as qwen_session_messages_json lists them, from 0,
+/// the system message. Messages after it stay as they are: qwen_session_truncate forgets them, and
+/// qwen_session_regenerate replies anew to the last one.
+///
+/// Errors: QWEN_E_ARG for an index of no message; QWEN_E_UTF8, QWEN_E_BUSY, QWEN_E_REENTRANT.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_session_edit(
+    session: *mut qwen_session,
+    index: u64,
+    text: *const c_char,
+    text_len: u64,
+    err: Option<&mut MaybeUninit<*mut qwen_error>>,
+) -> i32 {
+    guard("qwen_session_edit", err, || {
+        // SAFETY: the caller gives a live session or NULL.
+        let inside = unsafe { handle("session", session) }?;
+        // SAFETY: the caller gives a text as the header says.
+        let text = unsafe { self::text("text", text, text_len) }?;
+        inside.session.edit(usize::try_from(index).unwrap_or(usize::MAX), text)
+    })
+}
+
+/// A second conversation that begins with all messages of this one; from here on each goes its own
+/// way. What both begin with is computed once, as long as the prefix cache has it. The caller frees
+/// `fork`.
+///
+/// Errors: QWEN_E_BUSY, QWEN_E_REENTRANT; QWEN_E_FORKED, which is about processes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_session_fork(
+    session: *const qwen_session,
+    fork: Option<&mut MaybeUninit<*mut qwen_session>>,
+    err: Option<&mut MaybeUninit<*mut qwen_error>>,
+) -> i32 {
+    guard("qwen_session_fork", err, || {
+        let fork = Out::new("fork", fork)?;
+        // SAFETY: the caller gives a live session or NULL.
+        let inside = unsafe { handle("session", session) }?;
+        let (engine, session) = (inside.engine.clone(), inside.session.fork()?);
+        fork.give(qwen_session(Arc::new(Conversation { engine, session })));
+        Ok(())
+    })
+}
+
+/// The whole state of a session as bytes that qwen_session_load takes, to be kept wherever you like:
+/// all messages, a fingerprint of the model, a checksum. Little-endian; N bytes of messages:
+///
+///     offset  size  meaning
+///     0       8     "QWENSESS"
+///     8       4     version of this format: 1
+///     12      4     0
+///     16      8     fingerprint: FNV-1a (64 bits) of the model's shape and vocabulary
+///     24      8     N
+///     32      N     messages, as qwen_session_messages_json gives them
+///     32 + N  8     checksum: FNV-1a (64 bits) of all bytes before
+///
+/// The caller frees `saved`.
+///
+/// Errors: QWEN_E_STATE for more messages than JSON of 64 MiB holds; QWEN_E_BUSY, QWEN_E_REENTRANT.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_session_save(
+    session: *const qwen_session,
+    saved: Option<&mut MaybeUninit<*mut qwen_buf>>,
+    err: Option<&mut MaybeUninit<*mut qwen_error>>,
+) -> i32 {
+    guard("qwen_session_save", err, || {
+        let saved = Out::new("saved", saved)?;
+        // SAFETY: the caller gives a live session or NULL.
+        let inside = unsafe { handle("session", session) }?;
+        saved.give(qwen_buf::new(inside.session.save()?));
+        Ok(())
+    })
+}
+
+/// Replaces all messages of `session` by those that qwen_session_save saved. If that fails, the
+/// session is as it was.
+///
+/// Errors: QWEN_E_CORRUPT for bytes that were not saved so, or not all of them; QWEN_E_STATE_MISMATCH
+/// for another version of the format, or a model of another shape or vocabulary (weights are not
+/// compared: other ones of the same shape, such as the quantised model, are welcome); QWEN_E_BUSY,
+/// QWEN_E_REENTRANT.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_session_load(
+    session: *mut qwen_session,
+    saved: *const u8,
+    saved_len: u64,
+    err: Option<&mut MaybeUninit<*mut qwen_error>>,
+) -> i32 {
+    guard("qwen_session_load", err, || {
+        // SAFETY: the caller gives a live session or NULL.
+        let inside = unsafe { handle("session", session) }?;
+        // SAFETY: the caller gives `saved_len` readable bytes.
+        inside.session.load(unsafe { array("saved", saved, saved_len) }?)
     })
 }
 

@@ -22,6 +22,7 @@ mod open;
 pub mod options;
 mod prefix;
 pub mod request;
+mod saved;
 pub mod scheduler;
 mod score;
 mod scoring;
@@ -311,6 +312,11 @@ impl Engine {
             return Err(Error::Reentrant { object: "engine" });
         }
         shared.wait_released(timeout)
+    }
+
+    /// What saved state of this model is known by.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        saved::fingerprint(&self.shared().model, self.tokenizer())
     }
 
     /// `Error::Forked` in a child of the process that opened the engine.

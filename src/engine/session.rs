@@ -8,6 +8,7 @@ use std::thread::ThreadId;
 use parking_lot::Mutex;
 
 use crate::engine::options::wrong;
+use crate::engine::saved;
 use crate::engine::{
     Engine, Event, EventKind, FinishReason, GenerationParams, Request, ToolCallNews, Usage,
 };
@@ -56,7 +57,9 @@ struct Visitor {
     request: Request,
 }
 
-/// A system message and complete turns: a user's message and what follows it, an assistant's last.
+/// A system message and turns: a user's message and what follows it, an assistant's last. Only `append`,
+/// `edit` and `load` can leave a message without a reply at the end.
+#[derive(Clone)]
 struct History {
     system: String,
     turns: Vec<Message>,
@@ -66,6 +69,28 @@ impl History {
     fn messages(&self) -> Vec<Message> {
         let system = Message::new(Role::System, self.system.as_str());
         std::iter::once(system).chain(self.turns.iter().cloned()).collect()
+    }
+
+    fn lacks_reply(&self) -> bool {
+        self.turns.last().is_some_and(|last| last.role != Role::Assistant)
+    }
+
+    /// This history and then `messages`.
+    fn with(mut self, mut messages: Vec<Message>) -> Result<History> {
+        let leads = messages.first().is_some_and(|message| message.role == Role::System);
+        if leads {
+            self.system = messages.remove(0).content;
+        }
+        let before = std::iter::once(self.turns.last()).chain(messages.iter().map(Some));
+        let misplaced =
+            messages.iter().zip(before).position(|(message, before)| !follows(before, message));
+        if let Some(index) = misplaced {
+            let index = index + usize::from(leads);
+            let reason = format!("message {index}: roles must alternate user, assistant");
+            return Err(Error::Argument { argument: "messages", reason });
+        }
+        self.turns.append(&mut messages);
+        Ok(self)
     }
 }
 
@@ -100,6 +125,10 @@ impl Session {
         on_event: &mut dyn FnMut(&Event) -> Flow,
     ) -> Result<Reply> {
         let visit = self.enter()?;
+        if self.history.lock().lacks_reply() {
+            let reason = "the last message has no reply yet: generate it first";
+            return Err(Error::State { reason: reason.to_string() });
+        }
         self.say(&visit, Message::new(Role::User, text), params, on_event)
     }
 
@@ -135,8 +164,8 @@ impl Session {
         Ok(reply)
     }
 
-    /// Generates the last reply anew, and replaces it when the new one finishes. `Error::State`
-    /// with no history.
+    /// Generates the last reply anew, and replaces it when the new one finishes; or the reply that the
+    /// last user message does not have. `Error::State` with no history.
     pub fn regenerate(
         &self,
         params: &GenerationParams,
@@ -144,13 +173,17 @@ impl Session {
     ) -> Result<Reply> {
         let visit = self.enter()?;
         let mut messages = self.history.lock().messages();
-        if messages.pop().is_none_or(|last| last.role != Role::Assistant) {
-            return Err(Error::State { reason: "there is no reply to generate anew".to_string() });
+        if messages.last().is_some_and(|last| last.role == Role::Assistant) {
+            messages.pop();
+        }
+        if messages.last().is_none_or(|last| last.role == Role::System) {
+            return Err(Error::State { reason: "there is nothing to reply to".to_string() });
         }
         let reply = self.generate(&visit.request, &messages, params, on_event)?;
-        if let Some(last) = self.history.lock().turns.last_mut() {
-            *last = reply.message();
-        }
+        let turns = &mut self.history.lock().turns;
+        // Without the system message.
+        turns.truncate(messages.len() - 1);
+        turns.push(reply.message());
         Ok(reply)
     }
 
@@ -161,29 +194,61 @@ impl Session {
     }
 
     /// Appends messages as they are, nothing generated. A system message at their beginning replaces
-    /// the session's; after it, roles must alternate user, assistant, and end with an assistant's. Behind
-    /// an assistant's call there may be the tool's result, and again an assistant's. All or nothing.
-    pub fn append(&self, mut messages: Vec<Message>) -> Result<()> {
+    /// the session's; after it, roles must alternate user, assistant, going on from the last there is.
+    /// Behind an assistant's call there may be the tool's result, and again an assistant's. All or nothing.
+    pub fn append(&self, messages: Vec<Message>) -> Result<()> {
         let _visit = self.enter()?;
-        let leads = messages.first().is_some_and(|message| message.role == Role::System);
-        let system = leads.then(|| messages.remove(0).content);
-        let before = std::iter::once(None).chain(messages.iter().map(Some));
-        if let Some(index) =
-            messages.iter().zip(before).position(|(message, before)| !follows(before, message))
-        {
-            return Err(wrong_messages(format!(
-                "message {}: roles must alternate user, assistant",
-                index + usize::from(leads)
-            )));
-        }
-        if messages.last().is_some_and(|last| last.role != Role::Assistant) {
-            return Err(wrong_messages("the last message has no reply".to_string()));
-        }
         let mut history = self.history.lock();
-        if let Some(system) = system {
-            history.system = system;
-        }
-        history.turns.extend(messages);
+        let longer = history.clone().with(messages)?;
+        *history = longer;
+        Ok(())
+    }
+
+    /// Replaces the text of message `index`, counted as `messages` lists them: 0 is the system message.
+    pub fn edit(&self, index: usize, text: &str) -> Result<()> {
+        let _visit = self.enter()?;
+        let mut history = self.history.lock();
+        let num_messages = history.turns.len() + 1;
+        let content = match index.checked_sub(1) {
+            None => Some(&mut history.system),
+            Some(turn) => history.turns.get_mut(turn).map(|message| &mut message.content),
+        };
+        let content = content.ok_or_else(|| Error::Argument {
+            argument: "index",
+            reason: format!("{index} is not below {num_messages}, the number of messages"),
+        })?;
+        *content = text.to_string();
+        Ok(())
+    }
+
+    /// A second conversation with the same past.
+    pub fn fork(&self) -> Result<Session> {
+        let _visit = self.enter()?;
+        let history = self.history.lock().clone();
+        Ok(Session {
+            engine: self.engine.clone(),
+            visitor: Mutex::new(None),
+            history: Mutex::new(history),
+        })
+    }
+
+    /// All of it as bytes (see `saved` for the layout). `Error::State` where that would be too large to
+    /// be loaded.
+    pub fn save(&self) -> Result<Vec<u8>> {
+        let messages = self.messages()?;
+        saved::write(&messages, self.engine.fingerprint())
+    }
+
+    /// Becomes what was saved. `Error::Corrupt` for bytes that are not sound, `Error::StateMismatch`
+    /// for those of another model or format; then nothing has changed.
+    pub fn load(&self, bytes: &[u8]) -> Result<()> {
+        let _visit = self.enter()?;
+        let messages = saved::read(bytes, self.engine.fingerprint())?;
+        let empty = History { system: DEFAULT_SYSTEM.to_string(), turns: Vec::new() };
+        // A sound checksum over messages that no session can have: made by somebody else.
+        let loaded =
+            empty.with(messages).map_err(|error| saved::corrupt(32, &error.to_string()))?;
+        *self.history.lock() = loaded;
         Ok(())
     }
 
@@ -327,8 +392,4 @@ fn stopped(request: &Request, heard: Heard) -> Result<Reply> {
             _ => {}
         }
     }
-}
-
-fn wrong_messages(reason: String) -> Error {
-    Error::Argument { argument: "messages", reason }
 }

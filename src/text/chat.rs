@@ -9,7 +9,7 @@ use std::borrow::Cow;
 
 use crate::error::Result;
 use crate::text::message::refuse;
-pub use crate::text::message::{MAX_MESSAGES_BYTES, Message, Role, parse_messages};
+pub use crate::text::message::{MAX_MESSAGES_BYTES, Message, Role, messages_json, parse_messages};
 use crate::text::react::{self, Dialogue, ReplyStart};
 use crate::text::tokenizer::{Specials, Tokenizer};
 use crate::text::tools::{ToolChoice, Tools};

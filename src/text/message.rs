@@ -97,6 +97,11 @@ pub fn parse_messages(json: &str) -> Result<Vec<Message>> {
     items.into_iter().enumerate().map(parse).collect()
 }
 
+/// Messages -> the JSON text that `parse_messages` takes.
+pub fn messages_json(messages: &[Message]) -> String {
+    Value::Array(messages.iter().map(Message::to_json).collect()).to_string()
+}
+
 /// An error of the argument `messages`.
 pub(super) fn refuse(reason: String) -> Error {
     Error::Argument { argument: "messages", reason }

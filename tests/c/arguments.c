@@ -58,6 +58,7 @@ static void makers_take_null(void) {
     CHECK_FAILS(QWEN_E_NULL, qwen_engine_info_json(NULL, &buf, &err));
     CHECK(buf == NULL);
     CHECK_FAILS(QWEN_E_NULL, qwen_engine_metrics_json(NULL, &buf, &err));
+    CHECK_FAILS(QWEN_E_NULL, qwen_session_save(NULL, &buf, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_engine_generation_json(NULL, &buf, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_event_logprobs_json(NULL, &buf, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_score(NULL, "x", 1, "y", 1, NULL, &buf, &err));
@@ -114,6 +115,8 @@ static void doers_take_null(void) {
     CHECK_FAILS(QWEN_E_NULL, qwen_session_append_json(NULL, "[]", 2, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_session_truncate(NULL, 0, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_session_set_system(NULL, NULL, 0, &err));
+    CHECK_FAILS(QWEN_E_NULL, qwen_session_edit(NULL, 0, "x", 1, &err));
+    CHECK_FAILS(QWEN_E_NULL, qwen_session_load(NULL, NULL, 0, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_request_submit(NULL, NULL, 0, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_request_run(NULL, on_event, NULL, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_request_cancel(NULL, QWEN_STOP, &err));

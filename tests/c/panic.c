@@ -79,6 +79,10 @@ static void without_objects(void) {
     PANICS(qwen_session_append_json, NULL, NULL, 0);
     PANICS(qwen_session_truncate, NULL, 0);
     PANICS(qwen_session_set_system, NULL, NULL, 0);
+    PANICS(qwen_session_edit, NULL, 0, NULL, 0);
+    PANICS(qwen_session_fork, NULL, NULL);
+    PANICS(qwen_session_save, NULL, NULL);
+    PANICS(qwen_session_load, NULL, NULL, 0);
     PANICS(qwen_request_new_chat, NULL, NULL, 0, NULL, NULL);
     PANICS(qwen_request_new_tokens, NULL, NULL, 0, NULL, NULL);
     PANICS(qwen_request_submit, NULL, NULL, 0);

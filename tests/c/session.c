@@ -5,6 +5,7 @@
 
 #include <pthread.h>
 #include <stddef.h>
+#include <stdlib.h>
 
 /* What a callback saw, and what it does. */
 typedef struct {
@@ -171,7 +172,7 @@ static void history_goes_in_and_out(const qwen_engine *engine) {
     qwen_buf *json = NULL;
     CHECK_FAILS(QWEN_E_ARG, qwen_session_append_json(session, "{}", 2, &err));
     CHECK_FAILS(QWEN_E_ARG,
-                qwen_session_append_json(session, "[{\"role\":\"user\",\"content\":\"x\"}]",
+                qwen_session_append_json(session, "[{\"role\":\"assistant\",\"content\":\"x\"}]",
                                          QWEN_CSTR, &err));
     CHECK_FAILS(QWEN_E_UTF8, qwen_session_append_json(session, "\xff", 1, &err));
     CHECK(num_messages(session) == 1);
@@ -184,6 +185,55 @@ static void history_goes_in_and_out(const qwen_engine *engine) {
     qwen_session_free(session);
 }
 
+/* A user message without a reply, an edit, a fork: and each conversation goes its own way. */
+static void history_is_edited_and_forked(const qwen_engine *engine) {
+    qwen_options *options = long_reply(5, 1);
+    qwen_session *session = new_session(engine), *fork = NULL;
+    qwen_buf *json = NULL;
+    CHECK_OK(qwen_session_append_json(session, "[{\"role\":\"user\",\"content\":\"x\"}]",
+                                      QWEN_CSTR, &err));
+    CHECK_FAILS(QWEN_E_STATE, qwen_session_chat(session, "y", 1, options, NULL, NULL, &err));
+    CHECK_OK(qwen_session_regenerate(session, options, NULL, NULL, &err));
+    CHECK(num_messages(session) == 3);
+    CHECK_OK(qwen_session_fork(session, &fork, &err));
+    CHECK_OK(qwen_session_edit(fork, 1, "edited", QWEN_CSTR, &err));
+    CHECK_FAILS(QWEN_E_ARG, qwen_session_edit(fork, 3, "z", 1, &err));
+    CHECK_FAILS(QWEN_E_UTF8, qwen_session_edit(fork, 1, "\xff", 1, &err));
+    CHECK_OK(qwen_session_chat(fork, "y", 1, options, NULL, NULL, &err));
+    CHECK(num_messages(fork) == 5 && num_messages(session) == 3);
+    CHECK_OK(qwen_session_messages_json(fork, &json, &err));
+    CHECK(strstr(qwen_buf_data(json), "\"edited\"") != NULL);
+    qwen_buf_free(json), qwen_session_free(session), qwen_session_free(fork);
+    qwen_options_free(options);
+}
+
+static void a_saved_session_comes_back_whole_or_not_at_all(const qwen_engine *engine) {
+    qwen_session *session = new_session(engine), *other = new_session(engine);
+    qwen_buf *saved = NULL;
+    uint8_t bytes[512];
+    CHECK_OK(qwen_session_set_system(session, "Be brief.", QWEN_CSTR, &err));
+    CHECK_OK(qwen_session_save(session, &saved, &err));
+    const uint64_t len = qwen_buf_len(saved);
+    CHECK(len < sizeof bytes);
+    memcpy(bytes, qwen_buf_data(saved), len);
+    for (uint64_t at = 0; at < len; ++at) { /* in a block of its own size, for the sanitizer */
+        uint8_t *cut = malloc(at);
+        memcpy(cut, bytes, at);
+        CHECK_FAILS(QWEN_E_CORRUPT, qwen_session_load(other, cut, at, &err));
+        free(cut);
+        bytes[at] ^= 0x10;
+        CHECK_FAILS(at / 4 == 2 ? QWEN_E_STATE_MISMATCH : QWEN_E_CORRUPT,
+                    qwen_session_load(other, bytes, len, &err));
+        bytes[at] ^= 0x10;
+    }
+    CHECK_FAILS(QWEN_E_NULL, qwen_session_load(other, NULL, 1, &err));
+    CHECK_OK(qwen_session_load(other, bytes, len, &err));
+    qwen_buf_free(saved), saved = NULL;
+    CHECK_OK(qwen_session_messages_json(other, &saved, &err));
+    CHECK(strcmp(qwen_buf_data(saved), "[{\"role\":\"system\",\"content\":\"Be brief.\"}]") == 0);
+    qwen_buf_free(saved), qwen_session_free(session), qwen_session_free(other);
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 2);
     qwen_engine *engine = open_engine(argv[1], SMALL);
@@ -192,6 +242,8 @@ int main(int argc, char **argv) {
     a_callback_may_cancel_and_free_but_not_use(engine);
     a_second_thread_is_told(engine);
     history_goes_in_and_out(engine);
+    history_is_edited_and_forked(engine);
+    a_saved_session_comes_back_whole_or_not_at_all(engine);
     qwen_engine_free(engine);
     return 0;
 }

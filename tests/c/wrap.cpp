@@ -61,6 +61,12 @@ void exceptions_pass_over_c(const qwen::Engine &engine, const char *model) {
     }
     CHECK(session.messages().find("user") == std::string::npos); // the turn was dropped
     CHECK(!session.chat("hello", options).empty());              // and the session goes on
+    auto fork = session.fork();
+    fork.edit(1, "other");
+    CHECK(fork.messages() != session.messages());
+    fork.load(session.save());
+    CHECK(fork.messages() == session.messages());
+    CHECK(fork.try_load("x").error().code() == QWEN_E_CORRUPT);
     try {
         qwen::Engine::open(model, {}, [](const qwen_load_progress &) { throw 7; });
         CHECK(false);

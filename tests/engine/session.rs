@@ -120,7 +120,6 @@ fn history_can_be_edited() {
     };
     session.append((0..3).flat_map(pair).collect()).expect("pairs");
     let wrong = [
-        vec![message(Role::User, "q")],
         vec![message(Role::Assistant, "a"), message(Role::User, "q")],
         vec![message(Role::System, "s"), message(Role::Assistant, "a")],
     ];
@@ -225,4 +224,126 @@ fn a_panicking_callback_leaves_the_session_usable() {
     assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(chat)).is_err());
     wait_until(|| metric(&engine, "requests_cancelled") == 1);
     assert_eq!(contents(&session), ["s"]);
+}
+
+#[test]
+fn a_message_can_be_appended_alone_and_its_reply_made_later() {
+    let (engine, _) = lab().start();
+    let session = Session::new(&engine, Some("s".into()));
+    session.append(vec![message(Role::User, "q")]).expect("the user's turn");
+    let waiting = session.chat("x", &endless(5), &mut on);
+    assert!(matches!(waiting, Err(Error::State { .. })), "{waiting:?}");
+    let refused = session.append(vec![message(Role::User, "again")]);
+    assert!(matches!(refused, Err(Error::Argument { .. })), "{refused:?}");
+    let reply = session.regenerate(&endless(5), &mut on).expect("a reply").text;
+    assert_eq!(contents(&session), ["s", "q", &reply]);
+    session.append(vec![message(Role::User, "q2")]).expect("the user's turn");
+    session.append(vec![message(Role::Assistant, "a2")]).expect("the assistant's turn");
+    assert_eq!(contents(&session), ["s", "q", &reply, "q2", "a2"]);
+}
+
+#[test]
+fn any_message_can_be_edited_and_is_said_so_from_then_on() {
+    let (engine, _) = lab().start();
+    let session = Session::new(&engine, None);
+    session.chat("one", &endless(5), &mut on).expect("a reply");
+    session.edit(0, "system").expect("the system message");
+    session.edit(1, "uno").expect("the question");
+    session.edit(2, "").expect("the answer");
+    let refused = session.edit(3, "nothing");
+    assert!(matches!(refused, Err(Error::Argument { argument: "index", .. })), "{refused:?}");
+    assert_eq!(contents(&session), ["system", "uno", ""]);
+    let mut history = session.messages().expect("free");
+    let reply = session.chat("two", &endless(9), &mut on).expect("a reply");
+    history.push(message(Role::User, "two"));
+    assert_eq!(reply.text, answer(&engine, &history, &endless(9)));
+}
+
+#[test]
+fn forks_share_what_they_have_in_common_and_nothing_else() {
+    let (engine, _) = lab().start();
+    let session = Session::new(&engine, Some("x".repeat(500)));
+    session.chat("one", &endless(20), &mut on).expect("a reply");
+    let before = session.messages().expect("free");
+    let computed = metric(&engine, "computed_tokens");
+    let forks: Vec<Session> = (0..8).map(|_| session.fork().expect("a fork")).collect();
+    for (index, fork) in forks.iter().enumerate() {
+        let mut history = before.clone();
+        history.push(message(Role::User, &index.to_string()));
+        let reply = fork.chat(&index.to_string(), &endless(10), &mut on).expect("a reply");
+        assert_eq!(reply.text, answer(&engine, &history, &endless(10)));
+        // The system message, the question, and most of the reply.
+        assert!(reply.usage.cached_tokens > 500, "{:?}", reply.usage);
+    }
+    assert_eq!(session.messages().expect("free"), before);
+    drop(session);
+    assert_eq!(forks[0].messages().expect("free").len(), 5);
+    assert!(metric(&engine, "computed_tokens") - computed < 8 * 100, "computed again");
+}
+
+/// A session with some history, saved.
+fn saved(engine: &Engine) -> (Session, Vec<u8>) {
+    let session = Session::new(engine, Some("say \u{0} \"héllo\" 你好".into()));
+    session.chat("one", &endless(5), &mut on).expect("a reply");
+    session.append(vec![message(Role::User, "and")]).expect("the user's turn");
+    let bytes = session.save().expect("bytes");
+    (session, bytes)
+}
+
+#[test]
+fn a_loaded_session_goes_on_where_the_saved_one_was() {
+    let (engine, _) = lab().start();
+    let (session, bytes) = saved(&engine);
+    // Another engine of the same model, as after a restart.
+    let (engine, _) = lab().start();
+    let loaded = Session::new(&engine, None);
+    loaded.append(vec![message(Role::User, "forgotten")]).expect("the user's turn");
+    loaded.load(&bytes).expect("it fits");
+    assert_eq!(loaded.messages(), session.messages());
+    assert_eq!(loaded.save(), Ok(bytes));
+    let replies =
+        [&session, &loaded].map(|s| s.regenerate(&endless(9), &mut on).expect("a reply").text);
+    assert_eq!(replies[0], replies[1]);
+}
+
+#[test]
+fn a_saved_session_that_is_cut_or_changed_anywhere_is_refused_and_nothing_changes() {
+    let (engine, _) = lab().start();
+    let (_, bytes) = saved(&engine);
+    let session = Session::new(&engine, Some("mine".into()));
+    let refuse = |bytes: &[u8], place: String| match session.load(bytes) {
+        Err(Error::Corrupt { offset_bytes: Some(_), .. } | Error::StateMismatch { .. }) => {}
+        other => panic!("{place}: {other:?}"),
+    };
+    for at in 0..bytes.len() {
+        refuse(&bytes[..at], format!("cut at {at}"));
+        for flip in [1, 0x80, 0xFF] {
+            let mut changed = bytes.clone();
+            changed[at] ^= flip;
+            refuse(&changed, format!("{flip:#x} at {at}"));
+        }
+    }
+    refuse(&[bytes.clone(), vec![0]].concat(), "a byte more".into());
+    assert_eq!(contents(&session), ["mine"]);
+    session.load(&bytes).expect("as it was saved");
+}
+
+#[test]
+fn a_session_of_another_model_or_format_is_refused_by_name() {
+    let (engine, _) = lab().start();
+    let (_, bytes) = saved(&engine);
+    let mismatch = |session: &Session, bytes: &[u8]| match session.load(bytes) {
+        Err(Error::StateMismatch { property, .. }) => property,
+        other => panic!("{other:?}"),
+    };
+    let mut newer = bytes.clone();
+    newer[8] = 2;
+    let session = Session::new(&engine, None);
+    assert_eq!(mismatch(&session, &newer), "format version");
+    let control = std::sync::Arc::default();
+    let rank = Box::new(Fake::new(0, 64, &control)) as Box<dyn qwen::model::Rank>;
+    let mut parts = Lab { num_pages: 64, ..lab() }.parts(vec![rank]);
+    parts.config.use_logn_attention = false;
+    let other = Engine::start(parts).expect("it starts");
+    assert_eq!(mismatch(&Session::new(&other, None), &bytes), "model fingerprint");
 }
