@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use crate::engine::{EngineOptions, GenerationParams};
+use crate::engine::{EngineOptions, GenerationParams, Overflow};
 use crate::grammar::Format;
 use crate::text::tools::{ToolChoice, Tools};
 
@@ -85,6 +85,10 @@ pub(super) fn set_generation(params: &mut GenerationParams, values: &Map<String,
             "deadline_ms" => params.deadline_ms = value.as_u64().unwrap_or(0),
             "queue_timeout_ms" => params.queue_timeout_ms = value.as_u64().unwrap_or(0),
             "cache" => params.cache = value.as_bool().unwrap_or(true),
+            "overflow" => {
+                let named = Overflow::ALL.iter().find(|(_, name)| value == name);
+                params.overflow = named.map_or(params.overflow, |(policy, _)| *policy);
+            }
             other => debug_assert!(false, "generation key {other} sets nothing"),
         }
     }
@@ -140,6 +144,7 @@ pub(super) fn generation_values(params: &GenerationParams) -> Map<String, Value>
         "deadline_ms": params.deadline_ms,
         "queue_timeout_ms": params.queue_timeout_ms,
         "cache": params.cache,
+        "overflow": Overflow::ALL.iter().find(|(policy, _)| *policy == params.overflow).map(|(_, name)| name),
     });
     into_map(value)
 }
@@ -193,6 +198,7 @@ mod tests {
             tool_choice: ToolChoice::Auto,
             response_format: None,
             cache: true,
+            overflow: Overflow::Error,
         }
     }
 

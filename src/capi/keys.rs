@@ -195,7 +195,7 @@ pub(super) const KEYS: &[Key] = &[
     generation(
         "seed",
         Shape::Integer(0, i64::MAX),
-        "the same seed draws the same reply (on a GPU: of a request alone)",
+        "the same seed draws the same reply (on a GPU: of a request alone, with cache = false)",
     ),
     generation("stop", Shape::Texts, "texts that end the reply and are not part of it"),
     generation("stop_token_ids", Shape::Ids, "ids that end the reply"),
@@ -203,7 +203,16 @@ pub(super) const KEYS: &[Key] = &[
     generation(
         "max_window_size",
         Shape::Integer(1, MAX_TOKENS),
-        "history window of the chat format, in tokens; older turns are left out",
+        "history window of the chat format, in tokens; older turns are left out (by overflow = \
+         truncate_oldest_turns)",
+    ),
+    generation(
+        "overflow",
+        Shape::Choice(&["truncate_oldest_turns", "stop", "error"]),
+        "when a conversation outgrows the context: truncate_oldest_turns: leave out turns beyond \
+         max_window_size, and so many that max_tokens, or a quarter of the context, is left for the reply; \
+         stop: leave out nothing, end the reply where the context ends; error: leave out nothing, refuse \
+         what does not fit with max_tokens",
     ),
     generation(
         "logit_bias",

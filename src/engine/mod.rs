@@ -43,13 +43,13 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::model::generation::ChatFormat;
-use crate::text::chat::{self, Prompt};
+use crate::text::chat::{self, Prompt, Window};
 use crate::text::tokenizer::Tokenizer;
 use calls::ReactReply;
 pub use calls::ToolCallNews;
 pub use completion::CompletionQueue;
 pub use logits::{Logprob, TokenLogprobs};
-pub use options::{EngineOptions, GenerationParams};
+pub use options::{EngineOptions, GenerationParams, Overflow};
 pub use request::{Event, EventKind, FinishReason, Request, Usage};
 pub use score::{Score, ScoredToken};
 use sequence::{Limits, Sequence};
@@ -206,10 +206,18 @@ impl Engine {
             return Err(options::wrong("echo", "is for prompts of token ids".to_string()));
         }
         let tokenizer = self.tokenizer();
+        let is_whole = params.overflow != Overflow::TruncateOldestTurns;
         // Before encoding, which takes far more memory than the text itself.
         let (tools, choice) = (params.tools.as_deref(), &params.tool_choice);
-        check_room(chat::fewest_tokens(tokenizer, messages, tools), self.shared())?;
-        let window = params.max_window_size;
+        check_room(chat::fewest_tokens(tokenizer, messages, tools, is_whole), self.shared())?;
+        let all = self.shared().sequence_tokens;
+        let window = match is_whole {
+            true => Window { history_tokens: usize::MAX, prompt_tokens: usize::MAX },
+            false => Window {
+                history_tokens: params.max_window_size,
+                prompt_tokens: all - params.max_tokens.min(all / 4),
+            },
+        };
         let prompt = chat::render_with(tokenizer, messages, tools, choice, window)?;
         self.begin(request, prompt, ChatFormat::ChatMl, params)
     }
@@ -260,6 +268,9 @@ impl Engine {
         if params.n as usize > shared.max_queue_requests {
             let most = shared.max_queue_requests;
             return Err(options::wrong("n", format!("must be at most max_queue_requests, {most}")));
+        }
+        if params.overflow == Overflow::Error {
+            check_room(prompt.len().saturating_add(params.max_tokens - 1), shared)?;
         }
         let limits = || Limits {
             total_tokens: shared
@@ -354,11 +365,11 @@ fn check_bias(bias: &[(u32, f32)], shared: &Shared) -> Result<()> {
     }
 }
 
-/// Is there room for a prompt of so many tokens and one more?
-fn check_room(prompt_tokens: usize, shared: &Shared) -> Result<()> {
-    if prompt_tokens + 1 > shared.sequence_tokens {
+/// Is there room for so many tokens and one more?
+fn check_room(num_tokens: usize, shared: &Shared) -> Result<()> {
+    if num_tokens >= shared.sequence_tokens {
         return Err(Error::ContextFull {
-            needed_tokens: prompt_tokens as u64 + 1,
+            needed_tokens: (num_tokens as u64).saturating_add(1),
             available_tokens: shared.sequence_tokens as u64,
         });
     }

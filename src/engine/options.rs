@@ -116,7 +116,7 @@ pub struct GenerationParams {
     pub stop_token_ids: Vec<u32>,
     /// Do not stop at the end-of-text and chat control tokens.
     pub ignore_eos: bool,
-    /// History window of the chat format, in tokens.
+    /// History window of the chat format, in tokens; for `Overflow::TruncateOldestTurns`.
     pub max_window_size: usize,
     /// Ids, and what is added to the logit of each before anything else; the last of an id counts.
     pub logit_bias: Vec<(u32, f32)>,
@@ -141,8 +141,32 @@ pub struct GenerationParams {
     pub tool_choice: ToolChoice,
     /// What the reply must look like; a text of any kind where this is absent.
     pub response_format: Option<Format>,
+    /// What happens when a conversation does not fit the context.
+    pub overflow: Overflow,
     /// Use the engine's prefix cache; otherwise nothing is read from it and nothing left in it.
     pub cache: bool,
+}
+
+/// What happens when a conversation outgrows the context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overflow {
+    /// The oldest turns are left out of the prompt: those beyond `max_window_size`, and more where the
+    /// prompt would leave less room for the reply than `max_tokens`, or than a quarter of the context. The
+    /// system message and the last message stay. A session still remembers all.
+    TruncateOldestTurns,
+    /// Nothing is left out; the reply ends (`FinishReason::Length`) where the context does.
+    Stop,
+    /// Nothing is left out; `Error::ContextFull` unless the prompt and `max_tokens` more fit.
+    Error,
+}
+
+impl Overflow {
+    /// Every policy, and its name as an option.
+    pub const ALL: [(Overflow, &'static str); 3] = [
+        (Overflow::TruncateOldestTurns, "truncate_oldest_turns"),
+        (Overflow::Stop, "stop"),
+        (Overflow::Error, "error"),
+    ];
 }
 
 /// Most stop texts and stop ids of one request.
@@ -188,6 +212,7 @@ impl GenerationParams {
             tools: None,
             tool_choice: ToolChoice::Auto,
             response_format: None,
+            overflow: Overflow::TruncateOldestTurns,
             cache: true,
         }
     }

@@ -42,7 +42,18 @@ pub fn render(
     messages: &[Message],
     max_window_size: usize,
 ) -> Result<Vec<u32>> {
-    Ok(render_with(tokenizer, messages, None, &ToolChoice::Auto, max_window_size)?.ids)
+    let window = Window { history_tokens: max_window_size, prompt_tokens: usize::MAX };
+    Ok(render_with(tokenizer, messages, None, &ToolChoice::Auto, window)?.ids)
+}
+
+/// How much of a conversation goes into a prompt.
+#[derive(Debug, Clone, Copy)]
+pub struct Window {
+    /// As `max_window_size` of [`render`].
+    pub history_tokens: usize,
+    /// More of the oldest turns are left out where all ids together would be more than these. They still are
+    /// where there is no turn left to leave out.
+    pub prompt_tokens: usize,
 }
 
 /// `render` for a conversation that may have tools: with `tools`, or a call or a result among the
@@ -56,34 +67,45 @@ pub fn render_with(
     messages: &[Message],
     tools: Option<&Tools>,
     choice: &ToolChoice,
-    max_window_size: usize,
+    window: Window,
 ) -> Result<Prompt> {
-    let Arranged { system, mut turns, query, opening, react } = arrange(messages, tools, choice)?;
+    let Arranged { system, mut turns, mut query, opening, react } =
+        arrange(messages, tools, choice)?;
     let format = ChatMl::new(tokenizer);
     let mut ids = format.block(Role::System, &system);
+    let last = |query: &str| {
+        let mut ids = format.next_block(Role::User, query);
+        ids.extend(&format.line_break);
+        ids.extend(format.opening(Role::Assistant));
+        ids.extend(tokenizer.encode(&opening, Specials::AsText));
+        ids
+    };
     // The last turn with an answer carries the tools, if there is one and it fits.
     let is_answered = messages.last().is_some_and(|message| message.role == Role::Tool);
-    if let (Some(tools), Some((question, _)), false) = (tools, turns.last_mut(), is_answered) {
-        *question = Cow::Owned(tools.ask(question));
+    let carrier = turns.last_mut().filter(|_| !is_answered);
+    let is_carried = carrier.is_some();
+    if let Some(tools) = tools {
+        let carrier = carrier.map_or(&mut query, |(question, _)| question);
+        *carrier = Cow::Owned(tools.ask(carrier));
     }
-    let kept = format.window(ids.len(), &turns, max_window_size);
-    let query = match tools {
-        Some(tools) if kept.is_empty() || is_answered => Cow::Owned(tools.ask(&query)),
-        _ => query,
-    };
+    let mut end = last(&query);
+    let room = window.prompt_tokens.saturating_add(1).saturating_sub(end.len());
+    let kept = format.window(ids.len(), &turns, window.history_tokens.min(room));
+    if let Some(tools) = tools.filter(|_| is_carried && kept.is_empty()) {
+        end = last(&tools.ask(&query));
+    }
     ids.extend(kept.into_iter().flatten());
-    ids.extend(format.next_block(Role::User, &query));
-    ids.extend(&format.line_break);
-    ids.extend(format.opening(Role::Assistant));
-    ids.extend(tokenizer.encode(&opening, Specials::AsText));
+    ids.append(&mut end);
     Ok(Prompt { ids, react })
 }
 
-/// No rendering of `messages` has fewer ids than this, whatever the window; nothing is encoded.
+/// No rendering of `messages` has fewer ids than this, whatever the window, or if `is_whole`, with no turn
+/// left out; nothing is encoded.
 pub(crate) fn fewest_tokens(
     tokenizer: &Tokenizer,
     messages: &[Message],
     tools: Option<&Tools>,
+    is_whole: bool,
 ) -> usize {
     let strips = react::is_needed(messages, tools);
     let fewest = |message: &Message| match strips {
@@ -93,7 +115,8 @@ pub(crate) fn fewest_tokens(
     let system = messages.first().filter(|message| message.role == Role::System);
     // The window leaves out nothing from the last question on.
     let query = messages.iter().rposition(|message| message.role == Role::User);
-    let kept = query.and_then(|at| messages.get(at..)).unwrap_or_default();
+    let first = if is_whole { Some(usize::from(system.is_some())) } else { query };
+    let kept = first.and_then(|at| messages.get(at..)).unwrap_or_default();
     system.into_iter().chain(kept).map(fewest).sum()
 }
 

@@ -3,7 +3,7 @@
 use std::sync::mpsc::channel;
 
 use qwen::engine::session::{Flow, Session};
-use qwen::engine::{Engine, Event, EventKind, FinishReason, GenerationParams};
+use qwen::engine::{Engine, Event, EventKind, FinishReason, GenerationParams, Overflow};
 use qwen::error::Error;
 use qwen::text::chat::{DEFAULT_SYSTEM, Message, Role, render};
 
@@ -279,6 +279,46 @@ fn forks_share_what_they_have_in_common_and_nothing_else() {
     drop(session);
     assert_eq!(forks[0].messages().expect("free").len(), 5);
     assert!(metric(&engine, "computed_tokens") - computed < 8 * 100, "computed again");
+}
+
+/// A conversation that outgrows a context of 200 tokens: what each policy makes of it.
+#[test]
+fn an_overflow_is_cut_or_stopped_or_refused_as_it_is_wished() {
+    let mut lab = lab();
+    lab.options.max_context_tokens = 200;
+    let (engine, _) = lab.start();
+    let session = Session::new(&engine, Some("s".into()));
+    let turn = |n: usize| {
+        [message(Role::User, &format!("{n:020}")), message(Role::Assistant, &format!("{n:020}"))]
+    };
+    session.append((0..8).flat_map(turn).collect()).expect("pairs");
+    let with = |overflow, max_tokens| GenerationParams { overflow, ..endless(max_tokens) };
+    let full = |needed_tokens| Error::ContextFull { needed_tokens, available_tokens: 200 };
+    let ask = |params: &GenerationParams| {
+        let reply = session.fork().expect("free").chat("q", params, &mut on)?;
+        Ok((reply.usage.prompt_tokens, reply.usage.completion_tokens))
+    };
+    // One byte is one token: 10 of the system block, 61 of a turn, 21 of the question and what follows.
+    let prompt_tokens = |turns: u64| 10 + 61 * turns + 21;
+    // At most 180 tokens, and at most 150: a quarter is left for a reply of any length.
+    assert_eq!(ask(&with(Overflow::TruncateOldestTurns, 20)), Ok((prompt_tokens(2), 20)));
+    assert_eq!(ask(&with(Overflow::TruncateOldestTurns, 9999)), Ok((prompt_tokens(1), 108)));
+    for overflow in [Overflow::Stop, Overflow::Error] {
+        let refused = ask(&with(overflow, 20));
+        assert!(matches!(refused, Err(Error::ContextFull { .. })), "{refused:?}");
+    }
+    session.truncate(1).expect("free");
+    assert_eq!(ask(&with(Overflow::Stop, 9999)), Ok((prompt_tokens(1), 108)));
+    assert_eq!(ask(&with(Overflow::Error, 108)), Ok((prompt_tokens(1), 108)));
+    assert_eq!(ask(&with(Overflow::Error, 109)), Err(full(201)));
+    let ids = prompt(1, 100);
+    let refused = engine.submit_tokens(ids, &with(Overflow::Error, 101), None).err();
+    assert_eq!(refused, Some(full(201)));
+    // The window still holds where the context has room.
+    let narrow = GenerationParams { max_window_size: 50, ..with(Overflow::TruncateOldestTurns, 5) };
+    assert_eq!(ask(&narrow), Ok((prompt_tokens(0), 5)));
+    let wide = GenerationParams { overflow: Overflow::Stop, ..narrow };
+    assert_eq!(ask(&wide), Ok((prompt_tokens(1), 5)));
 }
 
 /// A session with some history, saved.

@@ -179,7 +179,8 @@ fn a_session_remembers_calls_and_results() {
     copy.append(messages.clone()).expect("in order");
     assert_eq!(copy.messages(), Ok(messages.clone()));
     assert!(copy.append(messages[2..].to_vec()).is_err());
-    assert!(copy.append(messages[1..4].to_vec()).is_err());
+    // A result may be the last: its reply is then generated. Not without the call before it.
+    assert!(copy.append(vec![messages[1].clone(), messages[3].clone()]).is_err());
     session.chat("And now?", &params, on).expect("an answer");
     session.truncate(1).expect("free");
     assert_eq!(session.messages(), Ok(messages));

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use qwen::error::Error;
 use qwen::text::ReplyStart;
-use qwen::text::chat::{Message, Prompt, Role, parse_messages, render_with};
+use qwen::text::chat::{Message, Prompt, Role, Window, parse_messages, render_with};
 use qwen::text::tools::{ToolChoice, Tools};
 use serde_json::{Value, json};
 
@@ -12,6 +12,7 @@ use crate::qwen;
 
 fn prompt(messages: &Value, tools: Option<&Tools>, choice: &ToolChoice, window: usize) -> Prompt {
     let messages = parse_messages(&messages.to_string()).unwrap();
+    let window = Window { history_tokens: window, prompt_tokens: usize::MAX };
     render_with(qwen(), &messages, tools, choice, window).unwrap()
 }
 
@@ -138,7 +139,8 @@ fn other_orders_are_refused_by_place() {
     ];
     for (messages, expected) in refused {
         let messages: Vec<Message> = parse_messages(&messages.to_string()).unwrap();
-        match render_with(qwen(), &messages, Some(&tools), &ToolChoice::Auto, 1 << 20) {
+        let window = Window { history_tokens: 1 << 20, prompt_tokens: usize::MAX };
+        match render_with(qwen(), &messages, Some(&tools), &ToolChoice::Auto, window) {
             Err(Error::Argument { argument: "messages", reason }) => {
                 assert!(reason.starts_with(expected), "{reason}");
             }
