@@ -20,5 +20,6 @@ mod rank;
 mod scheduler;
 mod score;
 mod session;
+mod soak;
 mod stops;
 mod tools;
