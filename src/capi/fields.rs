@@ -163,7 +163,8 @@ fn into_map(value: Value) -> Map<String, Value> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::keys::{KEYS, Kind, Shape};
+    use super::super::keys::{KEYS, Kind};
+    use super::super::shape::Shape;
     use super::*;
     use crate::sample::SamplingParams;
 

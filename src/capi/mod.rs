@@ -8,8 +8,9 @@
 //! codes     status codes and constants        guard     catch_unwind, the silent panic hook
 //! arguments pointers in, out-pointers         errors    qwen_error
 //! buffers   qwen_buf, qwen_tokens             version   version, ABI check, build info
-//! keys      the table of option keys          fields    from option values to fields and back
-//! options   qwen_options                      log       the log hook
+//! keys      the table of option keys          shape     what an option's value may be
+//! fields    from option values to fields and back        options   qwen_options
+//! log       the log hook
 //! logprobs  qwen_logprob, of an event's tokens           tool_call   the call that an event tells of
 //! score     log-likelihoods
 //! tokenizer, detok, engine, session, request, queue, event     one handle type each
@@ -43,6 +44,7 @@ pub mod queue;
 pub mod request;
 pub mod score;
 pub mod session;
+mod shape;
 pub mod tokenizer;
 pub mod tool_call;
 pub mod version;
