@@ -17,6 +17,7 @@ MODEL ?= $(DEMO_MODEL)
 export CHAT_PROMPT := $(value PROMPT)
 
 include build.mk
+include bindings/go/go.mk
 
 .PHONY: help chat test bench lint demo-model quantised-models vocabulary fixtures compiler deps unit-test
 
@@ -33,7 +34,7 @@ endif
 
 # With the CUDA backend: every kernel is compiled, and what needs a GPU says that it is skipped.
 test: CUDA := 1
-test: deps cuda-toolkit lint fixtures lib examples c-test unit-test ## everything: lint, Rust, C and C++ tests
+test: deps cuda-toolkit lint fixtures lib examples c-test unit-test go-test ## everything: lint, Rust, C, C++ and Go tests
 
 # Optimised, with assertions and overflow checks (the profile is in Cargo.toml).
 unit-test: fixtures lib examples
@@ -78,4 +79,4 @@ compiler:
 	@.ci/deps cxx
 
 deps: ## the tools that come from the system: installed where allowed, else named
-	@PYTHON=$(PYTHON) .ci/deps cxx python tests
+	@PYTHON=$(PYTHON) GO=$(GO) .ci/deps cxx python tests go

@@ -1,0 +1,27 @@
+# The commands of the Go binding. Included by the Makefile.
+
+GO ?= go
+# An installed tree, which the binding finds by pkg-config as it would any other.
+STAGE := $(CURDIR)/build/stage
+# Go does not see that a C header has changed; it sees changed flags.
+GO_ENV = cd bindings/go && export PKG_CONFIG_PATH=$(STAGE)/lib/pkgconfig LD_LIBRARY_PATH=$(STAGE)/lib \
+	CGO_CFLAGS="-O2 -g -DQWEN_HEADER=$$(cksum < ../../include/qwen.h | cut -d ' ' -f 1)" &&
+
+.PHONY: stage go-deps go-test go-generate
+
+stage: lib
+	@$(MAKE) -s install PREFIX=$(STAGE) DESTDIR=
+
+go-deps:
+	@GO=$(GO) .ci/deps cxx go
+
+# Twice: under the race detector, and with the garbage collector around every C call while the
+# runtime checks each pointer that is stored where C can see it.
+go-test: go-deps stage examples fixtures ## the Go binding's tests
+	@cd bindings/go && unformatted=$$(gofmt -l .) && { [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted" >&2; exit 1; }; }
+	$(GO_ENV) $(GO) vet ./...
+	$(GO_ENV) GODEBUG=cgocheck=1 $(GO) test -race -count=1 ./...
+	$(GO_ENV) GOEXPERIMENT=cgocheck2 $(GO) test -count=1 -tags gcstress .
+
+go-generate: stage ## write the Go binding's generated files anew
+	$(GO_ENV) $(GO) generate .

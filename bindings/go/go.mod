@@ -1,0 +1,3 @@
+module github.com/libqwen/libqwen/bindings/go
+
+go 1.24

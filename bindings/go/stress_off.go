@@ -1,0 +1,7 @@
+// What stands around every C call in an ordinary build: nothing.
+
+//go:build !gcstress
+
+package qwen
+
+func stress() {}
