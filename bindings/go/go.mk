@@ -7,7 +7,7 @@ STAGE := $(CURDIR)/build/stage
 GO_ENV = cd bindings/go && export PKG_CONFIG_PATH=$(STAGE)/lib/pkgconfig LD_LIBRARY_PATH=$(STAGE)/lib \
 	CGO_CFLAGS="-O2 -g -DQWEN_HEADER=$$(cksum < ../../include/qwen.h | cut -d ' ' -f 1)" &&
 
-.PHONY: stage go-deps go-test go-generate
+.PHONY: stage go-deps go-test go-generate go-bench
 
 stage: lib
 	@$(MAKE) -s install PREFIX=$(STAGE) DESTDIR=
@@ -25,3 +25,9 @@ go-test: go-deps stage examples fixtures ## the Go binding's tests
 
 go-generate: stage ## write the Go binding's generated files anew
 	$(GO_ENV) $(GO) generate .
+
+go-bench: go-deps stage ## what a streamed token costs in Go, beside plain C
+	@mkdir -p build/bin
+	$(CC) -std=c99 -O2 -Wall -Wextra -Iinclude benches/stream.c -o build/bin/stream -Lbuild/lib -lqwen $(RUNPATH)
+	$(GO_ENV) $(GO) build -o $(CURDIR)/build/bin/go-stream ./bench
+	LD_LIBRARY_PATH=$(STAGE)/lib bindings/go/bench/compare.sh build/bin/stream build/bin/go-stream tests/data/tiny/plain-bf16
