@@ -1,0 +1,300 @@
+// Generation: both completion endpoints, whole and streamed.
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+
+	qwen "github.com/libqwen/libqwen/bindings/go"
+)
+
+// decode reads one JSON value.
+func decode(body io.Reader, value any) error {
+	text, err := io.ReadAll(body)
+	if err != nil {
+		return err
+	}
+	// encoding/json would put other characters in the place of such bytes, without a word.
+	if !utf8.Valid(text) {
+		return badRequest("", "the request is not UTF-8")
+	}
+	if err := json.Unmarshal(text, value); err != nil {
+		return badRequest("", "the request is not the JSON that is expected: "+err.Error())
+	}
+	return nil
+}
+
+// A message of OpenAI's API: its content is a text, or parts of which only texts are known here.
+type message struct {
+	Role    string
+	Content content
+}
+
+type content string
+
+func (c *content) UnmarshalJSON(text []byte) error {
+	var parts []struct{ Type, Text string }
+	if json.Unmarshal(text, (*string)(c)) == nil {
+		return nil
+	}
+	if err := json.Unmarshal(text, &parts); err != nil {
+		return errors.New("content is a text or a list of parts")
+	}
+	for _, part := range parts {
+		if part.Type != "text" {
+			return fmt.Errorf("content of type %q: only text is known", part.Type)
+		}
+		*c += content(part.Text)
+	}
+	return nil
+}
+
+// plain are the messages as the library has them; OpenAI's newer name of "system" is taken, too.
+func plain(messages []message) []qwen.Message {
+	var all []qwen.Message
+	for _, one := range messages {
+		if one.Role == "developer" {
+			one.Role = "system"
+		}
+		all = append(all, qwen.Message{Role: one.Role, Content: string(one.Content)})
+	}
+	return all
+}
+
+// A request as both endpoints have it. What is not a field here is a generation option, and the
+// library says what is wrong with it.
+type request struct {
+	Model    string          `json:"model"`
+	Messages []message       `json:"messages"`
+	Prompt   json.RawMessage `json:"prompt"`
+	Echo     bool            `json:"echo"`
+	N        *int            `json:"n"`
+	Stream   bool            `json:"stream"`
+	Options  struct {
+		IncludeUsage bool `json:"include_usage"`
+	} `json:"stream_options"`
+
+	generation qwen.Generation
+}
+
+// notOptions are the keys that are no generation options: the fields above, and what OpenAI's
+// clients may say about themselves.
+var notOptions = []string{
+	"model", "messages", "prompt", "echo", "n", "stream", "stream_options",
+	"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+}
+
+func (s *service) read(r *http.Request) (*request, error) {
+	var keys map[string]json.RawMessage
+	if err := decode(r.Body, &keys); err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(keys)
+	if err != nil {
+		return nil, err
+	}
+	var made request
+	if err := json.Unmarshal(text, &made); err != nil {
+		return nil, badRequest("", err.Error())
+	}
+	if err := s.checkModel(made.Model); err != nil {
+		return nil, err
+	}
+	for _, key := range notOptions {
+		delete(keys, key)
+	}
+	made.generation.Extra = map[string]any{}
+	for key, value := range keys {
+		if s.options[key] || !asksForNothing(value) {
+			made.generation.Extra[key] = value
+		}
+	}
+	if made.N == nil {
+		made.N = qwen.Ptr(1)
+	}
+	if *made.N < 1 || *made.N > s.limits.choices {
+		return nil, badRequest("n", fmt.Sprintf("n is from 1 to %d", s.limits.choices))
+	}
+	return &made, nil
+}
+
+// asksForNothing finds the values with which clients say that they do not use a feature, which is fine
+// where the library does not have it either.
+func asksForNothing(value json.RawMessage) bool {
+	switch strings.Join(strings.Fields(string(value)), "") {
+	case "null", "false", "[]", "{}", `"none"`, `{"type":"text"}`:
+		return true
+	}
+	return false
+}
+
+// A choice is one reply of those that a request asks for. Its opening is the prompt's echo.
+type choice struct {
+	opening string
+	prompt  qwen.Prompt
+	request *qwen.Request
+}
+
+// A shape is how an endpoint writes its objects.
+type shape struct {
+	prefix, whole, chunk string
+	// A choice's fields in a whole answer and in a chunk.
+	full  func(text string) map[string]any
+	delta func(text string, first bool) map[string]any
+}
+
+var chatShape = shape{
+	prefix: "chatcmpl-", whole: "chat.completion", chunk: "chat.completion.chunk",
+	full: func(text string) map[string]any {
+		return map[string]any{"message": map[string]any{"role": "assistant", "content": text}}
+	},
+	delta: func(text string, first bool) map[string]any {
+		delta := map[string]any{}
+		if first {
+			delta["role"] = "assistant"
+		}
+		if text != "" || first {
+			delta["content"] = text
+		}
+		return map[string]any{"delta": delta}
+	},
+}
+
+var textShape = shape{
+	prefix: "cmpl-", whole: "text_completion", chunk: "text_completion",
+	full:  func(text string) map[string]any { return map[string]any{"text": text} },
+	delta: func(text string, _ bool) map[string]any { return map[string]any{"text": text} },
+}
+
+func (s *service) chat(w http.ResponseWriter, r *http.Request) {
+	made, err := s.read(r)
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	var choices []*choice
+	for i := range *made.N {
+		prompt := qwen.Chat{Messages: plain(made.Messages), Generation: made.nth(i)}
+		choices = append(choices, &choice{prompt: prompt})
+	}
+	s.reply(w, r, made, chatShape, choices)
+}
+
+func (s *service) completions(w http.ResponseWriter, r *http.Request) {
+	made, err := s.read(r)
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	prompts, err := s.prompts(made.Prompt)
+	if err == nil && len(prompts)**made.N > s.limits.choices {
+		err = badRequest("prompt", fmt.Sprintf("a request asks for at most %d choices", s.limits.choices))
+	}
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	if _, set := made.generation.Extra["max_tokens"]; !set {
+		made.generation.Extra["max_tokens"] = 16 // as OpenAI's API has it
+	}
+	var choices []*choice
+	for _, ids := range prompts {
+		var opening []byte
+		if made.Echo {
+			if opening, err = s.tokenizer.Decode(ids, qwen.DecodeKeepSpecials, qwen.DecodeLossyText); err != nil {
+				refuse(w, err)
+				return
+			}
+		}
+		for i := range *made.N {
+			prompt := qwen.Tokens{IDs: ids, Generation: made.nth(i)}
+			choices = append(choices, &choice{opening: string(opening), prompt: prompt})
+		}
+	}
+	s.reply(w, r, made, textShape, choices)
+}
+
+// nth are the options of choice i: with a seed, each choice has another.
+func (made *request) nth(i int) qwen.Generation {
+	text, ok := made.generation.Extra["seed"].(json.RawMessage)
+	seed, err := strconv.Atoi(string(text))
+	if !ok || err != nil || i == 0 {
+		return made.generation
+	}
+	extra := map[string]any{}
+	for key, value := range made.generation.Extra {
+		extra[key] = value
+	}
+	extra["seed"] = seed + i
+	return qwen.Generation{Extra: extra}
+}
+
+// prompts are the token ids of a prompt in one of its four forms: a text, ids, or a list of either.
+func (s *service) prompts(raw json.RawMessage) ([][]uint32, error) {
+	var text string
+	var texts []string
+	var ids []uint32
+	var lists [][]uint32
+	switch {
+	case json.Unmarshal(raw, &text) == nil:
+		texts = []string{text}
+	case json.Unmarshal(raw, &texts) == nil:
+	case json.Unmarshal(raw, &ids) == nil:
+		lists = [][]uint32{ids}
+	case json.Unmarshal(raw, &lists) == nil:
+	default:
+		return nil, badRequest("prompt", "prompt is a text, token ids, or a list of either")
+	}
+	for _, text := range texts {
+		ids, err := s.tokenizer.Encode(text)
+		if err != nil {
+			return nil, err
+		}
+		lists = append(lists, ids)
+	}
+	for i := range lists {
+		if len(lists[i]) == 0 {
+			lists[i] = []uint32{s.vocab.EndOfText} // what begins a text from nothing
+		}
+	}
+	if len(lists) == 0 {
+		return nil, badRequest("prompt", "there is no prompt")
+	}
+	return lists, nil
+}
+
+var lastID atomic.Uint64
+
+// reply submits all choices, so that a refusal is one with a status, and answers.
+func (s *service) reply(w http.ResponseWriter, r *http.Request, made *request, shape shape, choices []*choice) {
+	ctx, cancel := context.WithTimeout(r.Context(), s.limits.time)
+	defer cancel()
+	for _, one := range choices {
+		var err error
+		if one.request, err = s.engine.Submit(ctx, one.prompt); err != nil {
+			refuse(w, err)
+			return
+		}
+		defer one.request.Close()
+	}
+	out := &output{
+		service: s, shape: shape,
+		id:      shape.prefix + strconv.FormatInt(s.started.UnixNano(), 36) + "-" + strconv.FormatUint(lastID.Add(1), 36),
+		created: time.Now().Unix(),
+	}
+	if made.Stream {
+		out.stream(w, choices, made.Options.IncludeUsage)
+	} else {
+		out.whole(w, choices)
+	}
+}

@@ -1,0 +1,265 @@
+// The service: its endpoints, what they all share (key, limits, errors), and the small ones.
+
+package main
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"reflect"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	qwen "github.com/libqwen/libqwen/bindings/go"
+)
+
+//go:embed page.html
+var page []byte
+
+// limits bound what one request may cost.
+type limits struct {
+	body    int64
+	time    time.Duration
+	write   time.Duration
+	choices int
+}
+
+var defaultLimits = limits{body: 8 << 20, time: 10 * time.Minute, write: 30 * time.Second, choices: 64}
+
+type service struct {
+	engine    *qwen.Engine
+	tokenizer *qwen.Tokenizer
+	vocab     qwen.TokenizerInfo
+	// The keys of generation options that the library has.
+	options  map[string]bool
+	name     string
+	key      string
+	limits   limits
+	started  time.Time
+	draining atomic.Bool
+}
+
+func newService(engine *qwen.Engine, name, key string, limits limits) (*service, error) {
+	tokenizer, err := engine.Tokenizer()
+	if err != nil {
+		return nil, err
+	}
+	vocab, err := tokenizer.Info()
+	if err != nil {
+		return nil, err
+	}
+	described, err := qwen.DescribeOptions("generation")
+	if err != nil {
+		return nil, err
+	}
+	options := map[string]bool{}
+	for _, one := range described {
+		options[one.Key] = true
+		options[one.Alias] = true
+	}
+	return &service{
+		engine: engine, tokenizer: tokenizer, vocab: vocab, options: options,
+		name: name, key: key, limits: limits, started: time.Now(),
+	}, nil
+}
+
+func (s *service) close() { s.tokenizer.Close() }
+
+func (s *service) handler() http.Handler {
+	closed := http.NewServeMux()
+	closed.HandleFunc("POST /v1/chat/completions", s.chat)
+	closed.HandleFunc("POST /v1/completions", s.completions)
+	closed.HandleFunc("GET /v1/models", s.models)
+	closed.HandleFunc("GET /v1/models/{name...}", s.model)
+	closed.HandleFunc("POST /tokenize", s.tokenize)
+	closed.HandleFunc("POST /detokenize", s.detokenize)
+	closed.HandleFunc("GET /metrics", s.metrics)
+	open := http.NewServeMux()
+	open.HandleFunc("GET /health", s.health)
+	open.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		w.Write(page)
+	})
+	open.Handle("/", s.withKey(closed))
+	return open
+}
+
+// withKey asks for the key, if there is one. Hashes of equal length are compared, so that the time
+// it takes says nothing of the key.
+func (s *service) withKey(next http.Handler) http.Handler {
+	want := sha256.Sum256([]byte(s.key))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		key, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		have := sha256.Sum256([]byte(key))
+		if s.key != "" && subtle.ConstantTimeCompare(have[:], want[:]) != 1 {
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			refuse(w, &apiError{status: http.StatusUnauthorized, Message: "the API key is missing or wrong", Type: "authentication_error", Code: "invalid_api_key"})
+			return
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, s.limits.body)
+		next.ServeHTTP(w, r)
+	})
+}
+
+// An apiError is an error in OpenAI's form.
+type apiError struct {
+	status  int
+	Message string `json:"message"`
+	Type    string `json:"type"`
+	Param   string `json:"param,omitempty"`
+	Code    string `json:"code"`
+}
+
+func (e *apiError) Error() string { return e.Message }
+
+func badRequest(param, message string) *apiError {
+	return &apiError{status: http.StatusBadRequest, Message: message, Type: "invalid_request_error", Param: param, Code: "invalid_value"}
+}
+
+// asAPIError finds the HTTP status of an error of the library.
+func asAPIError(err error) *apiError {
+	var known *apiError
+	if errors.As(err, &known) {
+		return known
+	}
+	var tooLarge *http.MaxBytesError
+	if errors.As(err, &tooLarge) {
+		return &apiError{status: http.StatusRequestEntityTooLarge, Message: fmt.Sprintf("a request has at most %d bytes", tooLarge.Limit), Type: "invalid_request_error", Code: "too_large"}
+	}
+	var failure *qwen.Error
+	if !errors.As(err, &failure) {
+		return &apiError{status: http.StatusInternalServerError, Message: err.Error(), Type: "server_error", Code: "internal"}
+	}
+	found := &apiError{status: http.StatusInternalServerError, Message: failure.Message, Type: "server_error", Code: failure.Code.String()}
+	switch {
+	case errors.Is(err, qwen.ErrQueueFull):
+		found.status, found.Type = http.StatusTooManyRequests, "rate_limit_error"
+	case errors.Is(err, qwen.ErrContextFull), failure.Code < qwen.ErrClosed:
+		found.status, found.Type = http.StatusBadRequest, "invalid_request_error"
+	case errors.Is(err, qwen.ErrClosed), errors.Is(err, qwen.ErrEngineFailed):
+		found.status = http.StatusServiceUnavailable
+	case errors.Is(err, qwen.ErrCancelled):
+		found.status = http.StatusGatewayTimeout
+	}
+	var detail struct{ Key string }
+	if json.Unmarshal(failure.Detail, &detail) == nil {
+		found.Param = detail.Key
+	}
+	return found
+}
+
+func refuse(w http.ResponseWriter, err error) {
+	found := asAPIError(err)
+	if found.status == http.StatusTooManyRequests || found.status == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", "1")
+	}
+	answer(w, found.status, map[string]any{"error": found})
+}
+
+func answer(w http.ResponseWriter, status int, value any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	// A client that is gone is told nothing.
+	_ = json.NewEncoder(w).Encode(value)
+}
+
+func (s *service) modelObject() map[string]any {
+	return map[string]any{"id": s.name, "object": "model", "created": s.started.Unix(), "owned_by": "libqwen"}
+}
+
+func (s *service) models(w http.ResponseWriter, _ *http.Request) {
+	answer(w, http.StatusOK, map[string]any{"object": "list", "data": []any{s.modelObject()}})
+}
+
+func (s *service) model(w http.ResponseWriter, r *http.Request) {
+	if err := s.checkModel(r.PathValue("name")); err != nil {
+		refuse(w, err)
+		return
+	}
+	answer(w, http.StatusOK, s.modelObject())
+}
+
+func (s *service) checkModel(name string) error {
+	if name == s.name || name == "" {
+		return nil
+	}
+	return &apiError{status: http.StatusNotFound, Message: fmt.Sprintf("there is no model %q here, but %q", name, s.name), Type: "invalid_request_error", Param: "model", Code: "model_not_found"}
+}
+
+func (s *service) health(w http.ResponseWriter, _ *http.Request) {
+	err := s.engine.Health()
+	if err == nil && s.draining.Load() {
+		err = &apiError{status: http.StatusServiceUnavailable, Message: "draining", Type: "server_error", Code: "draining"}
+	}
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	answer(w, http.StatusOK, map[string]any{"status": "ok"})
+}
+
+// gauges are the metrics that can fall; the others only grow.
+var gauges = map[string]bool{
+	"requests_waiting": true, "requests_running": true, "requests_preempted": true, "pages_used": true, "pages_total": true,
+}
+
+// metrics tells the engine's metrics in Prometheus's text format.
+func (s *service) metrics(w http.ResponseWriter, _ *http.Request) {
+	metrics, err := s.engine.Metrics()
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4")
+	values := reflect.ValueOf(metrics)
+	for i := range values.NumField() {
+		name := values.Type().Field(i).Tag.Get("json")
+		kind, suffix := "counter", "_total"
+		if gauges[name] {
+			kind, suffix = "gauge", ""
+		}
+		fmt.Fprintf(w, "# TYPE qwen_%s%s %s\nqwen_%[1]s%[2]s %[4]v\n", name, suffix, kind, values.Field(i))
+	}
+}
+
+func (s *service) tokenize(w http.ResponseWriter, r *http.Request) {
+	var request struct {
+		Content, Prompt string
+		Messages        []message
+	}
+	if err := decode(r.Body, &request); err != nil {
+		refuse(w, err)
+		return
+	}
+	var ids []uint32
+	var err error
+	if request.Messages != nil {
+		ids, err = s.tokenizer.RenderChat(plain(request.Messages), 0)
+	} else {
+		ids, err = s.tokenizer.Encode(request.Content + request.Prompt)
+	}
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	answer(w, http.StatusOK, map[string]any{"tokens": ids, "count": len(ids)})
+}
+
+func (s *service) detokenize(w http.ResponseWriter, r *http.Request) {
+	var request struct{ Tokens []uint32 }
+	if err := decode(r.Body, &request); err != nil {
+		refuse(w, err)
+		return
+	}
+	text, err := s.tokenizer.Decode(request.Tokens, qwen.DecodeKeepSpecials, qwen.DecodeLossyText)
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	answer(w, http.StatusOK, map[string]any{"content": string(text)})
+}
