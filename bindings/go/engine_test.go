@@ -170,6 +170,11 @@ func TestLinesGoToTheLogger(t *testing.T) {
 	if !strings.Contains(text, "level=INFO") || !strings.Contains(text, "target=") || strings.Contains(text, "level=DEBUG") {
 		t.Fatal(text)
 	}
+	// The library need not make lines that nobody wants.
+	warnings := slog.New(slog.NewTextHandler(&lines, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	if level := (&logSink{logger: warnings}).level(); level != logWarn {
+		t.Fatal(level)
+	}
 	lines.Reset()
 	debug := &slog.HandlerOptions{Level: slog.LevelDebug}
 	engine = openTiny(t, WithLogger(slog.New(slog.NewTextHandler(&lines, debug))))
@@ -280,6 +285,17 @@ func TestCloseDuringStreams(t *testing.T) {
 }
 
 func TestWhatIsForgottenIsCollected(t *testing.T) {
+	engine := openTiny(t)
+	held := liveHandles.Load()
+	func() {
+		value[*Session](t)(engine.NewSession())
+		value[*Request](t)(engine.Submit(t.Context(), ask("x", 1900)))
+	}()
+	if left := settledHandles(held); left != held {
+		t.Fatalf("%d C objects are left, of a session and a request", left-held)
+	}
+	idle(t, engine)
+	must(t, engine.Close())
 	func() {
 		engine, err := Open(tinyModel, WithNumThreads(1), WithMaxContextTokens(2048), WithKVCacheTokens(8192))
 		must(t, err)
