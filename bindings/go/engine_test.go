@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -327,5 +328,77 @@ func TestShutdownDrains(t *testing.T) {
 	defer cancel()
 	if err := slow.Shutdown(hurry); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatal(err)
+	}
+}
+
+// Everything at once, and the end in the middle of it: for the race detector, and for crashes.
+func TestASoakThatEndsInTheMiddle(t *testing.T) {
+	engine := openTiny(t, WithMaxQueueRequests(8))
+	tokenizer := value[*Tokenizer](t)(engine.Tokenizer())
+	defer tokenizer.Close()
+	mine := errors.New("mine")
+	work := []func(ctx context.Context, i int) error{
+		func(ctx context.Context, i int) error { _, err := engine.Complete(ctx, ask("x", i%40+1)); return err },
+		func(ctx context.Context, i int) error {
+			for _, err := range engine.Stream(ctx, ask("x", 1900)) {
+				if i--; i%7 == 0 {
+					return err
+				}
+			}
+			return nil
+		},
+		func(ctx context.Context, i int) error {
+			hurry, cancel := context.WithTimeoutCause(ctx, time.Duration(i%3)*time.Millisecond, mine)
+			defer cancel()
+			_, err := engine.Complete(hurry, ask("x", 1900))
+			return err
+		},
+		func(ctx context.Context, i int) error {
+			request, err := engine.Submit(ctx, ask("x", 1900))
+			if err == nil {
+				go request.Stop()
+				go request.Close()
+				_, err = collect(request.Events())
+			}
+			return err
+		},
+		func(ctx context.Context, i int) error {
+			session, err := engine.NewSession()
+			if err == nil {
+				go session.Cancel()
+				_, err = session.Send(ctx, "x", exactly(i%40+1))
+				session.Close()
+			}
+			return err
+		},
+		func(context.Context, int) error { _, err := tokenizer.Encode("some text"); return err },
+		func(context.Context, int) error { _, err := engine.Metrics(); return err },
+	}
+	var done atomic.Int64
+	var all sync.WaitGroup
+	for worker := range 24 {
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			for i := worker; ; i++ {
+				err := work[i%len(work)](t.Context(), i)
+				if errors.Is(engine.Health(), ErrClosed) {
+					return
+				}
+				done.Add(1)
+				// A request that is closed beside its reader says so.
+				expected := errors.Is(err, ErrCancelled) || errors.Is(err, ErrQueueFull) || errors.Is(err, ErrClosed)
+				if err != nil && !expected {
+					t.Error(err)
+					return
+				}
+			}
+		}()
+	}
+	time.Sleep(time.Second)
+	must(t, engine.Close())
+	all.Wait()
+	if t.Logf("%d calls", done.Load()); done.Load() < 20 {
+		t.Fatal("it was no soak")
 	}
 }

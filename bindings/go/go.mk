@@ -18,7 +18,7 @@ go-deps:
 # Twice: under the race detector, and with the garbage collector around every C call while the
 # runtime checks each pointer that is stored where C can see it.
 go-test: go-deps stage examples fixtures ## the Go binding's tests
-	@cd bindings/go && unformatted=$$(gofmt -l .) && { [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted" >&2; exit 1; }; }
+	@cd bindings/go && unformatted=$$("$$($(GO) env GOROOT)/bin/gofmt" -l .) && { [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted" >&2; exit 1; }; }
 	$(GO_ENV) $(GO) vet ./...
 	$(GO_ENV) GODEBUG=cgocheck=1 $(GO) test -race -count=1 ./...
 	$(GO_ENV) GOEXPERIMENT=cgocheck2 $(GO) test -count=1 -tags gcstress .
