@@ -3,11 +3,14 @@
 package qwen_test
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	qwen "github.com/libqwen/libqwen/bindings/go"
 )
 
 // built compiles a program of examples/.
@@ -18,6 +21,33 @@ func built(t *testing.T, name string) string {
 		t.Fatalf("%v\n%s", err, output)
 	}
 	return program
+}
+
+// A program may end in the middle of everything, and says nothing while it does.
+func TestAProgramThatEndsWhileItGenerates(t *testing.T) {
+	if os.Getenv("QWEN_TEST_EXIT") != "" {
+		engine, err := qwen.Open(model)
+		if err != nil {
+			panic(err)
+		}
+		chat := qwen.Chat{Messages: []qwen.Message{qwen.User("Tell me a story.")}}
+		for range 4 {
+			go engine.Complete(context.Background(), chat)
+		}
+		for event := range engine.Stream(context.Background(), chat) {
+			if event.Kind == qwen.EventDelta {
+				os.Exit(7)
+			}
+		}
+	}
+	for range 3 {
+		program := exec.Command(os.Args[0], "-test.run=^TestAProgramThatEndsWhileItGenerates$")
+		program.Env = append(os.Environ(), "QWEN_TEST_EXIT=1")
+		output, _ := program.CombinedOutput()
+		if status := program.ProcessState.ExitCode(); status != 7 || len(output) != 0 {
+			t.Fatalf("status %d: %s", status, output)
+		}
+	}
 }
 
 func TestTheChatIsTheSameAsInC(t *testing.T) {

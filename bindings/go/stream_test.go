@@ -135,6 +135,35 @@ func TestAnEndReachesARequestThatNobodyReads(t *testing.T) {
 	}
 }
 
+// A long prompt is computed in many steps: a cancel must not wait for the last of them.
+func TestACancelDuringThePromptEndsIt(t *testing.T) {
+	const step = 16
+	engine := open(t, demoModel, WithPrefillChunkTokens(step))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	long := ask(strings.Repeat("one two three ", 500), 10)
+	tokenizer := value[*Tokenizer](t)(engine.Tokenizer())
+	defer tokenizer.Close()
+	prompt := len(value[[]uint32](t)(tokenizer.RenderChat(long.Messages, 0)))
+	for event, err := range engine.Stream(ctx, long) {
+		if err != nil {
+			if !errors.Is(err, context.Canceled) {
+				t.Fatal(err)
+			}
+			break
+		}
+		if event.Kind == EventStarted {
+			cancel()
+		}
+	}
+	idle(t, engine)
+	metrics := value[Metrics](t)(engine.Metrics())
+	t.Logf("%d of %d tokens were computed, in steps of %d", metrics.ComputedTokens, prompt, step)
+	if prompt < 40*step || metrics.ComputedTokens > uint64(prompt)/4 {
+		t.Fatalf("%d of %d tokens were computed", metrics.ComputedTokens, prompt)
+	}
+}
+
 func TestStopKeepsTheReply(t *testing.T) {
 	engine := openTiny(t)
 	request := value[*Request](t)(engine.Submit(t.Context(), ask("x", 1900)))
