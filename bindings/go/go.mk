@@ -22,6 +22,9 @@ go-test: go-deps stage examples fixtures ## the Go binding's tests
 	$(GO_ENV) $(GO) vet ./...
 	$(GO_ENV) GODEBUG=cgocheck=1 $(GO) test -race -count=1 ./...
 	$(GO_ENV) GOEXPERIMENT=cgocheck2 $(GO) test -count=1 -tags gcstress .
+	$(GO_ENV) $(GO) build -o $(CURDIR)/build/bin/go-server ./examples/server
+	LD_LIBRARY_PATH=$(STAGE)/lib .venv/bin/python bindings/go/examples/server/openai_test.py \
+		build/bin/go-server $(DEMO_MODEL)
 
 go-generate: stage ## write the Go binding's generated files anew
 	$(GO_ENV) $(GO) generate .
