@@ -6,75 +6,71 @@ package qwen
 
 // WithBackend: what computes: auto: a GPU that can, else the CPU; cpu; cpu-reference: plain
 // loops; cuda: a GPU or an error. One of auto, cpu, cpu-reference, cuda. Default: "auto".
-func WithBackend(backend string) EngineOption { return WithEngineOption("backend", backend) }
+func WithBackend(value string) EngineOption { return WithEngineOption("backend", value) }
 
 // WithDevices: indices of the CUDA devices, such as 0 or 0,1, which must then be usable, each
 // with its share of the model; empty: the first, or as many as tensor_parallel says. Default:
 // "".
-func WithDevices(devices string) EngineOption { return WithEngineOption("devices", devices) }
+func WithDevices(value string) EngineOption { return WithEngineOption("devices", value) }
 
 // WithEmbedding: where the embedding table lives with a GPU: auto: in host memory when the
 // GPU's is short; device: on the GPU; host: in pinned host memory. One of auto, device, host.
 // Default: "auto".
-func WithEmbedding(embedding string) EngineOption { return WithEngineOption("embedding", embedding) }
+func WithEmbedding(value string) EngineOption { return WithEngineOption("embedding", value) }
 
 // WithAutotune: with a GPU: time the algorithms of matrix products and keep the fastest;
 // without, a request alone gives the same bits in each run of a program on the same GPU and
 // libraries. Default: true.
-func WithAutotune(autotune bool) EngineOption { return WithEngineOption("autotune", autotune) }
+func WithAutotune(value bool) EngineOption { return WithEngineOption("autotune", value) }
 
 // WithNumThreads: CPU threads of each rank; 0: the machine's cores divided by the ranks that
 // compute at once. From 0 to 1024. Default: 0.
-func WithNumThreads(numThreads int) EngineOption { return WithEngineOption("num_threads", numThreads) }
+func WithNumThreads(value int) EngineOption { return WithEngineOption("num_threads", value) }
 
 // WithTensorParallel: ranks that share the model: devices, or groups of the CPU's threads.
 // From 1 to 64. Default: 1.
-func WithTensorParallel(tensorParallel int) EngineOption {
-	return WithEngineOption("tensor_parallel", tensorParallel)
-}
+func WithTensorParallel(value int) EngineOption { return WithEngineOption("tensor_parallel", value) }
 
 // WithSplit: how ranks, or GPUs, share the model: tensors: a part of every matrix each, all
 // computing at once; layers: whole layers each, computing one after the other, for GPUs
 // without a fast link or of unequal memory. One of tensors, layers. Default: "tensors".
-func WithSplit(split string) EngineOption { return WithEngineOption("split", split) }
+func WithSplit(value string) EngineOption { return WithEngineOption("split", value) }
 
 // WithWeights: on a CPU: auto: copy when memory is plentiful, else map; map: the weight files
 // are shared and must not be cut meanwhile; copy: into this process (faster); random: no
 // files, random numbers of config.json's shapes, for measuring. One of auto, map, copy,
 // random. Default: "auto".
-func WithWeights(weights string) EngineOption { return WithEngineOption("weights", weights) }
+func WithWeights(value string) EngineOption { return WithEngineOption("weights", value) }
 
 // WithMaxContextTokens: longest sequence; 0: what the model allows. From 0 to 4294967295.
 // Default: 0.
-func WithMaxContextTokens(maxContextTokens int) EngineOption {
-	return WithEngineOption("max_context_tokens", maxContextTokens)
+func WithMaxContextTokens(value int) EngineOption {
+	return WithEngineOption("max_context_tokens", value)
 }
 
 // WithKVCacheTokens: KV cache over all requests; 0: derived from free memory. From 0 to
 // 4294967295. Default: 0.
-func WithKVCacheTokens(kvCacheTokens int) EngineOption {
-	return WithEngineOption("kv_cache_tokens", kvCacheTokens)
-}
+func WithKVCacheTokens(value int) EngineOption { return WithEngineOption("kv_cache_tokens", value) }
 
 // WithMaxBatchSequences: most sequences in one step. From 1 to 4096. Default: 64.
-func WithMaxBatchSequences(maxBatchSequences int) EngineOption {
-	return WithEngineOption("max_batch_sequences", maxBatchSequences)
+func WithMaxBatchSequences(value int) EngineOption {
+	return WithEngineOption("max_batch_sequences", value)
 }
 
 // WithPrefillChunkTokens: most prompt tokens in one step; bounds how long a step takes; 0:
 // what suits the backend. From 0 to 1048576. Default: 0.
-func WithPrefillChunkTokens(prefillChunkTokens int) EngineOption {
-	return WithEngineOption("prefill_chunk_tokens", prefillChunkTokens)
+func WithPrefillChunkTokens(value int) EngineOption {
+	return WithEngineOption("prefill_chunk_tokens", value)
 }
 
 // WithMaxQueueRequests: most requests waiting; one more is refused. From 1 to 1048576.
 // Default: 1024.
-func WithMaxQueueRequests(maxQueueRequests int) EngineOption {
-	return WithEngineOption("max_queue_requests", maxQueueRequests)
+func WithMaxQueueRequests(value int) EngineOption {
+	return WithEngineOption("max_queue_requests", value)
 }
 
 // WithSystem: the system message; the format's own if absent.
-func WithSystem(system string) SessionOption { return WithSessionOption("system", system) }
+func WithSystem(value string) SessionOption { return WithSessionOption("system", value) }
 
 // Generation are the options of a reply. What is nil is as the checkpoint says.
 type Generation struct {

@@ -82,12 +82,6 @@ func exported(name string) string {
 	return out.String()
 }
 
-// unexported is the same as a parameter's name.
-func unexported(name string) string {
-	first, rest, _ := strings.Cut(name, "_")
-	return first + exported(rest)
-}
-
 // An option as the library describes it.
 type option struct {
 	Key, Type, About        string
@@ -141,8 +135,8 @@ func optionsFile() ([]byte, error) {
 			name := "With" + exported(o.Key)
 			out.WriteString("\n")
 			comment(out, o.describe(name))
-			fmt.Fprintf(out, "func %s(%s %s) %sOption { return With%[4]sOption(%q, %[2]s) }\n",
-				name, unexported(o.Key), o.goType(), exported(kind), o.Key)
+			fmt.Fprintf(out, "func %s(value %s) %sOption { return With%[3]sOption(%q, value) }\n",
+				name, o.goType(), exported(kind), o.Key)
 		}
 	}
 	options, err := describe("generation")
