@@ -5,6 +5,7 @@
 package qwen
 
 // #include "shim.h"
+// #include <stdlib.h>
 import "C"
 
 import (
@@ -88,7 +89,10 @@ func (p *pump) forget(tag uint64) {
 }
 
 func (p *pump) run() {
-	views := make([]C.qwen_go_event, pumpBatch)
+	// In C's memory: of Go's, the runtime would look at every pointer before every call.
+	memory := C.calloc(pumpBatch, C.sizeof_qwen_go_event)
+	defer C.free(memory)
+	views := unsafe.Slice((*C.qwen_go_event)(memory), pumpBatch)
 	for {
 		p.mu.Lock()
 		p.rounds++
