@@ -6,9 +6,9 @@
 // # Threads
 //
 // An [Engine], a [Tokenizer] and a [Detokenizer] may be used by any goroutine, by several at once.
-// A [Session] serves one call at a time: a second gets [ErrBusy]. All events of an engine's requests
-// come through one goroutine, so a thousand streams need no thousand OS threads. A session's call is
-// another matter: it holds a thread for as long as its reply is made.
+// A [Session] serves one call at a time: a second gets [ErrBusy]. The readers of an engine's requests
+// take turns to wait for all of them, so a thousand streams need no thousand OS threads. A session's
+// call is another matter: it holds a thread for as long as its reply is made.
 //
 // # Ends
 //

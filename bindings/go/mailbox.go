@@ -48,9 +48,24 @@ func (m *mailbox) wake() {
 	}
 }
 
-// take waits for the next event. Without one, more is false, and err is how the reply ended or why
-// the context did.
-func (m *mailbox) take(ctx context.Context) (event Event, more bool, err error) {
+// empty says whether there is nothing to take, no end either.
+func (m *mailbox) empty() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.events) == 0 && !m.ended
+}
+
+// wait is for those whose events somebody else delivers.
+func (m *mailbox) wait(ctx context.Context, _ *mailbox) {
+	select {
+	case <-m.news:
+	case <-ctx.Done():
+	}
+}
+
+// take waits for the next event, by a function that returns when there may be one. Without one, more
+// is false, and err is how the reply ended or why the context did.
+func (m *mailbox) take(ctx context.Context, wait func(context.Context, *mailbox)) (event Event, more bool, err error) {
 	for {
 		if ctx.Err() != nil {
 			return Event{}, false, ended(ctx)
@@ -66,10 +81,7 @@ func (m *mailbox) take(ctx context.Context) (event Event, more bool, err error) 
 		if over {
 			return Event{}, false, why
 		}
-		select {
-		case <-m.news:
-		case <-ctx.Done():
-		}
+		wait(ctx, m)
 	}
 }
 

@@ -119,7 +119,7 @@ func (r *Request) Events() iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		defer runtime.KeepAlive(r)
 		for {
-			event, more, err := r.inner.box.take(r.inner.ctx)
+			event, more, err := r.inner.box.take(r.inner.ctx, r.inner.core.pump.wait)
 			if err != nil {
 				yield(Event{}, because(r.inner.ctx, err))
 				return

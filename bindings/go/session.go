@@ -119,7 +119,7 @@ func (s *Session) reply(
 		}()
 		defer s.inner.abandon(done)
 		for {
-			event, more, err := box.take(ctx)
+			event, more, err := box.take(ctx, box.wait)
 			if err != nil {
 				s.inner.abandon(done)
 				yield(Event{}, because(ctx, err))

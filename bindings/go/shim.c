@@ -16,9 +16,10 @@ static void read_event(const qwen_event *event, qwen_go_event *view) {
     view->completion_tokens = usage.completion_tokens;
 }
 
-int32_t qwen_go_queue_next(qwen_queue *queue, uint64_t max_events, qwen_events **events,
-                           qwen_go_event *views, uint64_t *num_views, qwen_error **err) {
-    int32_t status = qwen_queue_next(queue, max_events, -1, events, err);
+int32_t qwen_go_queue_next(qwen_queue *queue, uint64_t max_events, int64_t timeout_ms,
+                           qwen_events **events, qwen_go_event *views, uint64_t *num_views,
+                           qwen_error **err) {
+    int32_t status = qwen_queue_next(queue, max_events, timeout_ms, events, err);
     *num_views = qwen_events_len(*events);
     for (uint64_t i = 0; i < *num_views; i++)
         read_event(qwen_events_at(*events, i), &views[i]);

@@ -24,8 +24,9 @@ typedef struct {
 } qwen_go_event;
 
 /* qwen_queue_next, with up to `max_events` of the list's events read into `views`. */
-int32_t qwen_go_queue_next(qwen_queue *queue, uint64_t max_events, qwen_events **events,
-                           qwen_go_event *views, uint64_t *num_views, qwen_error **err);
+int32_t qwen_go_queue_next(qwen_queue *queue, uint64_t max_events, int64_t timeout_ms,
+                           qwen_events **events, qwen_go_event *views, uint64_t *num_views,
+                           qwen_error **err);
 
 /* The calls with callbacks; `user` is the cgo.Handle that the callback gets. */
 int32_t qwen_go_open(const char *folder, uint64_t folder_len, const qwen_options *options,

@@ -245,10 +245,11 @@ func TestAThousandStreamsNeedFewThreads(t *testing.T) {
 }
 
 func TestTheQueueRefuses(t *testing.T) {
-	engine := openTiny(t, WithMaxBatchSequences(1), WithMaxQueueRequests(1))
+	// Slow enough that none is finished before the last comes.
+	engine := open(t, demoModel, WithMaxBatchSequences(1), WithMaxQueueRequests(1))
 	var full error
 	for range 10 {
-		request, err := engine.Submit(t.Context(), ask("x", 1900))
+		request, err := engine.Submit(t.Context(), ask("x", 1500))
 		if err != nil {
 			full = err
 			break
@@ -258,7 +259,7 @@ func TestTheQueueRefuses(t *testing.T) {
 	if !errors.Is(full, ErrQueueFull) {
 		t.Fatal(full)
 	}
-	_, err := engine.Complete(t.Context(), ask(strings.Repeat("x", 5000), 1))
+	_, err := openTiny(t).Complete(t.Context(), ask(strings.Repeat("x", 5000), 1))
 	if !errors.Is(err, ErrContextFull) {
 		t.Fatal(err)
 	}
@@ -320,7 +321,7 @@ func TestLateReadersGetJoinedEvents(t *testing.T) {
 	box.end(nil)
 	var seen []Event
 	for {
-		event, more, err := box.take(t.Context())
+		event, more, err := box.take(t.Context(), box.wait)
 		must(t, err)
 		if !more {
 			break

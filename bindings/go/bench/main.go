@@ -9,20 +9,34 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	qwen "github.com/libqwen/libqwen/bindings/go"
 )
 
-func cpu() time.Duration {
-	var used syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+// cpu is the CPU time of all threads but the library's own.
+func cpu() (total time.Duration) {
+	tasks, err := filepath.Glob("/proc/self/task/*")
+	if err != nil {
 		log.Fatal(err)
 	}
-	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
+	for _, task := range tasks {
+		name, err1 := os.ReadFile(task + "/comm")
+		spent, err2 := os.ReadFile(task + "/schedstat")
+		if err1 != nil || err2 != nil || strings.HasPrefix(string(name), "qwen-") {
+			continue
+		}
+		nanoseconds, err := strconv.ParseInt(strings.Fields(string(spent))[0], 10, 64)
+		if err != nil {
+			log.Fatal(err)
+		}
+		total += time.Duration(nanoseconds)
+	}
+	return total
 }
 
 // follow reads a stream to its end and counts its tokens.
@@ -42,6 +56,24 @@ func follow(engine *qwen.Engine, length int) (tokens int) {
 	return tokens
 }
 
+// all follows so many streams at once.
+func all(engine *qwen.Engine, streams, length int) (tokens int) {
+	counts := make([]int, streams)
+	var group sync.WaitGroup
+	for i := range streams {
+		group.Add(1)
+		go func() {
+			defer group.Done()
+			counts[i] = follow(engine, length)
+		}()
+	}
+	group.Wait()
+	for _, count := range counts {
+		tokens += count
+	}
+	return tokens
+}
+
 func main() {
 	if len(os.Args) != 4 {
 		log.Fatal("usage: bench MODEL STREAMS TOKENS")
@@ -57,22 +89,10 @@ func main() {
 		log.Fatal(err)
 	}
 	defer engine.Close()
+	all(engine, streams, length) // for what only the first time costs
 	wall, used := time.Now(), cpu()
-	counts := make([]int, streams)
-	var all sync.WaitGroup
-	for i := range streams {
-		all.Add(1)
-		go func() {
-			defer all.Done()
-			counts[i] = follow(engine, length)
-		}()
-	}
-	all.Wait()
+	tokens := all(engine, streams, length)
 	elapsed, spent := time.Since(wall), cpu()-used
-	tokens := 0
-	for _, count := range counts {
-		tokens += count
-	}
 	each := func(span time.Duration) int64 { return span.Nanoseconds() / int64(tokens) }
 	fmt.Println(each(elapsed), each(spent), tokens)
 }

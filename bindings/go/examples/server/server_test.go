@@ -238,11 +238,12 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestAFullQueueIs429(t *testing.T) {
-	service, url := tiny(t, qwen.WithMaxBatchSequences(1), qwen.WithMaxQueueRequests(1))
+	// Slow enough that none is finished before the last comes.
+	service, url := start(t, demoModel, "", qwen.WithMaxBatchSequences(1), qwen.WithMaxQueueRequests(1))
 	var status int
 	for range 10 {
 		request, err := service.engine.Submit(t.Context(), qwen.Chat{
-			Messages: []qwen.Message{qwen.User("x")}, Generation: qwen.Generation{MaxTokens: qwen.Ptr(1900), IgnoreEOS: qwen.Ptr(true)},
+			Messages: []qwen.Message{qwen.User("x")}, Generation: qwen.Generation{MaxTokens: qwen.Ptr(1500), IgnoreEOS: qwen.Ptr(true)},
 		})
 		if err != nil {
 			break
