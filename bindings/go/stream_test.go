@@ -265,6 +265,27 @@ func TestTheQueueRefuses(t *testing.T) {
 	}
 }
 
+func TestAReplyThatIsCompleteOutlivesItsEngine(t *testing.T) {
+	engine := openTiny(t)
+	request := value[*Request](t)(engine.Submit(t.Context(), ask("x", 50)))
+	defer request.Close()
+	idle(t, engine)
+	must(t, engine.Close())
+	if result := value[*Result](t)(collect(request.Events())); len(result.Tokens) != 50 || result.Finish != FinishLength {
+		t.Fatalf("%+v", result)
+	}
+}
+
+// A bug of the library's might lose a request's last event: its reader must not wait for ever.
+func TestAReaderOfALostRequestEnds(t *testing.T) {
+	var pump pump
+	must(t, pump.open())
+	defer pump.close()
+	if _, _, err := newMailbox().take(t.Context(), pump.wait); !errors.Is(err, ErrEnd) {
+		t.Fatal(err)
+	}
+}
+
 func TestAPanicInTheLoopCancelsAndGoesOn(t *testing.T) {
 	engine := openTiny(t)
 	session := value[*Session](t)(engine.NewSession())
