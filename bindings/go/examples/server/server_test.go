@@ -240,21 +240,22 @@ func TestRefusals(t *testing.T) {
 func TestAFullQueueIs429(t *testing.T) {
 	// Slow enough that none is finished before the last comes.
 	service, url := start(t, demoModel, "", qwen.WithMaxBatchSequences(1), qwen.WithMaxQueueRequests(1))
-	var status int
-	for range 10 {
+	// One that runs, then one that waits.
+	for range 2 {
 		request, err := service.engine.Submit(t.Context(), qwen.Chat{
 			Messages: []qwen.Message{qwen.User("x")}, Generation: qwen.Generation{MaxTokens: qwen.Ptr(1500), IgnoreEOS: qwen.Ptr(true)},
 		})
 		if err != nil {
-			break
+			t.Fatal(err)
 		}
 		defer request.Close()
+		running(t, service, 1)
 	}
 	response, err := http.Post(url+"/v1/completions", "application/json", strings.NewReader(`{"prompt": "x"}`))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if status, _ = read(t, response); status != http.StatusTooManyRequests || response.Header.Get("Retry-After") == "" {
+	if status, _ := read(t, response); status != http.StatusTooManyRequests || response.Header.Get("Retry-After") == "" {
 		t.Fatal(status, response.Header)
 	}
 }
