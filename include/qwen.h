@@ -176,6 +176,7 @@
 
 /// Kind of an event, with n > 1 only: one of the replies is complete.
 #define QWEN_EVENT_CHOICE_FINISHED 5
+
 /// Kind of an event, with tools: new text that the model says to itself, and not to the reader.
 #define QWEN_EVENT_THOUGHT 6
 

@@ -43,9 +43,10 @@ const (
 	ErrContextFull Code = 102
 	// Too many requests are waiting; try again later.
 	ErrQueueFull Code = 103
-	// Nothing happened in the time allowed; nothing was lost.
+	// Nothing happened in the time allowed; nothing was lost. Also of a request that waited for
+	// longer than its queue_timeout_ms.
 	ErrTimeout Code = 104
-	// The request's own deadline passed. Kept for that; nothing returns it yet.
+	// The request did not end within its deadline_ms. What was generated until then was told.
 	ErrDeadline Code = 105
 	// The request, or the loading, was cancelled.
 	ErrCancelled Code = 106
@@ -55,11 +56,13 @@ const (
 	ErrNotFound Code = 200
 	// The operating system refused to open, read or map a file.
 	ErrIO Code = 201
-	// A file contradicts its format; the detail has the path, and the tensor and offset if known.
+	// A file, or a saved session, contradicts its format; the detail has the path, and the tensor
+	// and offset if known.
 	ErrCorrupt Code = 202
 	// A sound file asks for something this library does not do.
 	ErrUnsupported Code = 203
-	// Saved state belongs to another model. Kept for that; nothing returns it yet.
+	// Saved state belongs to another model, or was saved in another version of its format; the
+	// detail says which.
 	ErrStateMismatch Code = 204
 	// The engine stopped working; open a new one. Codes 300 to 399: the engine or a device.
 	ErrEngineFailed Code = 300
@@ -82,10 +85,21 @@ const (
 	EventStarted EventKind = 1
 	// Kind of an event: new text.
 	EventDelta EventKind = 2
-	// Kind of an event: the reply is complete; the request's last event. It may bring text, too.
+	// Kind of an event: the reply is complete, or with n > 1 all of them; the request's last
+	// event. It may bring text, too.
 	EventFinished EventKind = 3
 	// Kind of an event: the request ended with an error; its last event.
 	EventFailed EventKind = 4
+	// Kind of an event, with n > 1 only: one of the replies is complete.
+	EventChoiceFinished EventKind = 5
+	// Kind of an event, with tools: new text that the model says to itself, and not to the reader.
+	EventThought EventKind = 6
+	// Kind of an event, with tools: new text of a call's arguments as the model writes them, to
+	// show and not to act upon. qwen_event_tool_name and qwen_event_tool_id say of which call.
+	EventToolDelta EventKind = 7
+	// Kind of an event, with tools: the model calls a tool. qwen_event_tool_name, _tool_arguments,
+	// _tool_arguments_form and _tool_id tell how. A reply has one call at most.
+	EventToolCall EventKind = 8
 )
 
 // String is the name in small letters.
@@ -99,6 +113,14 @@ func (value EventKind) String() string {
 		return "finished"
 	case EventFailed:
 		return "failed"
+	case EventChoiceFinished:
+		return "choice_finished"
+	case EventThought:
+		return "thought"
+	case EventToolDelta:
+		return "tool_delta"
+	case EventToolCall:
+		return "tool_call"
 	}
 	return "EventKind(" + strconv.Itoa(int(value)) + ")"
 }
@@ -113,6 +135,8 @@ const (
 	FinishLength FinishReason = 2
 	// Reason of an end: the caller ended the reply and keeps it.
 	FinishCancelled FinishReason = 3
+	// Reason of an end: the model called a tool, and waits for its result.
+	FinishToolCalls FinishReason = 4
 )
 
 // String is the name in small letters.
@@ -124,8 +148,36 @@ func (value FinishReason) String() string {
 		return "length"
 	case FinishCancelled:
 		return "cancelled"
+	case FinishToolCalls:
+		return "tool_calls"
 	}
 	return "FinishReason(" + strconv.Itoa(int(value)) + ")"
+}
+
+// An ArgumentsForm says what the arguments of a call are; 0 where they are not complete.
+type ArgumentsForm int32
+
+const (
+	// Form of a call's arguments: JSON, as the model wrote it.
+	ArgumentsJSON ArgumentsForm = 1
+	// Form of a call's arguments: JSON, mended: the model left brackets, quotes or commas open, or
+	// wrote Python's quotes and literals.
+	ArgumentsMended ArgumentsForm = 2
+	// Form of a call's arguments: no JSON; the text as the model wrote it.
+	ArgumentsText ArgumentsForm = 3
+)
+
+// String is the name in small letters.
+func (value ArgumentsForm) String() string {
+	switch value {
+	case ArgumentsJSON:
+		return "json"
+	case ArgumentsMended:
+		return "mended"
+	case ArgumentsText:
+		return "text"
+	}
+	return "ArgumentsForm(" + strconv.Itoa(int(value)) + ")"
 }
 
 // An EncodeFlag changes what [Tokenizer.Encode] does.

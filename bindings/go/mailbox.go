@@ -89,7 +89,7 @@ func (m *mailbox) take(ctx context.Context, wait func(context.Context, *mailbox)
 func (m *mailbox) next() Event {
 	run := 1
 	if m.events[0].Kind == EventDelta {
-		for run < len(m.events) && m.events[run].Kind == EventDelta {
+		for run < len(m.events) && m.events[run].Kind == EventDelta && m.events[run].Choice == m.events[0].Choice {
 			run++
 		}
 	}
@@ -120,9 +120,10 @@ func joined(deltas []Event) Event {
 		}
 	}
 	event.Text = text.String()
-	event.Tokens = slices.Clip(event.Tokens)
+	event.Tokens, event.Logprobs = slices.Clip(event.Tokens), slices.Clip(event.Logprobs)
 	for _, delta := range deltas[1:] {
 		event.Tokens = append(event.Tokens, delta.Tokens...)
+		event.Logprobs = append(event.Logprobs, delta.Logprobs...)
 	}
 	return event
 }

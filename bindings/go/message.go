@@ -13,9 +13,13 @@ import (
 
 // A Message is one message of a conversation.
 type Message struct {
-	// "system", "user" or "assistant".
+	// "system", "user", "assistant" or "tool".
 	Role    string `json:"role"`
 	Content string `json:"content"`
+	// The tool that an assistant's message calls: one at most.
+	ToolCalls []ToolCall `json:"tool_calls,omitempty"`
+	// Which call a tool's message answers.
+	ToolCallID string `json:"tool_call_id,omitempty"`
 }
 
 // System is a system message.
@@ -26,6 +30,11 @@ func User(content string) Message { return Message{Role: "user", Content: conten
 
 // Assistant is a reply of the model.
 func Assistant(content string) Message { return Message{Role: "assistant", Content: content} }
+
+// ToolResult is the result of a tool that the model called.
+func ToolResult(call ToolCall, content string) Message {
+	return Message{Role: "tool", Content: content, ToolCallID: call.ID}
+}
 
 func messagesJSON(messages []Message) (string, error) {
 	for i, message := range messages {
@@ -93,16 +102,24 @@ func newRequest(
 type Usage struct {
 	PromptTokens     int `json:"prompt_tokens"`
 	CompletionTokens int `json:"completion_tokens"`
+	// Tokens of the prompt that were not computed, because the prefix cache had them.
+	CachedTokens int `json:"cached_tokens"`
 }
 
 // An Event is news of a reply. Text that nobody took in time comes as one event.
 type Event struct {
 	// Later libraries may have kinds that no name here has: pass over them.
 	Kind EventKind
+	// Which of the N replies it is about, from 0.
+	Choice int
 	// New text, whole characters always; any kind may bring some.
 	Text string
 	// The ids of the tokens generated since the last event.
 	Tokens []uint32
+	// Of all of Tokens, in their order, with the option Logprobs; nil without.
+	Logprobs []TokenLogprob
+	// The call that an EventToolDelta or EventToolCall tells of.
+	ToolCall *ToolCall
 	// Why the reply ended, on an EventFinished.
 	Finish FinishReason
 	// The tokens of the whole request, on an EventFinished.
@@ -125,15 +142,20 @@ func (event Event) Bytes() []byte {
 func eventOf(view *C.qwen_go_event) (Event, error) {
 	event := Event{
 		Kind:   EventKind(view.kind),
+		Choice: int(view.choice),
 		Finish: FinishReason(view.finish),
-		Usage:  Usage{PromptTokens: int(view.prompt_tokens), CompletionTokens: int(view.completion_tokens)},
+		Usage: Usage{
+			PromptTokens: int(view.prompt_tokens), CompletionTokens: int(view.completion_tokens),
+			CachedTokens: int(view.cached_tokens),
+		},
 	}
 	if view.text_len > 0 {
-		event.Text = string(unsafe.Slice((*byte)(unsafe.Pointer(view.text)), int(view.text_len)))
+		event.Text = copyText(view.text, view.text_len)
 	}
 	if view.num_ids > 0 {
 		event.Tokens = copyIDs(view.ids, view.num_ids)
 	}
+	event.ToolCall = toolCallOf(view)
 	written := unsafe.Slice((*byte)(unsafe.Pointer(view.bytes)), int(view.bytes_len))
 	if string(written) != event.Text {
 		event.raw = append([]byte{}, written...)
@@ -141,13 +163,20 @@ func eventOf(view *C.qwen_go_event) (Event, error) {
 	if view.error != nil {
 		return event, errorOf(view.error)
 	}
-	return event, nil
+	var err error
+	event.Logprobs, err = logprobsOf(view)
+	return event, err
 }
 
-// A Result is a whole reply.
+// A Result is a whole reply: of several, the first.
 type Result struct {
 	Text   string
 	Tokens []uint32
-	Finish FinishReason
-	Usage  Usage
+	// Of all of Tokens, with the option Logprobs.
+	Logprobs []TokenLogprob
+	// With tools: what the model said to itself, and the call that the reply ends with, if it does.
+	Thought  string
+	ToolCall *ToolCall
+	Finish   FinishReason
+	Usage    Usage
 }

@@ -16,6 +16,9 @@ type Metrics struct {
 	RequestsFailed    uint64 `json:"requests_failed"`
 	PagesUsed         uint64 `json:"pages_used"`
 	PagesTotal        uint64 `json:"pages_total"`
+	PagesCached       uint64 `json:"pages_cached"`
+	PrefixHitTokens   uint64 `json:"prefix_hit_tokens"`
+	PrefixEvictions   uint64 `json:"prefix_evictions"`
 	PromptTokens      uint64 `json:"prompt_tokens"`
 	GeneratedTokens   uint64 `json:"generated_tokens"`
 	ComputedTokens    uint64 `json:"computed_tokens"`

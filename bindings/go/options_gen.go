@@ -69,6 +69,10 @@ func WithMaxQueueRequests(value int) EngineOption {
 	return WithEngineOption("max_queue_requests", value)
 }
 
+// WithPrefixCache: keep the KV pages of prompts and replies until their memory is needed: what
+// begins like an earlier request is computed from where it differs. Default: true.
+func WithPrefixCache(value bool) EngineOption { return WithEngineOption("prefix_cache", value) }
+
 // WithSystem: the system message; the format's own if absent.
 func WithSystem(value string) SessionOption { return WithSessionOption("system", value) }
 
@@ -91,8 +95,8 @@ type Generation struct {
 	PresencePenalty *float64 `json:"presence_penalty,omitzero"`
 	// FrequencyPenalty: for ids of the reply, times their count; 0: off. From -100.0 to 100.0.
 	FrequencyPenalty *float64 `json:"frequency_penalty,omitzero"`
-	// Seed: the same seed draws the same reply (on a GPU: of a request alone). From 0 to
-	// 9223372036854775807.
+	// Seed: the same seed draws the same reply (on a GPU: of a request alone, with cache = false).
+	// From 0 to 9223372036854775807.
 	Seed *int `json:"seed,omitzero"`
 	// Stop: texts that end the reply and are not part of it.
 	Stop []string `json:"stop,omitzero"`
@@ -100,9 +104,47 @@ type Generation struct {
 	StopTokenIDs []int `json:"stop_token_ids,omitzero"`
 	// IgnoreEOS: do not stop at the model's own end of a reply.
 	IgnoreEOS *bool `json:"ignore_eos,omitzero"`
-	// MaxWindowSize: history window of the chat format, in tokens; older turns are left out. From
-	// 1 to 4294967295.
+	// MaxWindowSize: history window of the chat format, in tokens; older turns are left out (by
+	// overflow = truncate_oldest_turns). From 1 to 4294967295.
 	MaxWindowSize *int `json:"max_window_size,omitzero"`
+	// Overflow: when a conversation outgrows the context: truncate_oldest_turns: leave out turns
+	// beyond max_window_size, and so many that max_tokens, or a quarter of the context, is left
+	// for the reply; stop: leave out nothing, end the reply where the context ends; error: leave
+	// out nothing, refuse what does not fit with max_tokens. One of truncate_oldest_turns, stop,
+	// error.
+	Overflow *string `json:"overflow,omitzero"`
+	// LogitBias: what is added to the scores of tokens before they are drawn, by id: {"42": -100}.
+	// From -100.0 to 100.0.
+	LogitBias any `json:"logit_bias,omitzero"`
+	// Logprobs: tell how likely the model found each token of the reply.
+	Logprobs *bool `json:"logprobs,omitzero"`
+	// TopLogprobs: with logprobs: and so many of the likeliest tokens in its place. From 0 to 20.
+	TopLogprobs *int `json:"top_logprobs,omitzero"`
+	// Echo: tell the prompt's tokens before the reply's, with logprobs those of the prompt, too;
+	// only for prompts of token ids.
+	Echo *bool `json:"echo,omitzero"`
+	// N: replies to the same prompt, told apart by qwen_event_choice; not in sessions. From 1 to
+	// 128.
+	N *int `json:"n,omitzero"`
+	// Priority: higher goes first, also in place of lower ones that run already; these go on
+	// later. From -1000 to 1000.
+	Priority *int `json:"priority,omitzero"`
+	// DeadlineMs: most time from the submit to the end of the reply, which fails then; 0: no
+	// limit. From 0 to 4294967295.
+	DeadlineMs *int `json:"deadline_ms,omitzero"`
+	// QueueTimeoutMs: most time from the submit to the beginning of the reply, which fails then;
+	// 0: no limit. From 0 to 4294967295.
+	QueueTimeoutMs *int `json:"queue_timeout_ms,omitzero"`
+	// Tools: tools that a chat offers, as OpenAI's API describes them; also their JSON as a text.
+	Tools any `json:"tools,omitzero"`
+	// ToolChoice: auto: the model may call a tool; none: it must not; required: it must; {"type":
+	// "function", "function": {"name": ...}}: it must call this one.
+	ToolChoice any `json:"tool_choice,omitzero"`
+	// ResponseFormat: what a reply must look like: an object whose type is text, json_object,
+	// json_schema (with json_schema.schema), regex (with regex) or grammar (with grammar).
+	ResponseFormat any `json:"response_format,omitzero"`
+	// Cache: use the prefix cache; false: nothing is read from it and nothing left in it.
+	Cache *bool `json:"cache,omitzero"`
 
 	// Options by their keys, also those that this package has no name for.
 	Extra map[string]any `json:"-"`

@@ -38,19 +38,31 @@ func (e *Engine) Complete(ctx context.Context, prompt Prompt) (*Result, error) {
 }
 
 func collect(events iter.Seq2[Event, error]) (*Result, error) {
-	var text strings.Builder
+	var text, thought strings.Builder
 	result := &Result{}
 	for event, err := range events {
 		if err != nil {
 			return nil, err
 		}
-		text.WriteString(event.Text)
-		result.Tokens = append(result.Tokens, event.Tokens...)
 		if event.Kind == EventFinished {
 			result.Finish, result.Usage = event.Finish, event.Usage
 		}
+		if event.Choice != 0 {
+			continue
+		}
+		switch event.Kind {
+		case EventThought:
+			thought.WriteString(event.Text)
+		case EventToolDelta:
+		case EventToolCall:
+			result.ToolCall = event.ToolCall
+		default:
+			text.WriteString(event.Text)
+		}
+		result.Tokens = append(result.Tokens, event.Tokens...)
+		result.Logprobs = append(result.Logprobs, event.Logprobs...)
 	}
-	result.Text = text.String()
+	result.Text, result.Thought = text.String(), thought.String()
 	return result, nil
 }
 

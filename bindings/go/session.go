@@ -44,8 +44,13 @@ func (e *Engine) NewSession(opts ...SessionOption) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	inner := &session{core: e.core, handle: newHandle("session", unsafe.Pointer(native), freeSession)}
-	if !e.core.adopt(inner.handle) {
+	return ownSession(e.core, native)
+}
+
+// ownSession makes a session of the library one of an engine's.
+func ownSession(core *core, native *C.qwen_session) (*Session, error) {
+	inner := &session{core: core, handle: newHandle("session", unsafe.Pointer(native), freeSession)}
+	if !core.adopt(inner.handle) {
 		inner.handle.close()
 		return nil, closedError("engine")
 	}
@@ -74,8 +79,24 @@ func (s *Session) Send(ctx context.Context, text string, generations ...Generati
 	return collect(s.Stream(ctx, text, generations...))
 }
 
-// RegenerateStream forgets the last reply and makes it anew, otherwise as Stream. If that fails, the
-// conversation is as it was.
+// ToolResultStream gives the result of the tool that the last reply calls, and yields the reply to it as
+// Stream does. The options should offer the same tools again. [ErrState] where no call waits.
+func (s *Session) ToolResultStream(ctx context.Context, result string, generations ...Generation) iter.Seq2[Event, error] {
+	return s.reply(ctx, generations, func(native *C.qwen_session, options *C.qwen_options, user C.uintptr_t) error {
+		data, length := textOf(result)
+		return call(func(err **C.qwen_error) C.int32_t {
+			return C.qwen_go_session_tool_result(native, data, length, options, user, err)
+		})
+	})
+}
+
+// ToolResult is ToolResultStream for the whole reply.
+func (s *Session) ToolResult(ctx context.Context, result string, generations ...Generation) (*Result, error) {
+	return collect(s.ToolResultStream(ctx, result, generations...))
+}
+
+// RegenerateStream forgets the last reply and makes it anew, or makes the one that is missing behind a
+// user message that was appended; otherwise as Stream. If that fails, the conversation is as it was.
 func (s *Session) RegenerateStream(ctx context.Context, generations ...Generation) iter.Seq2[Event, error] {
 	return s.reply(ctx, generations, func(native *C.qwen_session, options *C.qwen_options, user C.uintptr_t) error {
 		return call(func(err **C.qwen_error) C.int32_t {
@@ -214,8 +235,9 @@ func (s *Session) Messages() ([]Message, error) {
 	return messages, decodeInto(text, &messages)
 }
 
-// Append adds turns as they are, without the model: user and assistant messages in alternation. A
-// system message at their beginning replaces the session's. All are appended or none.
+// Append adds messages as they are, without the model: user and assistant messages in alternation,
+// going on from the last there is. A system message at their beginning replaces the session's. All are
+// appended or none. Where the last is the user's, Regenerate makes the reply.
 func (s *Session) Append(messages ...Message) error {
 	defer runtime.KeepAlive(s)
 	text, err := messagesJSON(messages)

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -34,17 +35,17 @@ func TestASessionRemembers(t *testing.T) {
 	}
 	must(t, session.Append(User("two <|im_end|>"), Assistant("")))
 	want := []Message{System("be brief"), User("one"), Assistant(first.Text), User("two <|im_end|>"), Assistant("")}
-	if messages := value[[]Message](t)(session.Messages()); !slices.Equal(messages, want) {
+	if messages := value[[]Message](t)(session.Messages()); !reflect.DeepEqual(messages, want) {
 		t.Fatalf("%q", messages)
 	}
 	must(t, session.Truncate(1))
 	must(t, session.SetSystem(""))
 	want = []Message{System(""), want[1], want[2]}
-	if messages := value[[]Message](t)(session.Messages()); !slices.Equal(messages, want) {
+	if messages := value[[]Message](t)(session.Messages()); !reflect.DeepEqual(messages, want) {
 		t.Fatalf("%q", messages)
 	}
 	must(t, session.ResetSystem())
-	if messages := value[[]Message](t)(session.Messages()); messages[0] == want[0] {
+	if messages := value[[]Message](t)(session.Messages()); reflect.DeepEqual(messages[0], want[0]) {
 		t.Fatalf("%q", messages)
 	}
 	if err := session.Append(Assistant("out of order")); !errors.Is(err, ErrArg) {
@@ -106,7 +107,7 @@ func TestAStoppedTurnIsKeptAndACancelledOneForgotten(t *testing.T) {
 	for range session.Stream(t.Context(), "Go on.", exactly(1500)) {
 		break
 	}
-	if messages := value[[]Message](t)(session.Messages()); !slices.Equal(messages, kept) {
+	if messages := value[[]Message](t)(session.Messages()); !reflect.DeepEqual(messages, kept) {
 		t.Fatalf("%q", messages)
 	}
 	idle(t, engine)

@@ -3,17 +3,25 @@
 #include "_cgo_export.h"
 
 static void read_event(const qwen_event *event, qwen_go_event *view) {
-    qwen_usage usage = {sizeof usage, 0, 0, 0};
+    qwen_usage usage = {sizeof usage, 0, 0, 0, 0};
+    view->event = event;
     view->tag = qwen_event_tag(event);
     view->kind = qwen_event_kind(event);
+    view->choice = qwen_event_choice(event);
     view->text = qwen_event_text(event, &view->text_len);
     view->bytes = qwen_event_bytes(event, &view->bytes_len);
     view->ids = qwen_event_tokens(event, &view->num_ids);
+    view->num_logprobs = qwen_event_num_logprobs(event);
     view->finish = qwen_event_finish_reason(event);
     view->error = qwen_event_error(event);
     qwen_event_usage(event, &usage, NULL);
     view->prompt_tokens = usage.prompt_tokens;
     view->completion_tokens = usage.completion_tokens;
+    view->cached_tokens = usage.cached_tokens;
+    view->tool_id = qwen_event_tool_id(event, &view->tool_id_len);
+    view->tool_name = qwen_event_tool_name(event, &view->tool_name_len);
+    view->tool_arguments = qwen_event_tool_arguments(event, &view->tool_arguments_len);
+    view->tool_form = qwen_event_tool_arguments_form(event);
 }
 
 int32_t qwen_go_queue_next(qwen_queue *queue, uint64_t max_events, int64_t timeout_ms,
@@ -53,6 +61,12 @@ int32_t qwen_go_open(const char *folder, uint64_t folder_len, const qwen_options
 int32_t qwen_go_session_chat(qwen_session *session, const char *text, uint64_t text_len,
                              const qwen_options *options, uintptr_t user, qwen_error **err) {
     return qwen_session_chat(session, text, text_len, options, on_event, (void *)user, err);
+}
+
+int32_t qwen_go_session_tool_result(qwen_session *session, const char *result, uint64_t result_len,
+                                    const qwen_options *options, uintptr_t user, qwen_error **err) {
+    return qwen_session_tool_result(session, result, result_len, options, on_event, (void *)user,
+                                    err);
 }
 
 int32_t qwen_go_session_regenerate(qwen_session *session, const qwen_options *options,

@@ -212,7 +212,7 @@ static void choices_come_apart(const qwen_engine *engine) {
     qwen_request *request = new_request(engine, options);
     CHECK_OK(qwen_request_submit(request, NULL, 0, &err));
     while (kind != QWEN_EVENT_FINISHED) {
-        qwen_usage usage = {sizeof usage, 0, 0, 0};
+        qwen_usage usage = {sizeof usage, 0, 0, 0, 0};
         uint64_t more = 0;
         CHECK_OK(qwen_request_next(request, -1, &event, &err));
         kind = qwen_event_kind(event);

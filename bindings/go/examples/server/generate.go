@@ -36,8 +36,10 @@ func decode(body io.Reader, value any) error {
 
 // A message of OpenAI's API: its content is a text, or parts of which only texts are known here.
 type message struct {
-	Role    string
-	Content content
+	Role       string
+	Content    content
+	ToolCalls  []qwen.ToolCall `json:"tool_calls"`
+	ToolCallID string          `json:"tool_call_id"`
 }
 
 type content string
@@ -66,7 +68,9 @@ func plain(messages []message) []qwen.Message {
 		if one.Role == "developer" {
 			one.Role = "system"
 		}
-		all = append(all, qwen.Message{Role: one.Role, Content: string(one.Content)})
+		all = append(all, qwen.Message{
+			Role: one.Role, Content: string(one.Content), ToolCalls: one.ToolCalls, ToolCallID: one.ToolCallID,
+		})
 	}
 	return all
 }
@@ -115,6 +119,9 @@ func (s *service) read(r *http.Request) (*request, error) {
 	}
 	made.generation.Extra = map[string]any{}
 	for key, value := range keys {
+		if key == "tools" && asksForNothing(value) {
+			continue // some clients always send a list
+		}
 		if s.options[key] || !asksForNothing(value) {
 			made.generation.Extra[key] = value
 		}
@@ -145,18 +152,35 @@ type choice struct {
 	request *qwen.Request
 }
 
+// An outcome is what a choice has come to. With tools the model thinks first, as some clients like to show,
+// and may end with a call in place of a text.
+type outcome struct {
+	text, thought string
+	call          *qwen.ToolCall
+}
+
 // A shape is how an endpoint writes its objects.
 type shape struct {
 	prefix, whole, chunk string
 	// A choice's fields in a whole answer and in a chunk.
-	full  func(text string) map[string]any
+	full  func(whole outcome) map[string]any
 	delta func(text string, first bool) map[string]any
+	// Log-probabilities, nil for none; offset is the place in the choice's text.
+	logprobs func(tokens []qwen.TokenLogprob, offset *int) any
 }
 
 var chatShape = shape{
 	prefix: "chatcmpl-", whole: "chat.completion", chunk: "chat.completion.chunk",
-	full: func(text string) map[string]any {
-		return map[string]any{"message": map[string]any{"role": "assistant", "content": text}}
+	logprobs: chatLogprobs,
+	full: func(whole outcome) map[string]any {
+		message := map[string]any{"role": "assistant", "content": whole.text}
+		if whole.call != nil {
+			message["content"], message["tool_calls"] = nil, []any{whole.call}
+		}
+		if whole.thought != "" {
+			message["reasoning_content"] = whole.thought
+		}
+		return map[string]any{"message": message}
 	},
 	delta: func(text string, first bool) map[string]any {
 		delta := map[string]any{}
@@ -172,8 +196,9 @@ var chatShape = shape{
 
 var textShape = shape{
 	prefix: "cmpl-", whole: "text_completion", chunk: "text_completion",
-	full:  func(text string) map[string]any { return map[string]any{"text": text} },
-	delta: func(text string, _ bool) map[string]any { return map[string]any{"text": text} },
+	logprobs: textLogprobs,
+	full:     func(whole outcome) map[string]any { return map[string]any{"text": whole.text} },
+	delta:    func(text string, _ bool) map[string]any { return map[string]any{"text": text} },
 }
 
 func (s *service) chat(w http.ResponseWriter, r *http.Request) {
@@ -197,6 +222,9 @@ func (s *service) completions(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	prompts, err := s.prompts(made.Prompt)
+	if err == nil {
+		err = made.askLogprobs()
+	}
 	if err == nil && len(prompts)**made.N > s.limits.choices {
 		err = badRequest("prompt", fmt.Sprintf("a request asks for at most %d choices", s.limits.choices))
 	}

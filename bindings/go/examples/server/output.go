@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	qwen "github.com/libqwen/libqwen/bindings/go"
 )
@@ -38,8 +39,8 @@ func (o *output) object(kind string, choices []any) map[string]any {
 }
 
 // choiceObject is a choice with the endpoint's own fields; reason is nil while it goes on.
-func choiceObject(index int, own map[string]any, reason any) map[string]any {
-	object := map[string]any{"index": index, "logprobs": nil, "finish_reason": reason}
+func choiceObject(index int, own map[string]any, logprobs, reason any) map[string]any {
+	object := map[string]any{"index": index, "logprobs": logprobs, "finish_reason": reason}
 	maps.Copy(object, own)
 	return object
 }
@@ -48,23 +49,56 @@ func (o *output) whole(w http.ResponseWriter, choices []*choice) {
 	var counted usage
 	var objects []any
 	for i, one := range choices {
-		var text strings.Builder
+		var text, thought strings.Builder
+		var call *qwen.ToolCall
 		text.WriteString(one.opening)
 		var last qwen.Event
+		var tokens []qwen.TokenLogprob
 		for event, err := range one.request.Events() {
 			if err != nil {
 				refuse(w, err)
 				return
 			}
-			text.WriteString(event.Text)
+			switch event.Kind {
+			case qwen.EventThought:
+				thought.WriteString(event.Text)
+			case qwen.EventToolDelta:
+			case qwen.EventToolCall:
+				call = event.ToolCall
+			default:
+				text.WriteString(event.Text)
+			}
+			tokens = append(tokens, event.Logprobs...)
 			last = event
 		}
 		counted.add(last.Usage)
-		objects = append(objects, choiceObject(i, o.shape.full(text.String()), last.Finish.String()))
+		offset := utf8.RuneCountInString(one.opening)
+		logprobs := o.shape.logprobs(tokens, &offset)
+		objects = append(objects, choiceObject(i, o.shape.full(outcome{text.String(), thought.String(), call}), logprobs, last.Finish.String()))
 	}
 	object := o.object(o.shape.whole, objects)
 	object["usage"] = counted
 	answer(w, http.StatusOK, object)
+}
+
+// A calledAt is a call in a chunk, with its index among the reply's calls, of which there is one.
+type calledAt struct {
+	index int
+	call  qwen.ToolCall
+}
+
+// MarshalJSON writes the call with the index beside its fields.
+func (c calledAt) MarshalJSON() ([]byte, error) {
+	text, err := json.Marshal(c.call)
+	fields := map[string]any{}
+	if err == nil {
+		err = json.Unmarshal(text, &fields)
+	}
+	if err != nil {
+		return nil, err
+	}
+	fields["index"] = c.index
+	return json.Marshal(fields)
 }
 
 // A part is an event of one of several choices.
@@ -112,12 +146,18 @@ func (o *output) stream(w http.ResponseWriter, choices []*choice, includeUsage b
 		}
 		return o.write(w, control, string(text))
 	}
-	chunk := func(index int, text string, first bool, reason any) bool {
+	chunk := func(index int, text string, first bool, logprobs, reason any) bool {
 		own := o.shape.delta(text, first)
-		return send(o.object(o.shape.chunk, []any{choiceObject(index, own, reason)}))
+		return send(o.object(o.shape.chunk, []any{choiceObject(index, own, logprobs, reason)}))
 	}
+	delta := func(index int, own map[string]any, logprobs any) bool {
+		object := choiceObject(index, map[string]any{"delta": own}, logprobs, nil)
+		return send(o.object(o.shape.chunk, []any{object}))
+	}
+	offsets := make([]int, len(choices))
 	for i, one := range choices {
-		if !chunk(i, one.opening, true, nil) {
+		offsets[i] = utf8.RuneCountInString(one.opening)
+		if !chunk(i, one.opening, true, nil, nil) {
 			return
 		}
 	}
@@ -125,19 +165,24 @@ func (o *output) stream(w http.ResponseWriter, choices []*choice, includeUsage b
 	defer close(done)
 	var counted usage
 	for part := range parts(choices, done) {
-		sent := true
-		switch event := part.event; {
-		case part.err != nil:
+		if part.err != nil {
 			send(map[string]any{"error": asAPIError(part.err)})
 			return
-		case event.Kind == qwen.EventFinished:
+		}
+		sent, event := true, part.event
+		logprobs := o.shape.logprobs(event.Logprobs, &offsets[part.index])
+		switch {
+		case event.Kind == qwen.EventThought:
+			sent = delta(part.index, map[string]any{"reasoning_content": event.Text}, logprobs)
+		case event.Kind == qwen.EventToolDelta: // whole, when they are complete and sound
+		case event.Kind == qwen.EventToolCall:
+			sent = delta(part.index, map[string]any{"tool_calls": []any{calledAt{0, *event.ToolCall}}}, logprobs)
+		case event.Text != "" || len(event.Logprobs) > 0:
+			sent = chunk(part.index, event.Text, false, logprobs, nil)
+		}
+		if event.Kind == qwen.EventFinished {
 			counted.add(event.Usage)
-			if event.Text != "" {
-				sent = chunk(part.index, event.Text, false, nil)
-			}
-			sent = sent && chunk(part.index, "", false, event.Finish.String())
-		case event.Text != "":
-			sent = chunk(part.index, event.Text, false, nil)
+			sent = sent && chunk(part.index, "", false, nil, event.Finish.String())
 		}
 		if !sent {
 			return

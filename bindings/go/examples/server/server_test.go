@@ -76,6 +76,7 @@ type reply struct {
 		Text           string
 		Message, Delta struct{ Role, Content string }
 		FinishReason   *string `json:"finish_reason"`
+		Logprobs       struct{ Tokens []string }
 	}
 	Usage *struct {
 		Prompt     int `json:"prompt_tokens"`
@@ -200,6 +201,56 @@ func TestCompletions(t *testing.T) {
 	}
 	if made := ask(t, completions, `{"prompt": "", "max_tokens": 3, "ignore_eos": true}`); made.Usage.Prompt != 1 {
 		t.Fatalf("%+v", made)
+	}
+}
+
+func TestLogprobs(t *testing.T) {
+	_, url := tiny(t)
+	type token struct {
+		Token   string
+		Logprob float64
+		Top     []struct{ Logprob float64 } `json:"top_logprobs"`
+	}
+	var chat struct {
+		Choices []struct{ Logprobs struct{ Content []token } }
+	}
+	status, text := post(t, url+"/v1/chat/completions", `{"messages": [{"role": "user", "content": "x"}],
+		"logprobs": true, "top_logprobs": 2, "max_tokens": 5, "ignore_eos": true, "seed": 3}`)
+	if err := json.Unmarshal([]byte(text), &chat); status != 200 || err != nil {
+		t.Fatal(status, text)
+	}
+	content := chat.Choices[0].Logprobs.Content
+	if len(content) != 5 || len(content[4].Top) != 2 || content[4].Logprob >= 0 || content[4].Top[0].Logprob < content[4].Logprob {
+		t.Fatal(text)
+	}
+	var texts struct {
+		Choices []struct {
+			Logprobs struct {
+				Tokens        []string
+				TokenLogprobs []float64            `json:"token_logprobs"`
+				TopLogprobs   []map[string]float64 `json:"top_logprobs"`
+				TextOffset    []int                `json:"text_offset"`
+			}
+		}
+	}
+	status, text = post(t, url+"/v1/completions", `{"prompt": "abc", "logprobs": 1, "max_tokens": 4, "ignore_eos": true, "seed": 3}`)
+	if err := json.Unmarshal([]byte(text), &texts); status != 200 || err != nil {
+		t.Fatal(status, text)
+	}
+	lists := texts.Choices[0].Logprobs
+	if len(lists.Tokens) != 4 || len(lists.TokenLogprobs) != 4 || len(lists.TopLogprobs[3]) != 1 || lists.TextOffset[0] != 0 || lists.TextOffset[1] < 1 {
+		t.Fatal(text)
+	}
+	streamed := 0
+	for _, chunk := range events(t, url+"/v1/completions", `{"prompt": "abc", "logprobs": 1, "max_tokens": 60, "ignore_eos": true, "stream": true}`) {
+		streamed += len(chunk.Choices[0].Logprobs.Tokens)
+	}
+	// Also of tokens that are half a character, and so bring no text.
+	if streamed != 60 {
+		t.Fatalf("log-probabilities of %d tokens came", streamed)
+	}
+	if status, text := post(t, url+"/v1/completions", `{"prompt": "abc", "logprobs": 1, "echo": true}`); status != 400 {
+		t.Fatal(status, text)
 	}
 }
 

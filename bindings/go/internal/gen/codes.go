@@ -16,6 +16,7 @@ var constants = []struct{ c, prefix, kind, about string }{
 	{"QWEN_E_", "Err", "Code", ""},
 	{"QWEN_EVENT_", "Event", "EventKind", "An EventKind says what an [Event] is."},
 	{"QWEN_FINISH_", "Finish", "FinishReason", "A FinishReason says why a reply ended; 0 where it has not."},
+	{"QWEN_ARGUMENTS_", "Arguments", "ArgumentsForm", "An ArgumentsForm says what the arguments of a call are; 0 where they are not complete."},
 	{"QWEN_ENCODE_", "Encode", "EncodeFlag", "An EncodeFlag changes what [Tokenizer.Encode] does."},
 	{"QWEN_DECODE_", "Decode", "DecodeFlag", "A DecodeFlag changes what [Tokenizer.Decode] does."},
 	{"QWEN_LOG_", "log", "int32", ""},
@@ -23,7 +24,7 @@ var constants = []struct{ c, prefix, kind, about string }{
 
 // underlying are the types of the types that are made here.
 var underlying = map[string]string{
-	"EventKind": "int32", "FinishReason": "int32", "EncodeFlag": "uint32", "DecodeFlag": "uint32",
+	"EventKind": "int32", "FinishReason": "int32", "ArgumentsForm": "int32", "EncodeFlag": "uint32", "DecodeFlag": "uint32",
 }
 
 // defines finds the constants with the comment above each.
