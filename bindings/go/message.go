@@ -156,7 +156,11 @@ func eventOf(view *C.qwen_go_event) (Event, error) {
 		event.Tokens = copyIDs(view.ids, view.num_ids)
 	}
 	event.ToolCall = toolCallOf(view)
-	written := unsafe.Slice((*byte)(unsafe.Pointer(view.bytes)), int(view.bytes_len))
+	// Of no bytes the pointer may be any number, which Go's stack must not hold.
+	var written []byte
+	if view.bytes_len > 0 {
+		written = unsafe.Slice((*byte)(unsafe.Pointer(view.bytes)), int(view.bytes_len))
+	}
 	if string(written) != event.Text {
 		event.raw = append([]byte{}, written...)
 	}

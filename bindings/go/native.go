@@ -64,7 +64,9 @@ func takeBytes(function func(buf **C.qwen_buf, err **C.qwen_error) C.int32_t) ([
 	defer C.qwen_buf_free(buf)
 	size := int(C.qwen_buf_len(buf))
 	taken := make([]byte, size)
-	copy(taken, unsafe.Slice((*byte)(unsafe.Pointer(C.qwen_buf_data(buf))), size))
+	if size > 0 {
+		copy(taken, unsafe.Slice((*byte)(unsafe.Pointer(C.qwen_buf_data(buf))), size))
+	}
 	return taken, nil
 }
 
@@ -75,9 +77,15 @@ func takeTokens(function func(tokens **C.qwen_tokens, err **C.qwen_error) C.int3
 		return nil, err
 	}
 	defer C.qwen_tokens_free(tokens)
-	return copyIDs(C.qwen_tokens_data(tokens), C.qwen_tokens_len(tokens)), nil
+	length := C.qwen_tokens_len(tokens)
+	if length == 0 {
+		// The pointer may be any number then, which Go's stack must not hold.
+		return []uint32{}, nil
+	}
+	return copyIDs(C.qwen_tokens_data(tokens), length), nil
 }
 
+// copyIDs copies at least one id.
 func copyIDs(data *C.uint32_t, length C.uint64_t) []uint32 {
 	ids := make([]uint32, int(length))
 	copy(ids, unsafe.Slice((*uint32)(unsafe.Pointer(data)), len(ids)))

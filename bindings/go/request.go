@@ -39,16 +39,22 @@ func (e *Engine) Complete(ctx context.Context, prompt Prompt) (*Result, error) {
 
 func collect(events iter.Seq2[Event, error]) (*Result, error) {
 	var text, thought strings.Builder
-	result := &Result{}
+	result, several := &Result{}, false
 	for event, err := range events {
 		if err != nil {
 			return nil, err
 		}
 		if event.Kind == EventFinished {
-			result.Finish, result.Usage = event.Finish, event.Usage
+			result.Usage = event.Usage
+			if !several {
+				result.Finish = event.Finish
+			}
 		}
 		if event.Choice != 0 {
 			continue
+		}
+		if event.Kind == EventChoiceFinished {
+			result.Finish, several = event.Finish, true
 		}
 		switch event.Kind {
 		case EventThought:

@@ -10,6 +10,7 @@ import (
 	"iter"
 	"runtime"
 	"runtime/cgo"
+	"sync"
 	"time"
 	"unsafe"
 )
@@ -21,6 +22,8 @@ type Session struct{ inner *session }
 type session struct {
 	core   *core
 	handle *handle
+	// Held by the call that makes a reply: only that call may cancel what it has begun.
+	replying sync.Mutex
 }
 
 // NewSession begins a conversation. The caller closes it; the engine's Close does so as well.
@@ -123,6 +126,11 @@ func (s *Session) reply(
 			yield(Event{}, ended(ctx))
 			return
 		}
+		if !s.inner.replying.TryLock() {
+			yield(Event{}, &Error{Code: ErrBusy, Message: "another call makes a reply of this session"})
+			return
+		}
+		defer s.inner.replying.Unlock()
 		options, err := generationOptions(generations...)
 		if err != nil {
 			yield(Event{}, err)

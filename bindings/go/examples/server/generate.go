@@ -95,6 +95,7 @@ type request struct {
 // clients may say about themselves.
 var notOptions = []string{
 	"model", "messages", "prompt", "echo", "n", "stream", "stream_options",
+	"priority", // nobody goes before others by saying so
 	"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
 }
 

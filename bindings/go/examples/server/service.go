@@ -161,9 +161,16 @@ func refuse(w http.ResponseWriter, err error) {
 	answer(w, found.status, map[string]any{"error": found})
 }
 
+// answerTime is how long a client may take to read an answer.
+const answerTime = time.Minute
+
 func answer(w http.ResponseWriter, status int, value any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
+	// Not every connection has deadlines: then there is none.
+	control := http.NewResponseController(w)
+	_ = control.SetWriteDeadline(time.Now().Add(answerTime))
+	defer control.SetWriteDeadline(time.Time{})
 	// A client that is gone is told nothing.
 	_ = json.NewEncoder(w).Encode(value)
 }
