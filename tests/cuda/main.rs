@@ -28,4 +28,5 @@ mod parallel;
 mod products;
 mod quantised;
 mod random;
+mod served;
 mod streamed;

@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 pub(super) struct Pending {
     turn: usize,
     tokens: usize,
-    /// Where no tokens are drawn: the logits on the host.
-    logits: Option<PinnedMemory>,
+    /// Where no tokens are drawn: the logits on the host, and how many.
+    logits: Option<(PinnedMemory, usize)>,
 }
 
 impl Cuda {
@@ -61,16 +61,20 @@ impl Cuda {
 
     /// Queues the copy of the step's logits to the host, which the first rank gives out: for tests and
     /// callers who draw.
-    fn fetch_logits(&mut self, logits: &DeviceBuffer) -> Result<Option<PinnedMemory>> {
+    fn fetch_logits(&mut self, logits: &DeviceBuffer) -> Result<Option<(PinnedMemory, usize)>> {
         let logits = match &self.comm {
             Some(comm) if comm.rank != 0 => return Ok(None),
             Some(comm) => &comm.logits,
             None => logits,
         };
-        let bytes = self.step.extents.wanted_rows * logits.cols() * 4;
-        let mut host = PinnedMemory::new(self.context(), bytes, "logits")?;
-        logits.memory.download(&self.launcher.stream, &mut host, bytes)?;
-        Ok(Some(host))
+        let count = self.step.extents.wanted_rows * logits.cols();
+        let spare = self.step.spare_logits.take();
+        let mut host = match spare.filter(|spare| spare.len_bytes() >= count * 4) {
+            Some(spare) => spare,
+            None => PinnedMemory::new(self.context(), count * 4, "logits")?,
+        };
+        logits.memory.download(&self.launcher.stream, &mut host, count * 4)?;
+        Ok(Some((host, count)))
     }
 
     /// See `Backend::collect_step`.
@@ -89,9 +93,10 @@ impl Cuda {
             }
         }
         output.tokens.extend_from_slice(self.sampler.fetched(step.turn, step.tokens));
-        if let Some(logits) = step.logits {
-            let words = logits.words(logits.len_bytes() / 4);
-            output.logits.extend(words.iter().map(|word| f32::from_bits(*word)));
+        if let Some((logits, count)) = step.logits {
+            let words = logits.words(count).iter();
+            output.logits.extend(words.map(|word| f32::from_bits(*word)));
+            self.step.spare_logits = Some(logits);
         }
         Ok(())
     }

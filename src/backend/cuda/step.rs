@@ -119,6 +119,8 @@ pub(super) struct StepInputs {
     layout: Layout,
     /// What ops see.
     pub(super) extents: Extents,
+    /// Room for logits on the host that no step uses at the moment: pinning memory takes longer than a step.
+    pub(super) spare_logits: Option<PinnedMemory>,
 }
 
 /// Shape of the step, padded as it runs.
@@ -167,6 +169,7 @@ impl StepInputs {
             device: DeviceMemory::new(context, bytes, "step inputs")?,
             layout,
             extents: Extents::default(),
+            spare_logits: None,
         })
     }
 

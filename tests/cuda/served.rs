@@ -1,0 +1,105 @@
+//! What the engine does with a GPU beside plain replies: logits that are drawn from on the host, formats,
+//! the prefix cache, scores, several choices.
+
+use std::time::Duration;
+
+use qwen::engine::{Engine, Event, GenerationParams, Request};
+use qwen::error::Error;
+
+use crate::device::gpu;
+use crate::opened::{Folder, SMALL, options};
+
+fn greedy(engine: &Engine, max_tokens: usize) -> GenerationParams {
+    let mut params = engine.generation_defaults();
+    params.sampling.temperature = 0.0;
+    params.sampling.repetition_penalty = 1.0;
+    (params.max_tokens, params.ignore_eos) = (max_tokens, true);
+    params
+}
+
+fn prompt(seed: u32, len: u32) -> Vec<u32> {
+    (0..len).map(|i| (i * 37 + seed * 11) % 280).collect()
+}
+
+fn submit(engine: &Engine, ids: &[u32], params: &GenerationParams) -> Request {
+    engine.submit_tokens(ids.to_vec(), params, None).expect("accepted")
+}
+
+fn read(request: &Request) -> Vec<Event> {
+    let next = || match request.next(Some(Duration::from_secs(60))) {
+        Ok(event) => Some(event),
+        Err(Error::End) => None,
+        Err(error) => panic!("{error}"),
+    };
+    let events: Vec<Event> = std::iter::from_fn(next).collect();
+    let last = events.last().expect("an end");
+    assert_eq!(last.error, None);
+    events
+}
+
+fn ids(events: &[Event]) -> Vec<u32> {
+    events.iter().flat_map(|event| event.token_ids.clone()).collect()
+}
+
+/// Plain requests, whose tokens the GPU draws, run beside one whose logits come to the host, and after it.
+#[test]
+fn steps_are_drawn_on_the_host_where_logits_are_wanted() {
+    let Some(_) = gpu() else { return };
+    let folder = Folder::new("served-host", &SMALL);
+    let engine = Engine::open(folder.path(), &options(), None, &mut |_| true).expect("it opens");
+    let plain = greedy(&engine, 60);
+    let told =
+        GenerationParams { logprobs: true, top_logprobs: 3, max_tokens: 20, ..plain.clone() };
+    let alone = read(&submit(&engine, &prompt(1, 40), &told));
+    let beside: Vec<Request> =
+        (2..5).map(|seed| submit(&engine, &prompt(seed, 30), &plain)).collect();
+    let again = read(&submit(&engine, &prompt(1, 40), &told));
+    for request in &beside {
+        assert_eq!(ids(&read(request)).len(), 60);
+    }
+    for events in [alone, again] {
+        let logprobs: Vec<_> = events.iter().flat_map(|event| event.logprobs.clone()).collect();
+        assert_eq!((ids(&events).len(), logprobs.len()), (20, 20));
+        for (id, told) in ids(&events).into_iter().zip(logprobs) {
+            // Greedy: what was drawn is the likeliest.
+            assert_eq!((told.token.id, told.top[0].id, told.top.len()), (id, id, 3));
+            assert!(told.token.logprob < 0.0 && told.token.logprob >= told.top[1].logprob);
+        }
+    }
+}
+
+#[test]
+fn a_prompt_is_computed_once_and_choices_share_it() {
+    let Some(_) = gpu() else { return };
+    let folder = Folder::new("served-prefix", &SMALL);
+    let engine = Engine::open(folder.path(), &options(), None, &mut |_| true).expect("it opens");
+    let params = GenerationParams { n: 3, ..greedy(&engine, 8) };
+    let events = read(&submit(&engine, &prompt(1, 200), &params));
+    let mut told: Vec<Vec<u32>> = vec![Vec::new(); 3];
+    for event in &events {
+        told[event.choice as usize].extend(&event.token_ids);
+    }
+    assert_eq!(told.iter().map(Vec::len).collect::<Vec<_>>(), [8, 8, 8]);
+    let again = read(&submit(&engine, &prompt(1, 200), &greedy(&engine, 8)));
+    assert_eq!(again.last().expect("an end").usage.cached_tokens, 192);
+    assert_eq!(engine.metrics()["pages_used"], 0);
+}
+
+#[test]
+fn scores_are_log_likelihoods() {
+    let Some(_) = gpu() else { return };
+    let folder = Folder::new("served-score", &SMALL);
+    let engine = Engine::open(folder.path(), &options(), None, &mut |_| true).expect("it opens");
+    let (context, continuation) = (prompt(1, 50), prompt(2, 90));
+    let params = greedy(&engine, 1);
+    let whole = engine.score(&context, &continuation, &params).expect("a score");
+    assert_eq!(whole.tokens.len(), 90);
+    // The same of the CPU, whose random weights are the same: within the rounding of bf16.
+    let on_cpu = qwen::engine::EngineOptions { backend: "cpu".to_string(), ..options() };
+    let cpu = Engine::open(folder.path(), &on_cpu, None, &mut |_| true).expect("it opens");
+    let wanted = cpu.score(&context, &continuation, &params).expect("a score");
+    for (token, want) in whole.tokens.iter().zip(&wanted.tokens) {
+        let off = (token.logprobs.token.logprob - want.logprobs.token.logprob).abs();
+        assert!(off < 0.2, "{off}: {token:?} {want:?}");
+    }
+}
