@@ -4,7 +4,7 @@
 //! What it is: `response_format`, checked and compiled by the crate `llguidance` for one vocabulary, and
 //! the state of one reply. What it is not: a sampler; it only says of each id whether it may be drawn.
 //! Formats come from callers: their size and nesting, and the work of compiling them and of every mask
-//! are limited. Control tokens are in no grammar; where a reply may end, its end token is allowed.
+//! are limited. Control tokens are in no format; where a reply may end, its end token is allowed.
 
 use std::sync::Arc;
 
@@ -22,6 +22,16 @@ use crate::error::{Error, Result};
 pub const MAX_FORMAT_BYTES: usize = 256 << 10;
 /// Deepest nesting of a schema.
 pub const MAX_DEPTH: usize = 64;
+/// Longest regular expression, in bytes; and most classes of characters in one that ignores their case,
+/// each of which costs milliseconds.
+pub const MAX_REGEX_BYTES: usize = 4096;
+const MAX_FOLDED_CLASSES: usize = 16;
+/// Longest text of a grammar, in bytes; and most lines of it, references of a schema: the compiler is
+/// recursive in both.
+pub const MAX_GRAMMAR_BYTES: usize = 16 << 10;
+const MAX_LINKS: usize = 512;
+/// Stack of the thread that compiles a format.
+const STACK_BYTES: usize = 64 << 20;
 /// Longest reason that is told of a format that cannot be compiled, in bytes.
 const MAX_REASON_BYTES: usize = 400;
 
@@ -58,8 +68,16 @@ impl Format {
             Some("text") => Ok(None),
             Some("json_object") => Ok(Some(Format::JsonObject)),
             Some("json_schema") => schema(value).map(|schema| Some(Format::Schema(schema))),
-            Some("regex") => Ok(Some(Format::Regex(text("regex")?))),
-            Some("grammar") => Ok(Some(Format::Grammar(text("grammar")?))),
+            Some("regex") => {
+                let regex = text("regex")?;
+                check_regex(&regex)?;
+                Ok(Some(Format::Regex(regex)))
+            }
+            Some("grammar") => {
+                let grammar = text("grammar")?;
+                check_grammar(&grammar)?;
+                Ok(Some(Format::Grammar(grammar)))
+            }
             _ => {
                 Err(wrong("`type` is one of text, json_object, json_schema, regex, grammar".into()))
             }
@@ -89,7 +107,67 @@ fn schema(value: &Value) -> Result<Value> {
     if depth(schema) > MAX_DEPTH {
         return Err(wrong(format!("`json_schema.schema` is nested more than {MAX_DEPTH} deep")));
     }
+    let mut num_links = 0;
+    check_schema(schema, &mut num_links)?;
     Ok(schema.clone())
+}
+
+/// The regular expressions of a schema, and how many references it has.
+fn check_schema(value: &Value, num_links: &mut usize) -> Result<()> {
+    let Value::Object(fields) = value else {
+        let items = value.as_array().into_iter().flatten();
+        return items.into_iter().try_for_each(|item| check_schema(item, num_links));
+    };
+    for (key, inner) in fields {
+        match (key.as_str(), inner) {
+            ("pattern", Value::String(regex)) => check_regex(regex)?,
+            ("patternProperties", Value::Object(inner)) => {
+                inner.keys().try_for_each(|regex| check_regex(regex))?;
+            }
+            ("$ref", _) => *num_links += 1,
+            _ => {}
+        }
+        check_schema(inner, num_links)?;
+    }
+    if *num_links > MAX_LINKS {
+        return Err(wrong(format!("more than {MAX_LINKS} of `$ref`")));
+    }
+    Ok(())
+}
+
+fn check_regex(regex: &str) -> Result<()> {
+    if regex.len() > MAX_REGEX_BYTES {
+        let bytes = regex.len();
+        return Err(wrong(format!("a regex of {bytes} bytes; {MAX_REGEX_BYTES} are allowed")));
+    }
+    let flags = regex.split("(?").skip(1);
+    let folds = flags.map(|rest| rest.split(|c: char| !c.is_ascii_alphabetic()).next());
+    check_folding(regex, folds.flatten().any(|flags| flags.contains('i')))
+}
+
+/// Classes of characters without their case, if `folds`.
+fn check_folding(text: &str, folds: bool) -> Result<()> {
+    let classes = ["[", "\\p", "\\P"].map(|class| text.matches(class).count());
+    if folds && classes.iter().sum::<usize>() > MAX_FOLDED_CLASSES {
+        let reason = format!("more than {MAX_FOLDED_CLASSES} classes whose case is ignored");
+        return Err(wrong(reason));
+    }
+    Ok(())
+}
+
+fn check_grammar(grammar: &str) -> Result<()> {
+    if grammar.len() > MAX_GRAMMAR_BYTES {
+        let bytes = grammar.len();
+        return Err(wrong(format!("a grammar of {bytes} bytes; {MAX_GRAMMAR_BYTES} are allowed")));
+    }
+    // Conditions nest without a limit of the crate's own; ids would let control tokens in.
+    if let Some(refused) = ["%if", "<["].into_iter().find(|refused| grammar.contains(refused)) {
+        return Err(wrong(format!("`{refused}` is not for grammars here")));
+    }
+    if grammar.lines().count() > MAX_LINKS || grammar.matches("$ref").count() > MAX_LINKS {
+        return Err(wrong(format!("a grammar of more than {MAX_LINKS} lines or `$ref`")));
+    }
+    check_folding(grammar, grammar.contains("/i") || grammar.contains("(?"))
 }
 
 /// How deep lists and objects are nested. The JSON parser has bounded it before.
@@ -156,10 +234,21 @@ impl Grammars {
             Format::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Format::Grammar(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
         };
-        // The crate's own bugs end in an error here, not in a panic.
-        let parser = llguidance::panic_utils::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            self.factory.create_parser(grammar)
-        }));
+        // The crate's own bugs end in an error here, not in a panic; and what nests, nests on a stack that
+        // is large enough for all that the limits let through.
+        let compile = || {
+            llguidance::panic_utils::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                self.factory.create_parser(grammar)
+            }))
+        };
+        let parser = std::thread::scope(|scope| {
+            let builder = std::thread::Builder::new().stack_size(STACK_BYTES);
+            let thread = builder.spawn_scoped(scope, compile);
+            thread.map(|thread| thread.join())
+        });
+        let no_thread = |reason: &str| wrong(format!("cannot be compiled: {reason}"));
+        let parser = parser.map_err(|error| no_thread(&error.to_string()))?;
+        let parser = parser.map_err(|_| no_thread("its thread panicked"))?;
         let matcher = Matcher::new(Ok(parser.map_err(|error| wrong(first_line(&error)))?));
         match matcher.get_error() {
             Some(error) => Err(wrong(shortened(&error))),

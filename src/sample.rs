@@ -80,6 +80,16 @@ impl SeenTokens {
         self.reply_counts.iter().map(|(&id, &count)| (id, count))
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.reply_counts.len()
+    }
+
+    /// None at all?
+    pub fn is_empty(&self) -> bool {
+        self.reply_counts.is_empty()
+    }
+
     /// The ids of `prompt`, and no reply yet.
     pub fn from_prompt(prompt: &[u32]) -> SeenTokens {
         SeenTokens { reply_counts: prompt.iter().map(|&id| (id, 0)).collect() }

@@ -184,6 +184,43 @@ fn a_huge_format_costs_no_more_than_its_limits() {
     }
 }
 
+/// What nests in the compiler, on the small stack of a test's thread: it must not end the process.
+#[test]
+fn long_chains_do_not_overflow_a_stack() {
+    let chain = |count: usize, separator: &str| {
+        let rules = (1..count).map(|i| format!("r{i}: r{}{separator}", i + 1));
+        format!("start: r1\n{}r{count}: \"a\"\n", rules.collect::<String>())
+    };
+    let refs = |count: usize| {
+        let inner = (0..count).map(|i| {
+            let to = json!({ "$ref": format!("#/$defs/a{}", i + 1) });
+            (format!("a{i}"), if i + 1 < count { to } else { json!({ "type": "null" }) })
+        });
+        let schema =
+            json!({ "$ref": "#/$defs/a0", "$defs": inner.collect::<serde_json::Map<_, _>>() });
+        json!({ "type": "json_schema", "json_schema": { "schema": schema } })
+    };
+    let conditions = format!("start: \"a\" %if {}true{}", "not(".repeat(900), ")".repeat(900));
+    let folded = format!("(?i){}", "[ -\u{10FFFF}]".repeat(300));
+    let terminals = chain(500, "\n").to_uppercase().replace("START", "start");
+    for (value, is_refused) in [
+        (json!({ "type": "grammar", "grammar": chain(500, "\n") }), false),
+        (json!({ "type": "grammar", "grammar": terminals }), false),
+        (json!({ "type": "grammar", "grammar": chain(600, "\n") }), true),
+        (json!({ "type": "grammar", "grammar": conditions }), true),
+        (json!({ "type": "grammar", "grammar": "start: <[151644]>" }), true),
+        (json!({ "type": "regex", "regex": folded }), true),
+        (json!({ "type": "regex", "regex": "a".repeat(5000) }), true),
+        (refs(500), false),
+        (refs(600), true),
+    ] {
+        let parsed = Format::parse(&value);
+        assert_eq!(parsed.is_err(), is_refused, "{:.200}", value.to_string());
+        // It may be refused here, too; nothing more is promised.
+        let _ = parsed.map(|format| qwen().1.begin(&format.unwrap()).is_ok());
+    }
+}
+
 #[test]
 fn bad_formats_are_refused_with_a_reason() {
     let reason = |value: Value| {

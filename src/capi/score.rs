@@ -49,7 +49,7 @@ pub unsafe extern "C" fn qwen_score(
         let context = unsafe { text("context", context, context_len) }?;
         // SAFETY: the caller gives a text as the header says.
         let continuation = unsafe { text("continuation", continuation, continuation_len) }?;
-        let (context, continuation) = engine.encode_to_score(context, continuation);
+        let (context, continuation) = engine.encode_to_score(context, continuation)?;
         // SAFETY: the caller gives live options or NULL.
         let options = unsafe { optional(options) };
         out.give(qwen_buf::new(score(&engine, &context, &continuation, options)?.to_string()));

@@ -4,6 +4,8 @@
 //! A backend that draws tokens itself knows nothing of this. A sequence that has such a wish has its
 //! steps give logits, and the loop draws: for all sequences of that step, with nothing running ahead.
 
+use std::collections::BTreeMap;
+
 use crate::engine::options::GenerationParams;
 use crate::error::Result;
 use crate::grammar::GrammarState;
@@ -51,7 +53,9 @@ pub(crate) struct LogitRules {
 impl LogitRules {
     pub(crate) fn new(params: &GenerationParams) -> LogitRules {
         let num_top = params.logprobs.then_some(params.top_logprobs as usize);
-        LogitRules { bias: params.logit_bias.clone(), num_top, grammar: None }
+        // The last of an id counts.
+        let bias: BTreeMap<u32, f32> = params.logit_bias.iter().copied().collect();
+        LogitRules { bias: bias.into_iter().collect(), num_top, grammar: None }
     }
 
     /// Is there any?

@@ -42,6 +42,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::grammar::GrammarState;
 use crate::model::generation::ChatFormat;
 use crate::text::chat::{self, Prompt, Window};
 use crate::text::tokenizer::Tokenizer;
@@ -265,6 +266,10 @@ impl Engine {
         params.validate()?;
         check_prompt(&prompt, shared)?;
         check_bias(&params.logit_bias, shared)?;
+        if params.n > 1 && params.echo && params.logprobs {
+            let reason = "must be 1 with echo and logprobs: the prompt would be measured for each";
+            return Err(options::wrong("n", reason.to_string()));
+        }
         if params.n as usize > shared.max_queue_requests {
             let most = shared.max_queue_requests;
             return Err(options::wrong("n", format!("must be at most max_queue_requests, {most}")));
@@ -272,18 +277,25 @@ impl Engine {
         if params.overflow == Overflow::Error {
             check_room(prompt.len().saturating_add(params.max_tokens - 1), shared)?;
         }
-        let limits = || Limits {
-            total_tokens: shared
-                .sequence_tokens
-                .min(prompt.len().saturating_add(params.max_tokens)),
-            react: react.clone().map(ReactReply::new),
-            ..start::stops(shared, format, params)
+        let limits = || {
+            let mut limits = Limits {
+                total_tokens: shared
+                    .sequence_tokens
+                    .min(prompt.len().saturating_add(params.max_tokens)),
+                react: react.clone().map(ReactReply::new),
+                ..start::stops(shared, format, params)
+            };
+            // Of a format the end is a part, whatever else may not end a reply.
+            limits.stop_token_ids.extend(params.response_format.as_ref().map(|_| shared.end_id()));
+            limits
         };
         let root = crate::model::rope::ntk_factor(&shared.model, prompt.len()).to_bits();
         // An echo measures the tokens of the prompt, for which they must be computed.
         let uses_cache = shared.prefix_cache && params.cache && !params.echo;
         let format = params.response_format.as_ref();
-        let grammar = format.map(|format| shared.grammars()?.begin(format)).transpose()?;
+        let mut grammar = format.map(|format| shared.grammars()?.begin(format)).transpose()?;
+        // What may come first is found out here and not by the loop, for all choices at once.
+        grammar.iter_mut().for_each(GrammarState::prepare);
         let mailbox = request.mailbox();
         let sequence = |choice: u32| {
             let params = params.of_choice(choice);

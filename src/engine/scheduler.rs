@@ -20,6 +20,9 @@
 use crate::engine::sequence::View;
 use crate::kv::pages_for;
 
+/// Most rows that one sequence gets beside its own: each costs the host a millisecond.
+const MOST_ROWS: usize = 31;
+
 /// What a step must keep to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -170,7 +173,7 @@ impl Step<'_> {
             (_, true) => 1,
             _ => {
                 let before = view.wanted_from.saturating_sub(view.computed_tokens);
-                let most = before.saturating_add(1 + self.spare_rows / 2);
+                let most = before.saturating_add(1 + (self.spare_rows / 2).min(MOST_ROWS));
                 view.pending_tokens().min(self.prefill_left).min(most)
             }
         }

@@ -4,7 +4,7 @@ use crate::engine::logits::TokenLogprobs;
 use crate::engine::options::GenerationParams;
 use crate::engine::request::Request;
 use crate::engine::sequence::{Limits, Sequence};
-use crate::engine::{Engine, check_prompt};
+use crate::engine::{Engine, check_prompt, check_room};
 use crate::error::{Error, Result};
 use crate::text::tokenizer::Specials;
 
@@ -76,15 +76,19 @@ impl Engine {
         &self,
         context: &str,
         continuation: &str,
-    ) -> (Vec<u32>, Vec<u32>) {
+    ) -> Result<(Vec<u32>, Vec<u32>)> {
         let tokenizer = self.tokenizer();
+        self.health()?;
+        // Before encoding, which takes far more memory than the text itself.
+        let fewest = [context, continuation].map(|text| tokenizer.fewest_tokens(text));
+        check_room(fewest[0] + fewest[1], self.shared())?;
         let mut all = tokenizer.encode(&[context, continuation].concat(), Specials::AsText);
         let num_context = tokenizer.encode(context, Specials::AsText).len().min(all.len());
         let continuation = all.split_off(num_context);
         if all.is_empty() {
             all.push(tokenizer.end_of_text());
         }
-        (all, continuation)
+        Ok((all, continuation))
     }
 }
 

@@ -322,6 +322,11 @@ impl Sequence {
         self.in_flight > 0
     }
 
+    /// Ids that a draw of its next token must know.
+    pub(crate) fn num_seen(&self) -> usize {
+        if self.sampling.has_penalties() { self.seen.len() } else { 0 }
+    }
+
     pub(crate) fn sampling(&self) -> (&SamplingParams, &SeenTokens) {
         (&self.sampling, &self.seen)
     }

@@ -17,7 +17,7 @@ use crate::engine::{LogHook, LogLevel, Shutdown};
 use crate::error::{Error, Result};
 use crate::grammar::Grammars;
 use crate::model::config::ModelConfig;
-use crate::model::generation::GenerationConfig;
+use crate::model::generation::{ChatFormat, GenerationConfig};
 use crate::text::tokenizer::Tokenizer;
 
 /// One engine, as every thread sees it.
@@ -138,9 +138,17 @@ impl Shared {
         if self.process_id == std::process::id() { Ok(()) } else { Err(Error::Forked) }
     }
 
+    /// With what the model ends a reply of its own accord.
+    pub(crate) fn end_id(&self) -> u32 {
+        match self.generation.chat_format {
+            ChatFormat::ChatMl => self.tokenizer.im_end(),
+            ChatFormat::Raw => self.tokenizer.end_of_text(),
+        }
+    }
+
     /// The vocabulary, ready for formats. The first call takes some tenths of a second.
     pub(crate) fn grammars(&self) -> Result<&Grammars> {
-        let make = || Grammars::new(self.tokenizer.ordinary_tokens(), self.tokenizer.im_end());
+        let make = || Grammars::new(self.tokenizer.ordinary_tokens(), self.end_id());
         self.grammars.get_or_init(make).as_ref().map_err(Error::clone)
     }
 

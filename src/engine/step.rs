@@ -126,8 +126,10 @@ impl Stepper {
     /// Advances every sequence that can. An error is the engine's, not a request's.
     pub(crate) fn step(&mut self) -> Result<()> {
         let submitted = !self.sequences.is_empty() && self.submit_next()?;
-        // The model computes meanwhile.
-        self.sequences.iter_mut().for_each(|sequence| sequence.rules.prepare());
+        // The model computes meanwhile, for these a token that is drawn.
+        let drawing =
+            self.sequences.iter_mut().filter(|sequence| sequence.phase() == Phase::Running);
+        drawing.for_each(|sequence| sequence.rules.prepare());
         // With nobody left nothing will be submitted soon: all is brought to its end.
         while self.flights.len() > usize::from(submitted && self.is_ahead()) {
             self.collect_oldest()?;
@@ -181,10 +183,14 @@ impl Stepper {
         self.plan.runs.iter().any(|run| !self.views[run.index].decoding)
     }
 
+    /// Must the tokens of the planned step be drawn here? Also where the sequences have seen more ids
+    /// together than the cache has tokens, as those that share pages may: ranks have no more room.
     fn plan_needs_logits(&self) -> bool {
         let needs =
             |run: &Run| self.sequences[run.index].needs_logits(run.tokens, &self.views[run.index]);
-        self.plan.runs.iter().any(needs)
+        let runs = &self.plan.runs;
+        let num_seen: usize = runs.iter().map(|run| self.sequences[run.index].num_seen()).sum();
+        num_seen > self.pool.num_pages() * self.limits.page_tokens || runs.iter().any(needs)
     }
 
     fn preempt(&mut self) {
@@ -353,8 +359,9 @@ impl Stepper {
         let (params, seen) = sequence.sampling();
         let token = self.sampler.sample(usable, params, seen, sequence.next_position());
         let token = token.ok_or(not_finite)?;
-        let measured = |num_top| measure(&self.raw, token, num_top, &self.shared.tokenizer);
-        Ok(Drawn { token, logprobs: num_top.and_then(measured) })
+        let Some(num_top) = num_top else { return Ok(Drawn { token, logprobs: None }) };
+        let logprobs = measure(&self.raw, token, num_top, &self.shared.tokenizer);
+        Ok(Drawn { token, logprobs: Some(logprobs.ok_or(self.not_finite(index))?) })
     }
 
     /// Takes `ended` (ascending) out of the loop. First the pages and numbers, then the last

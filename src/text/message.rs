@@ -7,7 +7,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
-use crate::text::tools::{MAX_NAME_BYTES, ToolCall, is_name};
+use crate::text::tools::{MAX_NAME_BYTES, ToolCall};
 
 /// Who says a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,10 +164,9 @@ fn parse_call(call: Value) -> Parsed<ToolCall> {
     let name = take_text(&mut function, "name")?;
     let arguments = take_text(&mut function, "arguments")?;
     no_more(&function)?;
-    if !is_name(&name) {
-        return Err(format!(
-            "`name` wants 1 to {MAX_NAME_BYTES} bytes of letters, digits, `_`, `-` and `.`"
-        ));
+    // The model's word, which may be no tool's name.
+    if !(1..=MAX_NAME_BYTES).contains(&name.len()) || name.contains('\n') {
+        return Err(format!("`name` wants a line of 1 to {MAX_NAME_BYTES} bytes"));
     }
     Ok(ToolCall { id, name, arguments })
 }
@@ -262,7 +261,7 @@ mod tests {
         assert!(call("{}").ends_with("there is no object `function`"));
         assert!(call(r#"{"function":{"name":"f"}}"#).ends_with("there is no `arguments`"));
         let name = r#"{"function":{"name":"f\ng","arguments":""}}"#;
-        assert!(call(name).contains("tool_calls[0]: `name` wants 1 to 256"));
+        assert!(call(name).contains("tool_calls[0]: `name` wants a line of 1 to 256"));
         assert!(call(r#"{"function":{},"index":0}"#).ends_with("unknown field \"index\""));
     }
 }

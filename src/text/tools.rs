@@ -153,7 +153,7 @@ impl ToolChoice {
 }
 
 /// Can the format carry a tool of this name? It stands alone on a line, and in a list with commas.
-pub(super) fn is_name(name: &str) -> bool {
+fn is_name(name: &str) -> bool {
     let fits = |c: char| c.is_alphanumeric() || "_-.".contains(c);
     (1..=MAX_NAME_BYTES).contains(&name.len()) && name.chars().all(fits)
 }
