@@ -244,9 +244,6 @@ qwen::Options generation_options(const Arguments &a, int tokens) {
 
 void measure(const Arguments &a, const Opened &opened) {
     constexpr int WARM_UP_TOKENS = 32;
-    // A whole step of a prompt and what is left of it: products of all these sizes are timed when they
-    // are first met.
-    const int warm_up_context = std::max(4096, 2 * a.chunk);
     const Model model = Model::of(opened.engine);
     const Report report(a.json, opened.setting);
     uint64_t seed = 1;
@@ -259,8 +256,8 @@ void measure(const Arguments &a, const Opened &opened) {
                                          std::to_string(opened.kv_tokens));
                 continue;
             }
-            const Cell warm_up = {std::min(context, warm_up_context), batch,
-                                  std::min(WARM_UP_TOKENS, a.generate)};
+            // The whole prompt: products are timed when a step first has their number of rows.
+            const Cell warm_up = {context, batch, std::min(WARM_UP_TOKENS, a.generate)};
             run(opened.engine, model, warm_up, generation_options(a, warm_up.generate), seed++);
             const Counted before = Counted::by(opened.engine);
             const Arrivals arrivals =
