@@ -104,19 +104,21 @@ fn schema(value: &Value) -> Result<Value> {
     if !(schema.is_object() || schema.is_boolean()) {
         return Err(wrong("`json_schema.schema` is neither an object nor true or false".into()));
     }
-    if depth(schema) > MAX_DEPTH {
-        return Err(wrong(format!("`json_schema.schema` is nested more than {MAX_DEPTH} deep")));
-    }
     let mut num_links = 0;
-    check_schema(schema, &mut num_links)?;
+    check_schema(schema, MAX_DEPTH, &mut num_links)?;
     Ok(schema.clone())
 }
 
-/// The regular expressions of a schema, and how many references it has.
-fn check_schema(value: &Value, num_links: &mut usize) -> Result<()> {
+/// The regular expressions of a schema, how many references it has, and that lists and objects are nested
+/// at most `levels` deep.
+fn check_schema(value: &Value, levels: usize, num_links: &mut usize) -> Result<()> {
+    if levels == 0 && (value.is_array() || value.is_object()) {
+        return Err(wrong(format!("`json_schema.schema` is nested more than {MAX_DEPTH} deep")));
+    }
+    let levels = levels.saturating_sub(1);
     let Value::Object(fields) = value else {
-        let items = value.as_array().into_iter().flatten();
-        return items.into_iter().try_for_each(|item| check_schema(item, num_links));
+        let mut items = value.as_array().into_iter().flatten();
+        return items.try_for_each(|item| check_schema(item, levels, num_links));
     };
     for (key, inner) in fields {
         match (key.as_str(), inner) {
@@ -127,7 +129,7 @@ fn check_schema(value: &Value, num_links: &mut usize) -> Result<()> {
             ("$ref", _) => *num_links += 1,
             _ => {}
         }
-        check_schema(inner, num_links)?;
+        check_schema(inner, levels, num_links)?;
     }
     if *num_links > MAX_LINKS {
         return Err(wrong(format!("more than {MAX_LINKS} of `$ref`")));
@@ -168,16 +170,6 @@ fn check_grammar(grammar: &str) -> Result<()> {
         return Err(wrong(format!("a grammar of more than {MAX_LINKS} lines or `$ref`")));
     }
     check_folding(grammar, grammar.contains("/i") || grammar.contains("(?"))
-}
-
-/// How deep lists and objects are nested. The JSON parser has bounded it before.
-fn depth(value: &Value) -> usize {
-    let inner = match value {
-        Value::Array(items) => items.iter().map(depth).max(),
-        Value::Object(fields) => fields.values().map(depth).max(),
-        _ => return 0,
-    };
-    1 + inner.unwrap_or(0)
 }
 
 fn wrong(reason: String) -> Error {

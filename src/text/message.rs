@@ -264,4 +264,16 @@ mod tests {
         assert!(call(name).contains("tool_calls[0]: `name` wants a line of 1 to 256"));
         assert!(call(r#"{"function":{},"index":0}"#).ends_with("unknown field \"index\""));
     }
+
+    /// What the model calls a tool is its own word, and must survive being saved.
+    #[test]
+    fn a_call_of_an_improper_name_is_read_back() {
+        let call = ToolCall {
+            id: "call_1".into(),
+            name: "`get weather`".into(),
+            arguments: "{\"place\"".into(),
+        };
+        let said = Message { tool_call: Some(call), ..Message::new(Role::Assistant, "I look.") };
+        assert_eq!(parse_messages(&messages_json(std::slice::from_ref(&said))), Ok(vec![said]));
+    }
 }

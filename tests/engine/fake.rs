@@ -93,6 +93,7 @@ impl Rank for Fake {
         }
         self.logits.clear();
         assert!(batch.logits_rows.len() <= self.max_rows, "more rows than there is room for");
+        assert!(batch.seen.len() <= self.cache.len(), "more ids than there is room for");
         assert!(batch.token_ids.iter().all(|id| id & FED == 0), "a token this rank cannot know");
         let mut rows = batch.logits_rows.iter().peekable();
         for sequence in 0..batch.num_sequences() {

@@ -188,3 +188,21 @@ fn a_preempted_request_comes_back_over_the_cache() {
         assert_eq!(metric(&engine, "pages_used"), 0);
     }
 }
+
+/// A rank that draws has room for as many seen ids as the cache has tokens. Sequences that share pages may
+/// have more: such a step is drawn by the loop (the fake refuses it otherwise), with the same result.
+#[test]
+fn many_who_share_a_prompt_have_seen_more_ids_than_there_is_room_for() {
+    let mut lab = Lab { draws: true, ..lab() };
+    lab.num_pages = 100;
+    let mut params = endless(20);
+    params.sampling.presence_penalty = 0.5;
+    let prompts: Vec<_> = (0..24).map(|seed| with_system(400, 8, seed)).collect();
+    let (engine, _) = lab.start();
+    let ask = |ids: &Vec<u32>| engine.submit_tokens(ids.clone(), &params, None).expect("accepted");
+    let alone: Vec<_> = prompts.iter().map(|ids| read(&ask(ids)).ids).collect();
+    let together: Vec<_> = prompts.iter().map(ask).collect();
+    for (request, alone) in together.iter().zip(alone) {
+        assert_eq!(read(request).ids, alone);
+    }
+}

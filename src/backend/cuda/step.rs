@@ -49,7 +49,8 @@ pub struct StepLimits {
 }
 
 impl StepLimits {
-    /// Most distinct ids of all sequences of a step together: each is in the cache, but for the last.
+    /// Most distinct ids of all sequences of a step together: each is in the cache, but for the last. Where
+    /// sequences share pages there may be more; the engine draws such steps itself.
     fn seen_capacity(&self) -> usize {
         let longest = self.max_pages * PAGE_TOKENS + 1;
         let all = self.cache_pages * PAGE_TOKENS + self.max_sequences;

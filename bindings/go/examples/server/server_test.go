@@ -68,13 +68,19 @@ func read(t *testing.T, response *http.Response) (int, string) {
 	return response.StatusCode, string(text)
 }
 
+// A said is what a message, whole or in part, says.
+type said struct {
+	Role, Content string
+	ToolCalls     []qwen.ToolCall `json:"tool_calls"`
+}
+
 // A reply has the fields of whole answers and chunks.
 type reply struct {
 	ID, Object, Model string
 	Choices           []struct {
 		Index          int
 		Text           string
-		Message, Delta struct{ Role, Content string }
+		Message, Delta said
 		FinishReason   *string `json:"finish_reason"`
 		Logprobs       struct{ Tokens []string }
 	}

@@ -1,0 +1,46 @@
+// Formats and tools, as clients meet them: what they are is tested in Rust.
+
+package main
+
+import (
+	"regexp"
+	"testing"
+
+	qwen "github.com/libqwen/libqwen/bindings/go"
+)
+
+func TestFormatsAndTools(t *testing.T) {
+	_, url := start(t, demoModel, "")
+	url += "/v1/chat/completions"
+	question := `"messages": [{"role": "user", "content": "What is the weather in Paris?"}], "temperature": 0, "max_tokens": 60`
+	made := ask(t, url, `{`+question+`, "response_format": {"type": "regex", "regex": "(yes|no), [0-9]{3}"}}`)
+	if text := made.Choices[0].Message.Content; !regexp.MustCompile(`^(yes|no), [0-9]{3}$`).MatchString(text) {
+		t.Fatalf("%q", text)
+	}
+	// A reply that begins with the call of this tool: the model must write its arguments.
+	offered := question + `, "tool_choice": {"type": "function", "function": {"name": "weather"}}, "tools": [
+		{"type": "function", "function": {"name": "weather", "description": "The weather in a city.",
+		 "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}]`
+	whole := ask(t, url, `{`+offered+`}`)
+	first := whole.Choices[0]
+	if len(first.Message.ToolCalls) != 1 || *first.FinishReason != "tool_calls" {
+		t.Fatalf("%+v", first)
+	}
+	call := first.Message.ToolCalls[0]
+	if call.Name != "weather" || call.ID == "" || call.Arguments == "" {
+		t.Fatalf("%+v", call)
+	}
+	var streamed []qwen.ToolCall
+	reason := ""
+	for _, chunk := range events(t, url, `{"stream": true, `+offered+`}`) {
+		for _, choice := range chunk.Choices {
+			streamed = append(streamed, choice.Delta.ToolCalls...)
+			if choice.FinishReason != nil {
+				reason = *choice.FinishReason
+			}
+		}
+	}
+	if len(streamed) != 1 || streamed[0].Name != "weather" || streamed[0].Arguments != call.Arguments || reason != "tool_calls" {
+		t.Fatalf("%+v, %q", streamed, reason)
+	}
+}
