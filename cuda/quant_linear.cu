@@ -66,6 +66,18 @@
 //     second form. With three tiles a pass there are 32 KB of x for each 99 KB of weights, 6.1 TB/s
 //     from the L2 where the memory gives 4.6: perhaps that is what bounds four warpgroups; blocks
 //     of a cluster that share x (multicast) have not been tried.
+//   2026-11-29 (4,537 to 4,651 GB/s). o, gate and up, down and the next qkv in one cooperative
+//     launch, whose blocks meet in device memory between two linears while the ring fills with the
+//     next one's weights. Expected: the 18 us a layer that are lost between kernels; found at one
+//     row, us a layer: 72B 123.6 before, 124.1 so; of half of it (two ranks) 73.3, 71.1; 8 bits
+//     210.6, 217.4 and 113.2, 117.3. A trace (1.81 GHz): a stage is 0.98 us on the bus, and 0.95 us
+//     of computing where a block has one tile (o, down), 0.68 where it has six, so that five stages
+//     that wait are never caught up with. From a last stage to the next linear's first: sums 1.6 (6
+//     tiles 3.3), fence and arrival 0.9, until all blocks are there 0.8 (behind gate and up 3.7), x
+//     0.5. Faster computing for one tile must come first.
+//   A block with one tile loads the next stage while it multiplies one (4,524 to 4,543 GB/s, before
+//     and after in turn, twice): 86.8, 83.9 to 87.2, 84.7 at 1 and 8 rows; of half of it 74.6, 72.1
+//     to 74.9, 72.5; 8 bits the same as before.
 #include "quant_finish.cuh"
 #include "quant_part.cuh"
 #include "quant_ring.cuh"
@@ -112,6 +124,9 @@ template <int BITS, int NT, bool ANY> struct Consumer {
     using Slice = XSlice<BITS, NT>;
     using Blocks = Part<BITS, NT, ANY>;
     using Sums = float[Blocks::BLOCKS][NT][4];
+    using X = Operand<BITS, NT, ANY>;
+    // A block with one tile loads the next stage while it multiplies one.
+    static constexpr bool PIPELINES = NT == 1 && !ANY;
     static constexpr uint32_t GROUP = group_tiles<NT>;
     static constexpr bool LOADS_AHEAD = NT == 1; // there is no room for 16 rows
     const Arguments &a;
@@ -139,11 +154,12 @@ template <int BITS, int NT, bool ANY> struct Consumer {
     }
     // Adds the parts' sums of some tiles, always in the same order, and finishes them; ROUND tiles
     // at once, at `sums`. `ahead` is for the warp's first item.
-    template <uint32_t ROUND>
-    __device__ void reduce(float4 *sums, uint32_t first, uint32_t tiles, const Sums (&acc)[GROUP],
+    template <uint32_t ROUND, uint32_t MOST>
+    __device__ void reduce(float4 *sums, uint32_t first, uint32_t tiles, const Sums (&acc)[MOST],
                            Ahead &ahead) const;
     // The same of a pair's tiles, each of which one of the two finishes.
-    __device__ void reduce_pair(const Share &share, const Sums (&acc)[GROUP], Ahead &ahead) const;
+    template <uint32_t MOST>
+    __device__ void reduce_pair(const Share &share, const Sums (&acc)[MOST], Ahead &ahead) const;
     // Of a share's tiles those that this block finishes.
     struct Owned {
         uint32_t first, tiles;
@@ -157,8 +173,74 @@ template <int BITS, int NT, bool ANY> struct Consumer {
     template <uint32_t COUNT>
     __device__ void finish_block(const float4 *sums, const Item &item, const Ahead &ahead) const;
 
+    // A stage of one tile and its slice of x, in registers.
+    struct Stage {
+        Blocks weights;
+        X x;
+    };
+    // The places in both rings of the stage that comes next.
+    struct Places {
+        Ring weights, x;
+        __device__ void next() { weights.next(), x.next(); }
+    };
+    __device__ bool is_there(const Places &at) const {
+        return barrier_is_over(s.full + 8 * at.weights.at, at.weights.parity) &&
+               barrier_is_over(s.x_ready + 8 * at.x.at, at.x.parity);
+    }
+    __device__ void load(Stage &to, Places &at, bool has_weights) const {
+        const uint32_t chunk = part * part_k<BITS> / CHUNK_K;
+        barrier_wait(s.full + 8 * at.weights.at, at.weights.parity);
+        to.weights.load(a, packed,
+                        s.weights + at.weights.at * s.stage_bytes(packed) +
+                            chunk * packed.chunk_bytes,
+                        0, part, has_weights);
+        barrier_wait(s.x_ready + 8 * at.x.at, at.x.parity);
+        to.x = X(s.x + at.x.at * Slice::BYTES, part, Slice::lane_offset());
+        at.next();
+    }
+    // The whole of a share of one tile. While a stage is multiplied the next one is loaded, if it
+    // is there.
+    __device__ void run_one(const Share &share) const {
+        Sums acc[1] = {};
+        Ahead ahead;
+        ahead.load(a, Item::number<NT>((share.first + owned(share).first) * TILE_ROWS, part));
+        const uint32_t chunk = part * part_k<BITS> / CHUNK_K; // of a stage
+        Places at = {Ring(s.num_stages(packed)), Ring(x_slices<BITS, NT>)}, next = at;
+        Stage even, odd;
+        uint32_t k = share.begin;
+        const auto step = [&](Stage &now, Stage &after) {
+            k += Slice::CHUNKS;
+            const bool goes_on = k < share.end, is_early = goes_on && is_there(next);
+            if (is_early)
+                load(after, next, k + chunk < share.end);
+            now.x.add_up();
+            now.weights.add_to(acc[0], now.x);
+            const uint32_t used = zero_after(acc[0]);
+            arrive(s.empty + 8 * at.weights.at, used), arrive(s.x_empty + 8 * at.x.at, used);
+            at.next();
+            if (goes_on && !is_early)
+                load(after, next, k + chunk < share.end);
+            return goes_on;
+        };
+        if (k < share.end) {
+            load(even, next, k + chunk < share.end);
+#pragma unroll 1
+            while (step(even, odd) && step(odd, even))
+                ;
+        }
+        if (a.split == 2)
+            reduce_pair(share, acc, ahead);
+        else
+            reduce<1>(s.template at<float4>(s.weights), share.first, 1, acc, ahead);
+    }
+
     __device__ void run() const {
         const Share share(a, Slice::CHUNKS);
+        if constexpr (PIPELINES)
+            if (share.tiles == 1) {
+                qwen::wait_for_predecessor();
+                return run_one(share);
+            }
         const uint32_t stage_bytes = s.stage_bytes(packed), lane_offset = Slice::lane_offset();
         const uint32_t chunk = part * part_k<BITS> / CHUNK_K; // of a stage
         Ring at(s.num_stages(packed)), x_at(x_slices<BITS, NT>);
@@ -172,7 +254,8 @@ template <int BITS, int NT, bool ANY> struct Consumer {
                                   (share.first + done + owned(share).first) * TILE_ROWS, part));
             for (uint32_t k = share.begin; k < share.end; k += Slice::CHUNKS) {
                 barrier_wait(s.x_ready + 8 * x_at.at, x_at.parity);
-                const Operand<BITS, NT, ANY> x(s.x + x_at.at * Slice::BYTES, part, lane_offset);
+                X x(s.x + x_at.at * Slice::BYTES, part, lane_offset);
+                x.add_up();
                 uint32_t used = 0;
 #pragma unroll
                 for (uint32_t t = 0; t < GROUP; t++) {
@@ -232,21 +315,21 @@ __device__ inline void Consumer<BITS, NT, ANY>::finish_block(const float4 *sums,
 }
 
 template <int BITS, int NT, bool ANY>
-template <uint32_t ROUND>
+template <uint32_t ROUND, uint32_t MOST>
 __device__ inline void Consumer<BITS, NT, ANY>::reduce(float4 *sums, uint32_t first, uint32_t tiles,
-                                                       const Sums (&acc)[GROUP],
+                                                       const Sums (&acc)[MOST],
                                                        Ahead &ahead) const {
     sums += lane; // [tile][16 rows of W, eight rows of x][part][lane]: what a lane has of them
 #pragma unroll
-    for (uint32_t begin = 0; begin < GROUP; begin += ROUND) {
+    for (uint32_t begin = 0; begin < MOST; begin += ROUND) {
         if (begin >= tiles)
             break;
         consumers_sync(); // what was there has been read
 #pragma unroll
-        for (uint32_t t = begin; t < GROUP && t < begin + ROUND; t++)
+        for (uint32_t t = begin; t < MOST && t < begin + ROUND; t++)
 #pragma unroll
             for (int i = 0; i < 4 * NT; i++) {
-                const float (&v)[4] = acc[t][i / NT][i % NT];
+                const float(&v)[4] = acc[t][i / NT][i % NT];
                 if (t < tiles)
                     sums[(((t - begin) * 4 * NT + i) * PARTS + part) * 32] =
                         make_float4(v[0], v[1], v[2], v[3]);
@@ -266,8 +349,9 @@ __device__ inline void Consumer<BITS, NT, ANY>::reduce(float4 *sums, uint32_t fi
 }
 
 template <int BITS, int NT, bool ANY>
+template <uint32_t MOST>
 __device__ inline void Consumer<BITS, NT, ANY>::reduce_pair(const Share &share,
-                                                            const Sums (&acc)[GROUP],
+                                                            const Sums (&acc)[MOST],
                                                             Ahead &ahead) const {
     constexpr uint32_t BLOCKS = 4 * NT, COUNT = 2 * PARTS; // of a tile, of sums of each
     const uint32_t rank = Share::rank(a), half = (share.tiles + 1) / 2;
@@ -278,7 +362,7 @@ __device__ inline void Consumer<BITS, NT, ANY>::reduce_pair(const Share &share,
     consumers_sync();
     wait_for_cluster(s.may_write);
 #pragma unroll
-    for (uint32_t t = 0; t < PAIR_TILES; t++)
+    for (uint32_t t = 0; t < PAIR_TILES && t < MOST; t++)
         if (t < share.tiles) {
             const uint32_t owner = t >= half, tile = t - owner * half;
             const uint32_t to = address_in(s.weights, owner) +

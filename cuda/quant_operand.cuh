@@ -27,10 +27,10 @@ template <int BITS, int NT> constexpr uint32_t x_slices = (NT == 1 ? 3 : 2) * BI
 template <int NT> constexpr uint32_t x_bytes = NT == 1 ? 49152 : 65536;
 template <int NT> constexpr uint32_t ring_bytes = (NT == 1 ? 5 : 4) * 8 * 4224;
 // Of a tile, the sums of the parts, which lie where x was.
-template <int NT> constexpr uint32_t tile_sums_bytes = PARTS * NT * 2048;
+template <int NT> constexpr uint32_t tile_sums_bytes = PARTS *NT * 2048;
 template <int NT>
-constexpr uint32_t shared_bytes =
-    x_bytes<NT> + ring_bytes<NT> + (4 * MAX_STAGES + 4) * 8 + MAX_ROWS * 4;
+constexpr uint32_t shared_bytes = x_bytes<NT> + ring_bytes<NT> +
+                                  (4 * MAX_STAGES + 4) * 8 + MAX_ROWS * 4;
 static_assert(shared_bytes<1> == 218464 && shared_bytes<2> == 201056, "the launch contract");
 static_assert(shared_bytes<1> <= 227 * 1024 && shared_bytes<2> <= 227 * 1024,
               "what a block may have");
@@ -193,6 +193,17 @@ __device__ inline void wait_for_cluster(uint32_t barrier) {
                  "again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], 0;\n"
                  "@!p bra again;\n}" ::"r"(barrier)
                  : "memory");
+}
+// Is the phase with this parity over?
+__device__ inline bool barrier_is_over(uint32_t bar, uint32_t parity) {
+    uint32_t is_over;
+    asm volatile("{\n.reg .pred p;\n"
+                 "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(is_over)
+                 : "r"(bar), "r"(parity)
+                 : "memory");
+    return is_over;
 }
 // Behind a fence.mbarrier_init, which is all that the other block must see.
 __device__ inline void cluster_sync() {

@@ -26,6 +26,10 @@ template <int BITS, int NT, bool ANY> struct Operand {
 #pragma unroll
             for (int i = 0; i < BLOCKS; i++)
                 fetch(b[i], i);
+    }
+    __device__ Operand() {}
+    // Sums of x, which `Part` begins with.
+    __device__ void add_up() {
         if constexpr (!ANY) {
             // A chain for each block: that is faster than one of them all.
             float part[BLOCKS][NT][4];

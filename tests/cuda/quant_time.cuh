@@ -111,8 +111,9 @@ void stand_in(uint32_t rows, const void *from, void *to, cudaStream_t s) {
     CHECK(cudaLaunchKernelEx(&config, small, (const uint4 *)from, (uint4 *)to, 1024u));
 }
 
-// The linears of 20 layers, with stand-ins for attention and, unless they are fused, norms.
-void time_chain(Pool &pool, __half *x, float *out, double read) {
+// The linears of 20 layers, as one of some ranks has them, with stand-ins for attention and, unless
+// they are fused, norms.
+void time_chain(Pool &pool, __half *x, float *out, double read, uint32_t ranks) {
     float *squares = out + 16 * 49152, *gain = squares + 16 * 1024;
     for (int bits : {4, 8})
         for (bool fused : {false, true})
@@ -122,7 +123,8 @@ void time_chain(Pool &pool, __half *x, float *out, double read) {
                     [&](cudaStream_t s) {
                         bytes = 0;
                         for (int i = 0; i < 80; i++) {
-                            const Linear &l = LAYER[i % 4];
+                            Linear l = LAYER[i % 4];
+                            (l.norm_after ? l.k : l.n) /= ranks;
                             const size_t size = packed_bytes(bits, l.n, l.k);
                             bytes += size;
                             Arguments a = product(pool.take(size), x, out, rows, l.n, l.k,
@@ -135,8 +137,8 @@ void time_chain(Pool &pool, __half *x, float *out, double read) {
                         }
                     },
                     7);
-                std::printf("chain 72B, 20 layers, %d bits, norms %s, rows %2u: %.3f ms, %.1f %%\n",
-                            bits, fused ? "inside" : "apart", rows, ms,
+                std::printf("chain 72B / %u, 20 layers, %d bits, norms %s, rows %2u: %.3f ms, %.1f %%\n",
+                            ranks, bits, fused ? "inside" : "apart", rows, ms,
                             bytes / ms * 1e-6 / read * 100);
             }
 }
@@ -151,7 +153,8 @@ void time_all(bool shapes) {
     CHECK(cudaMalloc(&out, 16 * 160000 * 4)), CHECK(cudaMemset(out, 0, 16 * 160000 * 4));
     if (shapes)
         time_shapes(pool, x, out, read);
-    time_chain(pool, x, out, read);
+    for (uint32_t ranks : {1u, 2u})
+        time_chain(pool, x, out, read, ranks);
 }
 
 } // namespace
