@@ -81,7 +81,7 @@ header: ## write include/qwen.h and the symbol list anew from the code
 	QWEN_BLESS=1 cargo test --locked --profile checked --test abi -- header_is header_and
 
 # The parts that qwen.hpp includes.
-HPP_PARTS := include/qwen/support.hpp include/qwen/values.hpp
+HPP_PARTS := $(wildcard include/qwen/*.hpp)
 
 # Programs find the library beside themselves, wherever the folder is moved to.
 RUNPATH = -Wl,-rpath,'$$ORIGIN/../lib'

@@ -174,8 +174,12 @@ fn headers_compile_alone_and_twice_under_every_standard() {
         ("c++", "-std=c++17", "g++", twice, ""),
         ("c++", "-std=c++17", "clang++", twice, ""),
         ("c++", "-std=c++17", "g++", &twice_cpp, ""),
+        ("c++", "-std=c++20", "g++", &twice_cpp, ""),
+        ("c++", "-std=c++2b", "g++", &twice_cpp, ""),
+        ("c++", "-std=c++17", "clang++", &twice_cpp, ""),
         ("c++", "-std=c++20", "clang++", &twice_cpp, ""),
-        ("c++", "-std=c++17", "g++", &twice_cpp, "-fno-exceptions"),
+        ("c++", "-std=c++2b", "clang++", &twice_cpp, ""),
+        ("c++", "-std=c++2b", "g++", &twice_cpp, "-fno-exceptions"),
         ("c++", "-std=c++17", "clang++", &twice_cpp, "-fno-exceptions"),
     ];
     for (index, (language, standard, compiler, program, flag)) in cases.into_iter().enumerate() {
@@ -183,9 +187,33 @@ fn headers_compile_alone_and_twice_under_every_standard() {
         std::fs::write(&source, program).expect("a written program");
         let mut command = Command::new(compiler);
         command.args(["-x", language, standard, "-Wall", "-Wextra", "-Werror", "-pedantic"]);
+        command.args(["-Wconversion", "-Wshadow"]);
         command.args((!flag.is_empty()).then_some(flag)).arg("-I").arg(root().join("include"));
         run(command.args(["-fsyntax-only"]).arg(&source));
     }
+}
+
+/// A function that is only in qwen.h is one that C++ programs do not have.
+#[test]
+fn the_cpp_header_calls_every_function() {
+    let mut code = String::new();
+    let parts = std::fs::read_dir(root().join("include/qwen")).expect("the parts of qwen.hpp");
+    let parts = parts.map(|part| part.expect("a part").path());
+    for path in parts.chain([root().join("include/qwen.hpp")]) {
+        let text = std::fs::read_to_string(path).expect("a header");
+        // Comments name functions, too.
+        for line in text.lines() {
+            code += line.split("//").next().unwrap_or_default();
+            code.push('\n');
+        }
+    }
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let used: BTreeSet<&str> = code.split(|c| !is_part(c)).collect();
+    let header = std::fs::read_to_string(root().join("include/qwen.h")).expect("qwen.h");
+    let functions = declared(&header);
+    assert!(functions.len() > 70, "only {} functions are found", functions.len());
+    let missing: Vec<_> = functions.iter().filter(|name| !used.contains(name.as_str())).collect();
+    assert!(missing.is_empty(), "qwen.hpp does not call {missing:?}");
 }
 
 #[test]

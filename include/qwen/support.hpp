@@ -15,11 +15,25 @@
 #include <variant>
 #include <vector>
 
+#if defined(__has_include)
+#if __has_include(<version>)
+#include <version>
+#endif
+#endif
+#ifdef __cpp_lib_expected
+#include <expected>
+#endif
+
+// The two flavours have names of their own: a program may link files of both.
 #if defined(__cpp_exceptions) || defined(_CPPUNWIND)
 #define QWEN_EXCEPTIONS 1
+#define QWEN_FLAVOUR with_exceptions
+#else
+#define QWEN_FLAVOUR without_exceptions
 #endif
 
 namespace qwen {
+inline namespace QWEN_FLAVOUR {
 
 /// Why a call failed.
 class Error : public std::exception {
@@ -43,29 +57,54 @@ class Error : public std::exception {
     std::string detail_;
 };
 
-/// A value or an error.
+/// A value or an error. Of a moved-from Result only `operator bool` still says what it was.
 template <typename T> class [[nodiscard]] Result {
   public:
     Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}
     Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}
 
     explicit operator bool() const noexcept { return state_.index() == 0; }
+    bool has_value() const noexcept { return state_.index() == 0; }
     /// The value; only where there is one.
-    T &operator*() & noexcept { return *std::get_if<0>(&state_); }
-    T &&operator*() && noexcept { return std::move(*std::get_if<0>(&state_)); }
+    T &operator*() &noexcept { return *std::get_if<0>(&state_); }
+    const T &operator*() const &noexcept { return *std::get_if<0>(&state_); }
+    T &&operator*() &&noexcept { return std::move(*std::get_if<0>(&state_)); }
     T *operator->() noexcept { return std::get_if<0>(&state_); }
+    const T *operator->() const noexcept { return std::get_if<0>(&state_); }
     /// The error; only where there is one.
-    const Error &error() const noexcept { return *std::get_if<1>(&state_); }
+    const Error &error() const &noexcept { return *std::get_if<1>(&state_); }
+    Error &&error() &&noexcept { return std::move(*std::get_if<1>(&state_)); }
+    /// The value, or `other` where there is none.
+    template <typename Other> T value_or(Other &&other) && {
+        return *this ? std::move(**this) : static_cast<T>(std::forward<Other>(other));
+    }
 #ifdef QWEN_EXCEPTIONS
     /// The value, or the error thrown.
     T value() && {
-        if (auto *error = std::get_if<1>(&state_))
-            throw std::move(*error);
+        throw_error();
         return std::move(*std::get_if<0>(&state_));
+    }
+    T &value() & {
+        throw_error();
+        return *std::get_if<0>(&state_);
+    }
+#endif
+#ifdef __cpp_lib_expected
+    /// The same as C++23 has it.
+    std::expected<T, Error> expected() && {
+        if (!*this)
+            return std::unexpected(std::move(*this).error());
+        return std::move(**this);
     }
 #endif
 
   private:
+#ifdef QWEN_EXCEPTIONS
+    void throw_error() const {
+        if (!*this)
+            throw error();
+    }
+#endif
     std::variant<T, Error> state_;
 };
 
@@ -161,6 +200,7 @@ template <typename Function> struct Callback {
 
 } // namespace detail
 
+} // namespace QWEN_FLAVOUR
 } // namespace qwen
 
 #endif

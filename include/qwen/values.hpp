@@ -8,8 +8,11 @@
 
 #include <cstddef>
 #include <functional>
+#include <iterator>
+#include <limits>
 
 namespace qwen {
+inline namespace QWEN_FLAVOUR {
 
 /// Options of one kind. `set` takes a whole number, a number, a truth value or a text.
 class Options {
@@ -20,11 +23,17 @@ class Options {
         });
     }
     template <typename Value> Result<Done> try_set(std::string_view key, const Value &value) {
+        if constexpr (std::is_unsigned_v<Value> && sizeof(Value) >= sizeof(int64_t))
+            if (value > static_cast<Value>(std::numeric_limits<int64_t>::max()))
+                return Error(QWEN_E_OPTION, "the value of " + std::string(key) + " is too large",
+                             "{}");
         return detail::call([&](qwen_error **error) {
             if constexpr (std::is_integral_v<Value>) {
-                return qwen_options_set_i64(get(), key.data(), key.size(), value, error);
+                return qwen_options_set_i64(get(), key.data(), key.size(),
+                                            static_cast<int64_t>(value), error);
             } else if constexpr (std::is_floating_point_v<Value>) {
-                return qwen_options_set_f64(get(), key.data(), key.size(), value, error);
+                return qwen_options_set_f64(get(), key.data(), key.size(),
+                                            static_cast<double>(value), error);
             } else {
                 const std::string_view text = value;
                 return qwen_options_set_str(get(), key.data(), key.size(), text.data(), text.size(),
@@ -54,7 +63,14 @@ class Options {
             return qwen_options_get_json(get(), json, error);
         });
     }
+    /// Every key of a kind, with its type, range and default, as JSON.
+    static Result<std::string> try_describe(std::string_view kind) {
+        return detail::text([&](qwen_buf **json, qwen_error **error) {
+            return qwen_options_describe_json(kind.data(), kind.size(), json, error);
+        });
+    }
 #ifdef QWEN_EXCEPTIONS
+    static std::string describe(std::string_view kind) { return try_describe(kind).value(); }
     static Options engine() { return try_make("engine").value(); }
     static Options generation() { return try_make("generation").value(); }
     static Options session() { return try_make("session").value(); }
@@ -78,7 +94,7 @@ class Options {
     Options log(int32_t level, LogLine line) && { return std::move(log(level, std::move(line))); }
     std::string json() const { return try_json().value(); }
 #endif
-    explicit Options(qwen_options *raw) : handle_(raw) {}
+    explicit Options(qwen_options *raw) noexcept : handle_(raw) {}
     qwen_options *get() const noexcept { return handle_.get(); }
 
   private:
@@ -146,7 +162,9 @@ class EventView {
                                              static_cast<std::size_t>(found.bytes_len))});
         return ranks;
     }
-    std::size_t num_logprobs() const noexcept { return qwen_event_num_logprobs(raw_); }
+    std::size_t num_logprobs() const noexcept {
+        return static_cast<std::size_t>(qwen_event_num_logprobs(raw_));
+    }
     Result<std::string> try_logprobs_json() const {
         return detail::text([&](qwen_buf **json, qwen_error **error) {
             return qwen_event_logprobs_json(raw_, json, error);
@@ -181,38 +199,65 @@ class EventView {
     const qwen_event *raw_;
 };
 
-/// News of a request, owned.
+/// News of a request, owned. One that was moved from is empty: kind 0, no text.
 class Event : public EventView {
   public:
     explicit Event(qwen_event *raw) noexcept : EventView(raw), handle_(raw) {}
+    Event(Event &&other) noexcept
+        : EventView(std::exchange(other.raw_, nullptr)), handle_(std::move(other.handle_)) {}
+    Event &operator=(Event &&other) noexcept {
+        handle_ = std::move(other.handle_);
+        raw_ = std::exchange(other.raw_, nullptr);
+        return *this;
+    }
 
   private:
     detail::Handle<qwen_event, qwen_event_free> handle_;
 };
 
-/// Several events; a range of EventView.
+/// Several events; a range of EventView, which are lent: they live as long as this.
 class Events {
   public:
     class Iterator {
       public:
+        using iterator_category = std::input_iterator_tag;
+        using iterator_concept = std::forward_iterator_tag;
+        using value_type = EventView;
+        using difference_type = std::ptrdiff_t;
+        using pointer = void;
+        using reference = EventView;
+
+        Iterator() = default;
         Iterator(const qwen_events *list, uint64_t index) noexcept : list_(list), index_(index) {}
         EventView operator*() const noexcept { return EventView(qwen_events_at(list_, index_)); }
         Iterator &operator++() noexcept { return ++index_, *this; }
-        bool operator!=(const Iterator &other) const noexcept { return index_ != other.index_; }
+        Iterator operator++(int) noexcept { return {list_, index_++}; }
+        friend bool operator==(const Iterator &a, const Iterator &b) noexcept {
+            return a.index_ == b.index_;
+        }
+        friend bool operator!=(const Iterator &a, const Iterator &b) noexcept { return !(a == b); }
 
       private:
-        const qwen_events *list_;
-        uint64_t index_;
+        const qwen_events *list_ = nullptr;
+        uint64_t index_ = 0;
     };
     explicit Events(qwen_events *raw) noexcept : handle_(raw) {}
-    std::size_t size() const noexcept { return qwen_events_len(handle_.get()); }
+    std::size_t size() const noexcept {
+        return static_cast<std::size_t>(qwen_events_len(handle_.get()));
+    }
+    bool empty() const noexcept { return size() == 0; }
+    /// Event `index`; an empty one beyond the last.
+    EventView operator[](std::size_t index) const noexcept {
+        return EventView(qwen_events_at(handle_.get(), index));
+    }
     Iterator begin() const noexcept { return {handle_.get(), 0}; }
-    Iterator end() const noexcept { return {handle_.get(), qwen_events_len(handle_.get())}; }
+    Iterator end() const noexcept { return {handle_.get(), size()}; }
 
   private:
     detail::Handle<qwen_events, qwen_events_free> handle_;
 };
 
+} // namespace QWEN_FLAVOUR
 } // namespace qwen
 
 #endif

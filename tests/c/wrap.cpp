@@ -1,50 +1,25 @@
-// wrap.cpp: qwen.hpp. Usage: wrap MODEL. Also compiled without exceptions, then only half of it.
+// wrap.cpp: qwen.hpp with exceptions. Usage: wrap MODEL. What it shares with those who have none is
+// tested in results.cpp, which is linked with this: two files of the two flavours in one program.
+#include "check.h"
+
 #include <qwen.hpp>
 
-#include <cstdio>
-#include <cstdlib>
+#include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <vector>
+#if __cplusplus >= 202002L
+#include <ranges>
+#endif
 
-#define CHECK(condition)                                                                           \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);           \
-            std::exit(1);                                                                          \
-        }                                                                                          \
-    } while (0)
+/// Of results.cpp.
+void results(const char *model);
 
 namespace {
 
 constexpr const char *HELLO = R"([{"role": "user", "content": "hello"}])";
 constexpr const char *SHORT = R"({"max_tokens": 20, "ignore_eos": true, "seed": 1})";
-
-static_assert(std::is_move_constructible_v<qwen::Engine> &&
-              !std::is_copy_constructible_v<qwen::Engine>);
-
-void results_without_exceptions(const char *model) {
-    auto refused = qwen::Engine::try_open("no such folder");
-    CHECK(!refused && refused.error().code() == QWEN_E_NOT_FOUND);
-    CHECK(refused.error().detail().find("no such folder") != std::string::npos);
-    auto options = qwen::Options::try_make("generation");
-    CHECK(options && options->try_merge(SHORT));
-    CHECK(options->try_set("tempo", 1).error().code() == QWEN_E_OPTION);
-    auto longer = qwen::Options::try_make("engine");
-    CHECK(longer && longer->try_set("max_context_tokens", 512));
-    auto engine = qwen::Engine::try_open(model, *longer);
-    CHECK(engine && engine->try_health());
-    auto session = qwen::Session::try_make(*engine);
-    CHECK(session);
-    std::string streamed;
-    auto reply = session->try_chat(std::string("he\0llo", 6), *options,
-                                   [&](qwen::EventView event) { streamed += event.text(); });
-    CHECK(reply && *reply == streamed);
-    auto stopped =
-        session->try_chat("hello", *options, [](qwen::EventView) { return QWEN_CANCEL; });
-    CHECK(!stopped && stopped.error().code() == QWEN_E_CANCELLED);
-}
-
-#ifdef QWEN_EXCEPTIONS
 
 void exceptions_pass_over_c(const qwen::Engine &engine, const char *model) {
     const auto options = qwen::Options::generation().merge(SHORT);
@@ -59,9 +34,13 @@ void exceptions_pass_over_c(const qwen::Engine &engine, const char *model) {
     } catch (const std::runtime_error &error) {
         CHECK(std::string(error.what()) == "mine" && calls == 1);
     }
+    CHECK(session.try_reply().error().code() == QWEN_E_STATE);
     CHECK(session.messages().find("user") == std::string::npos); // the turn was dropped
-    CHECK(!session.chat("hello", options).empty());              // and the session goes on
+    const auto said = session.chat("hello", options); // and the session goes on
+    CHECK(!said.empty() && session.reply() == said);
     auto fork = session.fork();
+    fork.set_system("Be brief.");
+    fork.reset_system();
     fork.edit(1, "other");
     CHECK(fork.messages() != session.messages());
     fork.load(session.save());
@@ -156,6 +135,81 @@ void ranges(const qwen::Engine &engine) {
     CHECK(queue.try_next().error().code() == QWEN_E_END);
 }
 
+/// The iterators are what the algorithms of C++17 and the concepts of C++20 want.
+void algorithms(const qwen::Engine &engine) {
+    using qwen::EventView;
+    const auto options = qwen::Options::generation().merge(SHORT);
+    const auto is_delta = [](const EventView &event) { return event.kind() == QWEN_EVENT_DELTA; };
+    auto request = qwen::Request::chat(engine, HELLO, options);
+    request.submit();
+    CHECK(std::find_if(request.begin(), request.end(), is_delta)->tokens().size() > 0);
+    const auto more = request.begin();
+    auto before = more;
+    CHECK(before++ == more && before != more && more->kind() == QWEN_EVENT_DELTA);
+    qwen::Queue queue;
+    auto queued = qwen::Request::chat(engine, HELLO, options);
+    queued.submit(queue, 1);
+    auto events = queue.next();
+    CHECK(std::distance(events.begin(), events.end()) == static_cast<long>(events.size()));
+#if __cplusplus >= 202002L
+    static_assert(
+        std::ranges::input_range<qwen::Request> && std::ranges::input_range<qwen::ResultEvents> &&
+        std::ranges::forward_range<qwen::Events> && std::ranges::sized_range<qwen::Events> &&
+        std::ranges::common_range<qwen::Request>);
+    auto ranged = qwen::Request::chat(engine, HELLO, options);
+    ranged.submit();
+    std::size_t tokens = 0;
+    const auto count = [](const EventView &event) { return event.tokens().size(); };
+// Clang before 16 cannot compile the views of GCC's library.
+#if !defined(__clang__) || __clang_major__ >= 16
+    for (const auto more_tokens :
+         ranged | std::views::filter(is_delta) | std::views::transform(count))
+        tokens += more_tokens;
+    CHECK(tokens > 0 && tokens <= 20);
+#else
+    std::ranges::for_each(ranged, [&](const EventView &event) { tokens += count(event); });
+    CHECK(tokens == 20);
+#endif
+#endif
+}
+
+/// Thrown where there is no value; nothing is lost on the way.
+void errors_are_thrown(const qwen::Engine &engine) {
+    auto request = qwen::Request::chat(engine, HELLO);
+    int thrown = 0;
+    try {
+        for (const auto &event : request) // it is not submitted
+            CHECK(event.kind() == 0);
+    } catch (const std::exception &error) {
+        ++thrown;
+        CHECK(std::string(error.what()) == request.try_next().error().what());
+    }
+    auto made = qwen::Options::try_make("x");
+    try {
+        made.value();
+    } catch (const qwen::Error &error) {
+        ++thrown;
+        CHECK(error.code() == QWEN_E_ARG && error.detail() == made.error().detail());
+    }
+    request.submit();
+    try {
+        request.run([](qwen::EventView) { throw std::runtime_error("mine"); });
+    } catch (const std::runtime_error &) {
+        ++thrown;
+    }
+    CHECK(thrown == 3);
+    qwen::Detokenizer detokenizer(engine.tokenizer());
+    CHECK(detokenizer.push(engine.tokenizer().encode("hi")) + detokenizer.finish() == "hi");
+    CHECK(engine.tokenizer().token_bytes(engine.tokenizer().encode("hi").back()).back() == 'i');
+    CHECK(qwen::build_info().front() == '{' && qwen::Options::describe("engine").front() == '{');
+#ifdef __cpp_lib_expected
+    const std::expected<qwen::Options, qwen::Error> expected =
+        qwen::Options::try_make("x").expected();
+    CHECK(!expected && expected.error().code() == QWEN_E_ARG);
+    CHECK(qwen::Options::try_make("session").expected()->json() == "{}");
+#endif
+}
+
 void with_exceptions(const char *model) {
     int lines = 0;
     qwen::check_abi();
@@ -169,6 +223,8 @@ void with_exceptions(const char *model) {
         auto engine = qwen::Engine::open(model, options);
         exceptions_pass_over_c(engine, model);
         ranges(engine);
+        algorithms(engine);
+        errors_are_thrown(engine);
         logprobs_with_tokens(engine);
         const std::string scored = engine.score<std::string_view>("hello", " world");
         CHECK(scored.find("\"logprob\":-") != std::string::npos);
@@ -183,15 +239,11 @@ void with_exceptions(const char *model) {
     CHECK(lines > 0);
 }
 
-#endif
-
 } // namespace
 
 int main(int argc, char **argv) {
     CHECK(argc == 2);
-    results_without_exceptions(argv[1]);
-#ifdef QWEN_EXCEPTIONS
+    results(argv[1]);
     with_exceptions(argv[1]);
-#endif
     return 0;
 }
