@@ -19,7 +19,7 @@ export CHAT_PROMPT := $(value PROMPT)
 include build.mk
 include bindings/go/go.mk
 
-.PHONY: help chat test bench lint demo-model quantised-models vocabulary fixtures compiler deps unit-test
+.PHONY: help chat test bench lint demo-model quantised-models vocabulary fixtures compiler deps unit-test twins-test
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,7 +34,7 @@ endif
 
 # With the CUDA backend: every kernel is compiled, and what needs a GPU says that it is skipped.
 test: CUDA := 1
-test: deps cuda-toolkit lint fixtures lib examples c-test unit-test go-test ## everything: lint, Rust, C, C++ and Go tests
+test: deps cuda-toolkit lint fixtures lib examples c-test unit-test go-test twins-test ## everything: lint, Rust, C, C++ and Go tests
 
 # Optimised, with assertions and overflow checks (the profile is in Cargo.toml).
 unit-test: fixtures lib examples
@@ -43,6 +43,11 @@ unit-test: fixtures lib examples
 	awk '/^test result:/ { passed += $$4; failed += $$6; ignored += $$8 } \
 	     END { printf "%d passed, %d failed, %d ignored\n", passed, failed, ignored }' build/test.log; \
 	exit $$status
+
+# The profile of the Rust tests, which have built it already.
+twins-test: examples demo-model go-chat ## the same program in every language says the same
+	cargo build --locked --profile checked $(FEATURES) --example chat
+	tests/twins.sh
 
 lint: $(if $(filter 1,$(CUDA)),cuda-toolkit) ## rustfmt and clippy, warnings are errors
 	cargo fmt --check

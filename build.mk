@@ -85,15 +85,21 @@ HPP_PARTS := $(wildcard include/qwen/*.hpp)
 
 # Programs find the library beside themselves, wherever the folder is moved to.
 RUNPATH = -Wl,-rpath,'$$ORIGIN/../lib'
-examples: build/bin/hello build/bin/chat ## examples/chat.c and chat.cpp, in build/bin
+examples: build/bin/chat build/bin/chat-c build/bin/chat-cpp ## the C and C++ programs of examples, in build/bin
 
-build/bin/hello: examples/chat.c include/qwen.h build/lib/libqwen.so
+build/bin/chat-c: examples/chat.c include/qwen.h build/lib/libqwen.so
 	@mkdir -p build/bin
 	$(CC) -std=c99 -Wall -Wextra $(CFLAGS) -Iinclude $< -o $@ -Lbuild/lib -lqwen $(RUNPATH)
 
-build/bin/chat: examples/chat.cpp include/qwen.hpp $(HPP_PARTS) include/qwen.h build/lib/libqwen.so
+BUILD_CXX = $(CXX) -std=c++17 -Wall -Wextra $(CXXFLAGS) -Iinclude $< -o $@ -Lbuild/lib -lqwen -pthread $(RUNPATH)
+
+build/bin/chat-cpp: examples/chat.cpp include/qwen.hpp $(HPP_PARTS) include/qwen.h build/lib/libqwen.so
 	@mkdir -p build/bin
-	$(CXX) -std=c++17 -Wall -Wextra $(CXXFLAGS) -Iinclude $< -o $@ -Lbuild/lib -lqwen -pthread $(RUNPATH)
+	$(BUILD_CXX)
+
+build/bin/chat: examples/terminal.cpp include/qwen.hpp $(HPP_PARTS) include/qwen.h build/lib/libqwen.so
+	@mkdir -p build/bin
+	$(BUILD_CXX)
 
 # What `make lib` has built is installed as it is: root needs no Rust for it.
 # The templates' paths are relative to where they lie, so an installed tree can be moved.

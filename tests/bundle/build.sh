@@ -20,7 +20,7 @@ if grep -q 'built without CUDA' "$OUT/lib/libqwen.so.1"; then
     echo "build/lib has a library without CUDA: make lib CUDA=1" >&2
     exit 1
 fi
-for program in chat hello qwen-bench load-time ceilings; do
+for program in chat chat-c chat-cpp qwen-bench load-time ceilings; do
     cp "build/bin/$program" "$OUT/bin/"
 done
 

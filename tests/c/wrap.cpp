@@ -36,7 +36,7 @@ void exceptions_pass_over_c(const qwen::Engine &engine, const char *model) {
     }
     CHECK(session.try_reply().error().code() == QWEN_E_STATE);
     CHECK(session.messages().find("user") == std::string::npos); // the turn was dropped
-    const auto said = session.chat("hello", options); // and the session goes on
+    const auto said = session.chat("hello", options);            // and the session goes on
     CHECK(!said.empty() && session.reply() == said);
     auto fork = session.fork();
     fork.set_system("Be brief.");
