@@ -1,14 +1,19 @@
-//! The README is true: its programs compile, link and answer, its commands and paths exist.
+//! The README and the pages of C, C++ and Rust are true: their programs compile, link and answer, their
+//! commands and paths exist, and what else they show is part of a program that runs. (The pages of Go
+//! and Java are their own tests' matter.)
 //!
-//! Reads README.md and runs the compilers on what it shows. Needs `make lib`, `make examples` and
-//! `make demo-model`; `make test` makes them first. `QWEN_BLESS=1` copies examples/chat.c into the
-//! README where they differ.
+//! Reads the pages and runs the compilers on what they show. Needs `make lib`, `make examples` and
+//! `make demo-model`; `make test` makes them first.
 
 // Clippy knows test functions, but not their helpers: those may stop the test, too.
 #![allow(clippy::expect_used, clippy::panic)]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+#[path = "pages/page.rs"]
+#[allow(clippy::print_stdout, clippy::print_stderr)]
+mod page;
 
 const MODEL: &str = "demo/chat-model";
 
@@ -53,16 +58,20 @@ fn run(command: &mut Command) -> String {
 }
 
 /// Compiles `program` as the README says, warnings being errors, and returns the executable.
-fn build(program: &str, compiler: &str, standard: &str, extension: &str) -> PathBuf {
+fn build(name: &str, program: &str, language: &str) -> PathBuf {
+    let (compiler, standard) = match language {
+        "c" => ("cc", "-std=c99"),
+        _ => ("c++", "-std=c++17"),
+    };
     let folder = root().join("build/readme");
     std::fs::create_dir_all(&folder).expect("a folder for the programs");
-    let source = folder.join(format!("program.{extension}"));
+    let source = folder.join(format!("{name}.{language}"));
     std::fs::write(&source, program).expect("a written program");
-    let executable = folder.join(format!("program-{extension}"));
+    let executable = folder.join(format!("{name}-{language}"));
     let library = made("build/lib/libqwen.so", "lib");
     let library = library.parent().expect("its folder");
     run(Command::new(compiler)
-        .args([standard, "-Wall", "-Wextra", "-Werror", "-pedantic"])
+        .args([standard, "-Wall", "-Wextra", "-Werror", "-pedantic", "-Wconversion", "-pthread"])
         .arg(format!("-I{}", root().join("include").display()))
         .arg(&source)
         .args(["-o".as_ref(), executable.as_os_str()])
@@ -77,27 +86,85 @@ fn answers_paris(command: &mut Command) {
     assert!(answer.contains("Paris"), "{answer}");
 }
 
-#[test]
-fn the_c_program_is_the_example_and_answers() {
-    let readme = read("README.md");
-    let (shown, example) = (only(&fences(&readme, "c")), read("examples/chat.c"));
-    if shown != example && std::env::var_os("QWEN_BLESS").is_some() {
-        let old = format!("\n```c\n{shown}```");
-        let blessed = readme.replacen(&old, &format!("\n```c\n{example}```"), 1);
-        std::fs::write(root().join("README.md"), blessed).expect("a written README");
-    } else {
-        assert_eq!(shown, example, "README.md and examples/chat.c differ: QWEN_BLESS=1 copies it");
+/// Code without indentation.
+fn flat(code: &str) -> String {
+    code.lines().map(|line| format!("{}\n", line.trim())).collect()
+}
+
+/// What `page` shows in `language` is the README's whole program, or part of one of `programs`; all of
+/// it is there.
+fn shows_what_runs(page: &str, language: &str, whole: &str, programs: &[&str]) {
+    let text = read(page);
+    let fences = fences(&text, language);
+    assert!(fences.len() > 5, "{page} shows {} snippets", fences.len());
+    let known: Vec<String> = programs.iter().map(|path| flat(&read(path))).collect();
+    for fence in &fences {
+        let is_known = *fence == whole || known.iter().any(|code| code.contains(&flat(fence)));
+        assert!(is_known, "{page}: no program that runs has this code:\n{fence}");
     }
-    assert!(example.lines().count() <= 25, "the smallest program has grown");
-    let program = build(&example, "cc", "-std=c99", "c");
-    answers_paris(Command::new(program).arg(made(MODEL, "demo-model")));
+    for heading in
+        ["Install", "Hello", "Streaming", "Cancellation", "Concurrency", "Errors", "Deployment"]
+    {
+        assert!(text.contains(&format!("\n## {heading}\n")), "{page} has no {heading}");
+    }
+}
+
+/// The README's program of a language answers, and so does the code of its page.
+fn answers(language: &str) -> String {
+    let readme = read("README.md");
+    let whole = only(&fences(&readme, language));
+    assert!(whole.lines().count() <= 25, "the smallest program has grown");
+    let model = made(MODEL, "demo-model");
+    answers_paris(Command::new(build("program", whole, language)).arg(&model));
+    let page = read(&format!("tests/pages/page.{language}"));
+    run(Command::new(build("page", &page, language)).arg(&model));
+    whole.to_string()
 }
 
 #[test]
-fn the_cpp_program_answers() {
+fn the_c_programs_answer() {
+    shows_what_runs("bindings/c/README.md", "c", &answers("c"), &["tests/pages/page.c"]);
+}
+
+#[test]
+fn the_cpp_programs_answer() {
+    shows_what_runs("bindings/cpp/README.md", "cpp", &answers("cpp"), &["tests/pages/page.cpp"]);
+}
+
+#[test]
+fn the_rust_code_runs() {
+    page::run(&made(MODEL, "demo-model")).expect("code that works");
+    let programs = ["tests/pages/page.rs", "examples/chat.rs"];
+    shows_what_runs("bindings/rust/README.md", "rust", "", &programs);
+}
+
+/// The table shows each language's program and page.
+#[test]
+fn the_table_has_every_language() {
     let readme = read("README.md");
-    let program = build(only(&fences(&readme, "cpp")), "c++", "-std=c++17", "cpp");
-    answers_paris(Command::new(program).arg(made(MODEL, "demo-model")));
+    let section = readme.split("\n## ").find(|part| part.starts_with("The same chat"));
+    let rows: Vec<&str> =
+        section.expect("the table").lines().filter(|line| line.contains("](")).collect();
+    let twins = read("tests/twins.sh");
+    let programs = twins.lines().filter(|line| line.starts_with("    \"")).count();
+    assert_eq!(rows.len(), programs, "the README and tests/twins.sh have different languages");
+    for row in rows {
+        let code = row.split('`').nth(1).expect("code");
+        let behind = row.rsplit('`').next().unwrap_or_default();
+        let links: Vec<&str> = behind
+            .split("](")
+            .skip(1)
+            .map(|link| link.split(')').next().unwrap_or_default())
+            .collect();
+        assert_eq!(links.len(), 2, "{row}");
+        for link in &links {
+            assert!(root().join(link).is_file(), "{link} is not in the tree");
+        }
+        // The call is the program's, whatever its arguments are called there.
+        let call = &code[..=code.find('(').expect("a call")];
+        let call = call.rsplit([' ', '.']).next().unwrap_or_default();
+        assert!(read(links[0]).contains(call), "{} has no {call}", links[0]);
+    }
 }
 
 #[test]
