@@ -4,6 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export LD_LIBRARY_PATH=$PWD/build/lib
+# Some languages (Java) take a program's arguments in the locale's encoding.
+export LC_ALL=C.UTF-8
 
 MODEL=demo/chat-model
 # A language and its command, which takes the flags of examples/chat.c.
