@@ -85,11 +85,15 @@ HPP_PARTS := $(wildcard include/qwen/*.hpp)
 
 # Programs find the library beside themselves, wherever the folder is moved to.
 RUNPATH = -Wl,-rpath,'$$ORIGIN/../lib'
-examples: build/bin/chat build/bin/chat-c build/bin/chat-cpp ## the C and C++ programs of examples, in build/bin
+examples: build/bin/chat build/bin/chat-c build/bin/chat-cpp build/bin/concurrent ## the C and C++ programs of examples, in build/bin
 
 build/bin/chat-c: examples/chat.c include/qwen.h build/lib/libqwen.so
 	@mkdir -p build/bin
 	$(CC) -std=c99 -Wall -Wextra $(CFLAGS) -Iinclude $< -o $@ -Lbuild/lib -lqwen $(RUNPATH)
+
+build/bin/concurrent: examples/concurrent.c include/qwen.h build/lib/libqwen.so
+	@mkdir -p build/bin
+	$(CC) -std=c99 -D_POSIX_C_SOURCE=200809L -Wall -Wextra $(CFLAGS) -Iinclude $< -o $@ -Lbuild/lib -lqwen -pthread $(RUNPATH)
 
 BUILD_CXX = $(CXX) -std=c++17 -Wall -Wextra $(CXXFLAGS) -Iinclude $< -o $@ -Lbuild/lib -lqwen -pthread $(RUNPATH)
 

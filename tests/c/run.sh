@@ -65,6 +65,20 @@ check() {
     head -c 4000 "$OUT/stdout" "$OUT/stderr"
 }
 
+# says PATTERN COMMAND...: it succeeds, and a line of its output is as the pattern has it.
+says() {
+    local pattern=$1 status=0
+    shift
+    timeout 300 "$@" >"$OUT/stdout" 2>"$OUT/stderr" </dev/null || status=$?
+    if [ $status -eq 0 ] && grep -aq "$pattern" "$OUT/stdout" && [ ! -s "$OUT/stderr" ]; then
+        passed=$((passed + 1))
+        return
+    fi
+    failed=$((failed + 1))
+    echo "FAILED (status $status, no \`$pattern\`): $*"
+    head -c 4000 "$OUT/stdout" "$OUT/stderr"
+}
+
 # suite PREFIX RUNNER...: every program; RUNNER is put before each.
 suite() {
     local at=$OUT/$1
@@ -86,7 +100,7 @@ suite() {
 build_all() {
     local prefix=$1 name
     shift
-    for name in arguments session request analysis tools threads load forge life; do
+    for name in arguments session request analysis tools threads mixed load forge life; do
         build "$prefix-$name" "tests/c/$name.c" build/lib "$@"
     done
     build "$prefix-panic" tests/c/panic.c build/hooks "$@"
@@ -100,6 +114,12 @@ build_wrap asan-wrap "$CXX" c++20 "${SANITIZE[@]}" -O0 -fno-sanitize=vptr
 THREAD_ROUNDS=24 suite asan
 check "$OUT/asan-forge" demo/vocabulary
 check "$OUT/asan-life" $TINY reopen
+check "$OUT/asan-mixed" $TINY 12
+build asan-concurrent examples/concurrent.c build/lib "${SANITIZE[@]}"
+for threads in 32 1; do
+    says "32 conversations on $threads threads: .* finished" "$OUT/asan-concurrent" $TINY $threads
+done
+says '"requests_submitted":32,' build/bin/concurrent $TINY
 
 echo "The same under Valgrind, and ends that leak on purpose"
 build_all plain -O1
@@ -111,6 +131,8 @@ THREAD_ROUNDS=2 suite plain valgrind --quiet --error-exitcode=9 --leak-check=ful
 for how in exit quit thread fork; do
     for _ in 1 2 3 4 5; do check "$OUT/plain-life" $TINY $how; done
 done
+# Without Valgrind, which lets one thread run at a time.
+check "$OUT/plain-mixed" $TINY 9
 "$CC" "${C99[@]}" "${WARN[@]}" tests/c/unload.c -o "$OUT/unload" -ldl
 check "$OUT/unload" "$ROOT/build/lib/libqwen.so" $TINY
 
