@@ -170,6 +170,12 @@ static void options_name_the_key(void) {
     CHECK_OK(qwen_options_get_json(generation, &json, &err));
     CHECK(strcmp(qwen_buf_data(json), "{\"max_tokens\":5,\"stop\":[\"x\"]}") == 0);
     qwen_buf_free(json);
+    /* A number is told as it was given, to its last bit. */
+    CHECK_OK(
+        qwen_options_merge_json(generation, "{\"top_p\": 1e-30, \"stop\": null}", QWEN_CSTR, &err));
+    CHECK_OK(qwen_options_get_json(generation, &json, &err));
+    CHECK(strcmp(qwen_buf_data(json), "{\"max_tokens\":5,\"top_p\":1e-30}") == 0);
+    qwen_buf_free(json);
     /* Options of one kind where another kind goes. */
     CHECK_FAILS(QWEN_E_ARG, qwen_engine_open("x", 1, session, NULL, NULL, &engine, &err));
     qwen_options_free(generation);
