@@ -126,6 +126,15 @@ abi-test: c-test ## header, symbols, C and C++ programs, sanitizers, installed t
 c-test: lib hooks-lib examples
 	tests/c/run.sh
 
+# These two take a nightly compiler, and `make test` needs neither.
+.PHONY: tsan fuzz
+tsan: ## the tests of many threads under ThreadSanitizer
+	tests/c/tsan.sh
+
+FUZZ_SECONDS ?= 300
+fuzz: ## look for inputs that break a promise: FUZZ_SECONDS for each target (takes cargo-fuzz)
+	tests/fuzz/run.sh $(FUZZ_SECONDS)
+
 BENCH_PARTS := $(wildcard benches/support/*.hpp)
 
 build/bin/qwen-bench: benches/qwen_bench.cpp $(BENCH_PARTS) include/qwen.hpp $(HPP_PARTS) include/qwen.h build/lib/libqwen.so
