@@ -17,7 +17,7 @@ TMPDIR=$(mktemp -d -p "$([ -w /dev/shm ] && echo /dev/shm || echo /tmp)" qwen-fu
 export TMPDIR
 trap 'rm -rf "$TMPDIR"' EXIT
 
-[ "${QWEN_FUZZ_BUILT:-}" ] || cargo +nightly fuzz build --fuzz-dir tests/fuzz --target-dir $at
+cargo +nightly fuzz build --fuzz-dir tests/fuzz --target-dir $at
 failed=0
 for target in "${targets[@]}"; do
     mkdir -p "$at/corpus/$target" "$at/found/$target"
