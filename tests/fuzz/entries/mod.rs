@@ -20,8 +20,11 @@ pub(crate) use files::{loader, vocabulary};
 pub(crate) use json::{chat, options, schema};
 pub(crate) use streams::{react, session, text};
 
+/// Takes any bytes.
+pub(crate) type Entry = fn(&[u8]);
+
 /// Each entry by the name of its target and of its folder in the corpus.
-pub(crate) const ALL: [(&str, fn(&[u8])); 8] = [
+pub(crate) const ALL: [(&str, Entry); 8] = [
     ("chat", chat),
     ("loader", loader),
     ("options", options),
