@@ -473,6 +473,13 @@ int32_t qwen_options_set_log(qwen_options *options,
 /// `options`: engine options, or NULL. `on_progress` with `user`: may be NULL. The caller frees
 /// `engine`. Any thread; returns when the model can be used. Callbacks must not throw or longjmp.
 ///
+/// With the engine option deterministic a reply's tokens and log-probabilities depend, to the bit, on
+/// nothing but its prompt, options and seed: not on what else runs, nor on when it came. On a CPU that
+/// is so anyway, and costs nothing. On a GPU it costs what batching and the prefix cache gain: requests run
+/// one at a time, in order of priority and arrival, each to its end and from its first token. It is no
+/// promise across libraries, drivers or types of GPU, nor across other values of devices,
+/// tensor_parallel, split, num_threads, prefill_chunk_tokens and max_batch_sequences.
+///
 /// Errors: QWEN_E_NOT_FOUND, QWEN_E_IO, QWEN_E_CORRUPT, QWEN_E_UNSUPPORTED (path, field, tensor and
 /// offset in the detail), QWEN_E_OOM_HOST (bytes in the detail), QWEN_E_NO_DEVICE, QWEN_E_OPTION,
 /// QWEN_E_CANCELLED and QWEN_E_CALLBACK by `on_progress`.

@@ -73,6 +73,11 @@ func WithMaxQueueRequests(value int) EngineOption {
 // begins like an earlier request is computed from where it differs. Default: true.
 func WithPrefixCache(value bool) EngineOption { return WithEngineOption("prefix_cache", value) }
 
+// WithDeterministic: a request's tokens and logprobs do not depend on what else runs or when
+// it came, to the bit: a CPU keeps that anyway; on a GPU requests then run one at a time,
+// without prefix_cache and autotune. Default: false.
+func WithDeterministic(value bool) EngineOption { return WithEngineOption("deterministic", value) }
+
 // WithSystem: the system message; the format's own if absent.
 func WithSystem(value string) SessionOption { return WithSessionOption("system", value) }
 

@@ -109,6 +109,10 @@ pub trait Backend: Send {
     /// Keys and values of all layers.
     type KvCache: Send;
 
+    /// Does a row's result depend, to the bit, on nothing but the tokens up to it: neither on the rows
+    /// beside it, nor on which steps computed those before it?
+    const BATCH_INVARIANT: bool = false;
+
     /// Does it want cosines and sines from the host? Otherwise frequencies are enough.
     const HOST_ANGLES: bool = true;
 

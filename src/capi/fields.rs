@@ -47,6 +47,7 @@ pub(super) fn set_engine(options: &mut EngineOptions, values: &Map<String, Value
             "prefill_chunk_tokens" => options.prefill_chunk_tokens = size(value),
             "max_queue_requests" => options.max_queue_requests = size(value),
             "prefix_cache" => options.prefix_cache = value.as_bool().unwrap_or(true),
+            "deterministic" => options.deterministic = value.as_bool().unwrap_or(false),
             other => debug_assert!(false, "engine key {other} sets nothing"),
         }
     }
@@ -111,6 +112,7 @@ pub(super) fn engine_values(options: &EngineOptions) -> Map<String, Value> {
         "prefill_chunk_tokens": options.prefill_chunk_tokens,
         "max_queue_requests": options.max_queue_requests,
         "prefix_cache": options.prefix_cache,
+        "deterministic": options.deterministic,
     });
     into_map(value)
 }

@@ -138,6 +138,12 @@ pub(super) const KEYS: &[Key] = &[
         "keep the KV pages of prompts and replies until their memory is needed: what begins like an earlier \
          request is computed from where it differs",
     ),
+    engine(
+        "deterministic",
+        Shape::Flag,
+        "a request's tokens and logprobs do not depend on what else runs or when it came, to the bit: a CPU \
+         keeps that anyway; on a GPU requests then run one at a time, without prefix_cache and autotune",
+    ),
     Key {
         alias: Some("max_completion_tokens"),
         ..generation("max_tokens", Shape::Integer(1, MAX_TOKENS), "most tokens of the reply")

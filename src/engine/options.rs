@@ -54,6 +54,13 @@ pub struct EngineOptions {
     pub max_queue_requests: usize,
     /// Keep full KV pages after use, and share them between requests that begin with the same tokens.
     pub prefix_cache: bool,
+    /// A request's tokens and their log-probabilities depend on nothing but its prompt, its parameters and
+    /// seed, bit for bit: not on what else runs, nor on when it came. A CPU keeps that anyway. On a GPU, where
+    /// rounding depends on the rows of a step, it costs most of the speed under load: requests run one at a
+    /// time, each to its end whatever its priority, over no prefix cache, and without `autotune`. It says
+    /// nothing across GPU types, drivers, versions of the library, or other values of `devices`,
+    /// `tensor_parallel`, `split`, `num_threads`, `prefill_chunk_tokens` and `max_batch_sequences`.
+    pub deterministic: bool,
 }
 
 impl Default for EngineOptions {
@@ -73,6 +80,7 @@ impl Default for EngineOptions {
             prefill_chunk_tokens: 0,
             max_queue_requests: 1024,
             prefix_cache: true,
+            deterministic: false,
         }
     }
 }

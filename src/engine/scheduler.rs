@@ -28,10 +28,14 @@ const MOST_ROWS: usize = 31;
 pub struct Limits {
     /// Tokens in one KV page.
     pub page_tokens: usize,
-    /// Most sequences in one step, and most rows whose logits are wanted.
+    /// Most sequences in one step.
     pub max_sequences: usize,
+    /// Most rows of a step whose logits are wanted; at least `max_sequences`.
+    pub max_rows: usize,
     /// Most prompt tokens in one step.
     pub prefill_tokens: usize,
+    /// A higher priority takes places and pages from lower ones.
+    pub displaces: bool,
 }
 
 /// One sequence's part of a step.
@@ -69,7 +73,7 @@ pub fn plan(views: &[View], free_pages: usize, limits: &Limits, plan: &mut Plan)
         plan,
         free_pages,
         free_places: limits.max_sequences.saturating_sub(num_admitted),
-        spare_rows: limits.max_sequences.saturating_sub(num_admitted),
+        spare_rows: limits.max_rows.saturating_sub(num_admitted),
         prefill_left: limits.prefill_tokens,
         reserved_pages: 0,
         end: views.len(),
@@ -131,7 +135,8 @@ impl Step<'_> {
     fn admit(&mut self, index: usize) -> bool {
         let priority = self.views[index].priority;
         let lower = self.views[index..self.end].iter();
-        let lower = lower.filter(|view| view.admitted && view.priority < priority);
+        let displaces = self.limits.displaces;
+        let lower = lower.filter(|view| displaces && view.admitted && view.priority < priority);
         let (num_lower, lower_pages) =
             lower.fold((0, 0), |(count, pages), view| (count + 1, pages + view.pages));
         let view = &self.views[index];

@@ -46,23 +46,33 @@ pub struct EngineParts {
 /// Starts the loop thread.
 pub(crate) fn start(parts: EngineParts) -> Result<(Arc<Shared>, JoinHandle<()>)> {
     let num_pages = check(&parts)?;
+    // Where numbers depend on what is computed beside them, nothing is, nor taken from other steps: a prompt
+    // is cut at the same places each time, and what was computed once is not computed anew in other steps.
+    let is_alone =
+        parts.options.deterministic && !parts.ranks.iter().all(|rank| rank.batch_invariant());
     let limits = scheduler::Limits {
         page_tokens: PAGE_TOKENS,
-        max_sequences: parts.options.max_batch_sequences,
+        max_sequences: if is_alone { 1 } else { parts.options.max_batch_sequences },
+        max_rows: parts.options.max_batch_sequences,
         prefill_tokens: parts.options.prefill_chunk_tokens,
+        displaces: !is_alone,
+    };
+    let options = EngineOptions {
+        max_batch_sequences: limits.max_sequences,
+        prefix_cache: parts.options.prefix_cache && !is_alone,
+        ..parts.options
     };
     let vocab_size = parts.config.vocab_size;
-    let sequence_tokens =
-        parts.options.context_tokens(&parts.config).min(parts.num_pages * PAGE_TOKENS);
+    let sequence_tokens = options.context_tokens(&parts.config).min(parts.num_pages * PAGE_TOKENS);
     let shared = Arc::new(Shared::new(SharedParts {
-        info: complete_info(parts.info, &parts.options, parts.num_pages, sequence_tokens),
+        info: complete_info(parts.info, &options, parts.num_pages, sequence_tokens),
         usable_ids: parts.tokenizer.num_tokens().min(vocab_size),
         tokenizer: parts.tokenizer,
         generation: parts.generation,
         sequence_tokens,
-        max_queue_requests: parts.options.max_queue_requests,
+        max_queue_requests: options.max_queue_requests,
         model: parts.config,
-        prefix_cache: parts.options.prefix_cache,
+        prefix_cache: options.prefix_cache,
         log: parts.log,
     }));
     let workers = Workers::start(parts.ranks)?;
@@ -111,6 +121,7 @@ fn complete_info(
     info["prefill_chunk_tokens"] = json!(options.prefill_chunk_tokens);
     info["max_queue_requests"] = json!(options.max_queue_requests);
     info["prefix_cache"] = json!(options.prefix_cache);
+    info["deterministic"] = json!(options.deterministic);
     info
 }
 

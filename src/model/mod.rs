@@ -42,6 +42,11 @@ pub trait Rank: Send {
         false
     }
 
+    /// `Backend::BATCH_INVARIANT`.
+    fn batch_invariant(&self) -> bool {
+        false
+    }
+
     /// `Backend::load_report`.
     fn load_report(&self) -> &str {
         ""
@@ -247,6 +252,10 @@ impl<B: Backend> Rank for Model<B> {
 
     fn draws_tokens(&self) -> bool {
         B::DRAWS
+    }
+
+    fn batch_invariant(&self) -> bool {
+        B::BATCH_INVARIANT
     }
 
     fn load_report(&self) -> &str {

@@ -104,4 +104,8 @@ impl Rank for Drawing {
     fn draws_tokens(&self) -> bool {
         true
     }
+
+    fn batch_invariant(&self) -> bool {
+        self.fake.batch_invariant()
+    }
 }

@@ -50,6 +50,10 @@ pub(crate) struct Fake {
     pub(crate) logits: Vec<f32>,
     /// `[slots]` (token, position, NTK factor).
     cache: Vec<Option<(u32, u32, f64)>>,
+    /// `[slots]` what else the numbers of a GPU depend on: the shape of the step that computed them.
+    shapes: Vec<u64>,
+    /// Logits depend on these, too.
+    pub(crate) varies: bool,
     pub(crate) control: Arc<Control>,
     /// Only the first rank's leave the model; a rank that draws wants its own.
     pub(crate) gives_logits: bool,
@@ -63,10 +67,22 @@ impl Fake {
             rank,
             logits: Vec::new(),
             cache: vec![None; num_pages * PAGE_TOKENS],
+            shapes: vec![0; num_pages * PAGE_TOKENS],
+            varies: false,
             control: Arc::clone(control),
             gives_logits: rank == 0,
             max_rows: usize::MAX,
         }
+    }
+
+    /// What of the steps that computed the context of `sequence` up to position `last` tells in the logits.
+    fn rounding(&self, batch: &Batch, sequence: usize, last: u32) -> u64 {
+        let slot = |position: usize| {
+            let page = batch.pages(sequence)[position / PAGE_TOKENS] as usize;
+            page * PAGE_TOKENS + position % PAGE_TOKENS
+        };
+        let shapes = (0..=last as usize).map(|position| self.shapes[slot(position)]);
+        if self.varies { shapes.fold(0, |hash, shape| push_hash(hash, shape as u32)) } else { 0 }
     }
 
     /// Reads the context of `sequence` up to position `last`, as an attention would.
@@ -100,15 +116,20 @@ impl Rank for Fake {
             for row in batch.rows(sequence) {
                 let cell =
                     (batch.token_ids[row], batch.positions[row], ntk_factor(batch, sequence));
-                self.cache[batch.slot_mapping[row] as usize] = Some(cell);
+                let slot = batch.slot_mapping[row] as usize;
+                self.cache[slot] = Some(cell);
+                let in_all = batch.num_tokens() * 100 + batch.num_sequences();
+                self.shapes[slot] = (in_all * 1000 + batch.rows(sequence).len()) as u64;
             }
             let last = batch.rows(sequence).end - 1;
             assert_eq!(batch.positions[last] + 1, batch.context_lens[sequence]);
             while let Some(&row) = rows.next_if(|&&row| row as usize <= last) {
-                let context = self.context(batch, sequence, batch.positions[row as usize])?;
+                let position = batch.positions[row as usize];
+                let context = self.context(batch, sequence, position)?;
                 if self.gives_logits {
                     let prompt_len = batch.ntk_lens[sequence] as usize;
-                    push_logits(&context, prompt_len, &mut self.logits);
+                    let rounding = self.rounding(batch, sequence, position);
+                    push_logits(&context, prompt_len, rounding, &mut self.logits);
                     let drawn = context.len().checked_sub(prompt_len);
                     if let Some(token) = drawn.and_then(|drawn| self.control.said(drawn)) {
                         let start = self.logits.len() - VOCAB;
@@ -127,6 +148,10 @@ impl Rank for Fake {
         *output = Output { logits: std::mem::take(&mut self.logits), ..Output::default() };
         Ok(())
     }
+
+    fn batch_invariant(&self) -> bool {
+        !self.varies
+    }
 }
 
 /// What keys are rotated by: a page of another factor is as wrong as one of other tokens.
@@ -142,13 +167,14 @@ fn push_hash(hash: u64, token: u32) -> u64 {
 /// What the model says after `context`, whose first `prompt_len` ids are the prompt.
 pub(crate) fn logits_after(context: &[u32], prompt_len: usize) -> Vec<f32> {
     let mut logits = Vec::new();
-    push_logits(context, prompt_len, &mut logits);
+    push_logits(context, prompt_len, 0, &mut logits);
     logits
 }
 
-fn push_logits(context: &[u32], prompt_len: usize, logits: &mut Vec<f32>) {
+fn push_logits(context: &[u32], prompt_len: usize, rounding: u64, logits: &mut Vec<f32>) {
     let start = logits.len();
-    let hash = context.iter().fold(prompt_len as u64, |hash, &id| push_hash(hash, id));
+    let seed = prompt_len as u64 ^ rounding;
+    let hash = context.iter().fold(seed, |hash, &id| push_hash(hash, id));
     logits.extend((0..VOCAB as u32).map(|id| logit(hash, id)));
     if context[0] == ECHO {
         let echo = context[(1 + context.len() - prompt_len) % prompt_len];
@@ -249,6 +275,8 @@ pub(crate) struct Lab {
     pub(crate) num_ranks: usize,
     /// The ranks draw, all the same, so that the engine is a step ahead.
     pub(crate) draws: bool,
+    /// Numbers depend on the steps that compute them, as on a GPU.
+    pub(crate) varies: bool,
     pub(crate) options: EngineOptions,
     pub(crate) chat_format: ChatFormat,
     pub(crate) stop_words_ids: Vec<Vec<u32>>,
@@ -261,6 +289,7 @@ pub(crate) fn lab() -> Lab {
         num_pages: 4096,
         num_ranks: 1,
         draws: false,
+        varies: false,
         options: EngineOptions { prefill_chunk_tokens: 512, ..EngineOptions::default() },
         chat_format: ChatFormat::ChatMl,
         stop_words_ids: Vec::new(),
@@ -280,6 +309,7 @@ impl Lab {
             .map(|rank| {
                 let mut fake = Fake::new(rank, self.num_pages, &control);
                 fake.max_rows = self.options.max_batch_sequences;
+                fake.varies = self.varies;
                 match self.draws {
                     true => Box::new(Drawing::new(fake)) as Box<dyn Rank>,
                     false => Box::new(fake),

@@ -7,6 +7,7 @@ mod batching;
 mod cancel;
 mod choices;
 mod control;
+mod deterministic;
 mod drawing;
 mod fake;
 mod fork;

@@ -2,7 +2,7 @@
 //! through, and every plan on the way is checked.
 
 use proptest::prelude::*;
-use qwen::engine::scheduler::{Limits, Plan, plan};
+use qwen::engine::scheduler::{Limits, Plan, Run, plan};
 use qwen::engine::sequence::View;
 
 /// A sequence as the loop would carry it.
@@ -194,7 +194,8 @@ prop_compose! {
         };
         let mut future: Vec<Life> = raw.into_iter().map(life).collect();
         future.sort_by_key(|life| life.arrival);
-        let limits = Limits { page_tokens, max_sequences, prefill_tokens };
+        let limits =
+            Limits { page_tokens, max_sequences, max_rows: max_sequences, prefill_tokens, displaces: true };
         World { lives: Vec::new(), future, steps: 0, num_pages, limits, ahead }
     }
 }
@@ -219,6 +220,7 @@ proptest! {
     fn enough_pages_mean_no_preemption(mut world in any_world()) {
         world.num_pages = world.future.len() * 60 * 16;
         world.limits.max_sequences = world.future.len();
+        world.limits.max_rows = world.future.len();
         while !world.is_over() {
             let found = world.step()?;
             prop_assert!(found.preempt.is_empty());
@@ -237,7 +239,8 @@ proptest! {
     }
 }
 
-const LIMITS: Limits = Limits { page_tokens: 16, max_sequences: 8, prefill_tokens: 32 };
+const LIMITS: Limits =
+    Limits { page_tokens: 16, max_sequences: 8, max_rows: 8, prefill_tokens: 32, displaces: true };
 
 fn decoding(computed: usize, pages: usize) -> View {
     let total_tokens = computed + 1;
@@ -360,6 +363,18 @@ fn a_higher_priority_takes_pages_and_places_of_lower_ones_where_that_is_enough()
     views.extend([low(20, 2); 8]);
     let (runs, preempted) = planned(&views, 100);
     assert_eq!((runs.len(), runs[0], preempted), (8, (0, 5), vec![8]));
+}
+
+#[test]
+fn whoever_was_admitted_stays_where_nobody_is_displaced() {
+    let limits = Limits { max_sequences: 1, displaces: false, ..LIMITS };
+    let views = [View { priority: 1, ..waiting(30) }, decoding(20, 2)];
+    let mut found = Plan::default();
+    plan(&views, 100, &limits, &mut found);
+    assert_eq!(
+        (&found.runs[..], &found.preempt[..]),
+        (&[Run { index: 1, tokens: 1 }][..], &[][..])
+    );
 }
 
 #[test]

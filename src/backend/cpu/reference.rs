@@ -66,6 +66,8 @@ impl Backend for Reference {
     type Buffer = HostBuffer;
     type KvCache = ReferenceKv;
 
+    const BATCH_INVARIANT: bool = true;
+
     fn matrix(&mut self, source: &HostTensor) -> Result<ReferenceMatrix> {
         let (dtype, cols) = (source.dtype(), source.cols());
         Ok(ReferenceMatrix { dtype, cols, data: source.to_f32(), bias: None })

@@ -153,6 +153,8 @@ pub(crate) fn estimate(folder: &Path, options: &EngineOptions) -> Result<Estimat
 /// Reads headers and configuration, no weights. Also the options, which are valid, with what they left open.
 fn plan(folder: &Path, options: &EngineOptions) -> Result<(Plan, EngineOptions)> {
     let mut options = options.clone();
+    // What is timed is not the same in each process.
+    options.autotune &= !options.deterministic;
     options.tensor_parallel = devices::num_ranks(&options)?;
     let config = ModelConfig::open(folder)?;
     let generation = GenerationConfig::open(folder)?;

@@ -129,6 +129,8 @@ impl Backend for Fast {
     type Buffer = HostBuffer;
     type KvCache = FastKv;
 
+    const BATCH_INVARIANT: bool = true;
+
     fn matrix(&mut self, source: &HostTensor) -> Result<FastMatrix> {
         Ok(FastMatrix::Plain(source.clone()))
     }
