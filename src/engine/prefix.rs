@@ -1,11 +1,12 @@
 //! What the prefix cache is to sequences that wait: what each would find there, and whether it had
-//! better wait until another one has computed what both begin with.
+//! better wait until another one has computed what both begin with. And what it is to those that may
+//! have to give way: which of their pages would come back.
 //!
 //! It only looks. The scheduler decides, the loop shares the pages, `kv` keeps them.
 
 use crate::engine::scheduler::Limits;
 use crate::engine::sequence::{Sequence, View};
-use crate::kv::PagePool;
+use crate::kv::{PagePool, pages_for};
 
 /// Appends the views that the next plan is made of. A waiting sequence is seen as it would start over the
 /// cache. The first that had better wait is postponed: a prompt is computed once, and nobody overtakes it.
@@ -36,6 +37,31 @@ pub(super) fn push_views(
             view.postponed = true;
         }
         views.push(view);
+    }
+    count_own(sequences, pool, limits, views);
+}
+
+/// Sets of each admitted one how many pages come back with it, where one may have to give way: when pages
+/// could run out, or one waits that ranks higher. What that one has found stays where it is.
+fn count_own(sequences: &[Sequence], pool: &mut PagePool, limits: &Limits, views: &mut [View]) {
+    let last = views.iter().rposition(|view| view.admitted).map_or(0, |last| last + 1);
+    let is_before = |view: &View| !view.admitted && !view.postponed;
+    let has_higher = views[..last].iter().any(is_before);
+    // A page for each, and one more where a prompt goes on.
+    let most_taken = 2 * last + pages_for(limits.prefill_tokens, limits.page_tokens);
+    if !has_higher && pool.num_free() >= most_taken {
+        return;
+    }
+    pool.begin_returns();
+    for (sequence, view) in sequences.iter().zip(&views[..last]) {
+        if let Some(root) = sequence.prefix_root.filter(|_| is_before(view)) {
+            pool.leave_out(root, sequence.prefix());
+        }
+    }
+    for (sequence, view) in sequences.iter().zip(&mut views[..last]).rev() {
+        if view.admitted {
+            view.own_pages = pool.returns(&sequence.pages);
+        }
     }
 }
 

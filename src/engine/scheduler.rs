@@ -4,9 +4,9 @@
 //! 1. Rank decides: priority, then arrival. Pages and places go to the first in rank; when they run
 //!    out, the last admitted one loses its pages and is computed anew later. So the oldest of the
 //!    highest priority always advances, and with it every sequence of that priority gets its turn.
-//!    Whoever waits takes from lower priorities only, and only if that is enough. A plan that takes
-//!    pages away is made again when they are back: those that others share stay, so how many come back
-//!    is known only then.
+//!    Whoever waits takes from lower priorities only, and only if that is enough. Nobody gives way in
+//!    vain: pages that others share do not come back. A plan that takes pages away is made again when
+//!    they are back: what the prefix cache has for whoever waits is free then.
 //! 2. A decoding sequence takes one token in every step, whatever is prefilled beside it.
 //! 3. Prompts share `prefill_tokens` per step, the bound on how long a step can take.
 //! 4. One whose last token is being drawn computes nothing more.
@@ -120,6 +120,7 @@ impl Step<'_> {
         let wanted = self.wanted(index);
         while wanted > 0
             && self.room(index) == 0
+            && self.has_pages_behind(index)
             && let Some(last) = self.last_admitted_behind(index)
         {
             self.preempt(last);
@@ -138,7 +139,7 @@ impl Step<'_> {
         let displaces = self.limits.displaces;
         let lower = lower.filter(|view| displaces && view.admitted && view.priority < priority);
         let (num_lower, lower_pages) =
-            lower.fold((0, 0), |(count, pages), view| (count + 1, pages + view.pages));
+            lower.fold((0, 0), |(count, pages), view| (count + 1, pages + view.own_pages));
         let view = &self.views[index];
         let needed = self.pages(view.total_tokens).saturating_sub(view.pages) + self.reserved_pages;
         let fits = needed <= self.free_pages + lower_pages && self.free_places + num_lower > 0;
@@ -158,13 +159,20 @@ impl Step<'_> {
         true
     }
 
+    /// Would pages come back if all behind gave way? Where nobody has run yet, that is tried in any case:
+    /// when they are back, there may be more.
+    fn has_pages_behind(&self, index: usize) -> bool {
+        let mut behind = self.views[index + 1..self.end].iter();
+        self.plan.runs.is_empty() || behind.any(|view| view.admitted && view.own_pages > 0)
+    }
+
     fn last_admitted_behind(&self, index: usize) -> Option<usize> {
         (index + 1..self.end).rev().find(|&other| self.views[other].admitted)
     }
 
     fn preempt(&mut self, index: usize) {
         self.end = index;
-        self.free_pages += self.views[index].pages;
+        self.free_pages += self.views[index].own_pages;
         self.free_places += 1;
         self.spare_rows += 1;
         self.plan.preempt.push(index);

@@ -42,6 +42,9 @@ pub struct View {
     pub total_tokens: usize,
     /// KV pages held.
     pub pages: usize,
+    /// Of these, the ones that are free when it and all admitted ones behind it have given theirs back,
+    /// and not free before.
+    pub own_pages: usize,
     /// It is part of the running batch (prefilling or decoding).
     pub admitted: bool,
     /// Only the token drawn last is missing in the cache.
@@ -199,6 +202,7 @@ impl Sequence {
             computed_tokens: self.computed_tokens,
             total_tokens: self.tokens.len() + self.in_flight,
             pages: self.pages.pages().len(),
+            own_pages: self.pages.pages().len(),
             admitted: matches!(self.phase, Phase::Prefilling | Phase::Running),
             decoding: self.phase == Phase::Running,
             ending: self.in_flight > 0

@@ -47,6 +47,7 @@ impl Life {
             computed_tokens: self.computed,
             total_tokens: self.total,
             pages: self.pages,
+            own_pages: self.pages,
             admitted: self.admitted,
             decoding: self.decoding,
             ending: self.ending,
@@ -249,6 +250,7 @@ fn decoding(computed: usize, pages: usize) -> View {
         computed_tokens: computed,
         total_tokens,
         pages,
+        own_pages: pages,
         admitted: true,
         decoding: true,
         ending: false,
@@ -264,6 +266,7 @@ fn waiting(total: usize) -> View {
         computed_tokens: 0,
         total_tokens,
         pages: 0,
+        own_pages: 0,
         admitted: false,
         decoding: false,
         ending: false,
@@ -363,6 +366,23 @@ fn a_higher_priority_takes_pages_and_places_of_lower_ones_where_that_is_enough()
     views.extend([low(20, 2); 8]);
     let (runs, preempted) = planned(&views, 100);
     assert_eq!((runs.len(), runs[0], preempted), (8, (0, 5), vec![8]));
+}
+
+#[test]
+fn pages_that_others_share_do_not_come_back() {
+    let high = |view: View| View { priority: 1, ..view };
+    let sharing = View { own_pages: 1, ..decoding(95, 6) };
+    // 30 tokens want two pages; one is free, and each of the lower ones gives one back.
+    assert_eq!(planned(&[high(waiting(30)), sharing], 0), (vec![(1, 1)], vec![]));
+    let views = [high(waiting(30)), sharing, sharing];
+    assert_eq!(planned(&views, 1), (vec![(0, 30), (1, 1)], vec![2]));
+    assert_eq!(planned(&views, 0), (vec![(0, 30)], vec![2, 1]));
+    // One that lacks a page gets it from whoever has one.
+    let none = View { own_pages: 0, ..sharing };
+    assert_eq!(planned(&[decoding(32, 2), sharing, none], 0), (vec![(0, 1)], vec![2, 1]));
+    // Nobody behind the second has one: it waits.
+    let views = [decoding(20, 2), decoding(32, 2), none];
+    assert_eq!(planned(&views, 0), (vec![(0, 1), (2, 1)], vec![]));
 }
 
 #[test]
