@@ -2,10 +2,10 @@
 //! better wait until another one has computed what both begin with. And what it is to those that may
 //! have to give way: which of their pages would come back.
 //!
-//! It only looks. The scheduler decides, the loop shares the pages, `kv` keeps them.
+//! The scheduler decides, the loop shares the pages, `kv` keeps them.
 
-use crate::engine::scheduler::Limits;
-use crate::engine::sequence::{Sequence, View};
+use crate::engine::scheduler::{Limits, Run};
+use crate::engine::sequence::{Phase, Sequence, View};
 use crate::kv::{PagePool, pages_for};
 
 /// Appends the views that the next plan is made of. A waiting sequence is seen as it would start over the
@@ -65,9 +65,21 @@ fn count_own(sequences: &[Sequence], pool: &mut PagePool, limits: &Limits, views
     }
 }
 
+/// Leaves in the cache what a complete step computes of prompts whose end it does not reach: who loses its
+/// pages goes on from there, and others may follow. Where a token is drawn, that is done when its logits
+/// are known to be numbers.
+pub(super) fn publish_chunks(runs: &[Run], sequences: &mut [Sequence], pool: &mut PagePool) {
+    for run in runs {
+        let sequence = &mut sequences[run.index];
+        if sequence.phase() == Phase::Prefilling {
+            sequence.publish(pool);
+        }
+    }
+}
+
 /// Tokens after the first `found` that `earlier` has or will have computed for `sequence`, in whole
-/// pages: it publishes them with the first token it draws. They are not published yet, or they would
-/// have been found.
+/// pages: it publishes them with each chunk of its prompt, and with the tokens it draws. They are not
+/// published yet, or they would have been found.
 fn common_pages(
     sequence: &Sequence,
     earlier: &Sequence,

@@ -292,13 +292,20 @@ impl Sequence {
         self.phase = Phase::Prefilling;
     }
 
-    /// Leaves its full pages in the prefix cache. To be called when a token was drawn after all tokens
-    /// known so far, and before it is accepted: their keys and values are all there, and were finite,
-    /// because the logits were that read every one of them.
+    /// Leaves its full pages in the prefix cache: those of known tokens that submitted steps compute. Steps
+    /// run in order, so whoever shares them reads them after they are written. A step must be complete
+    /// before: a page that somebody else has published already is given back.
     pub(crate) fn publish(&mut self, pool: &mut PagePool) {
         if let Some(root) = self.prefix_root {
-            pool.publish(&mut self.pages, root, &self.tokens);
+            let known = self.computed_tokens.min(self.tokens.len());
+            pool.publish(&mut self.pages, root, &self.tokens[..known]);
         }
+    }
+
+    /// Takes all its pages out of the prefix cache: its logits, which read every one of them, were no
+    /// numbers. Of all pages that are left there, somebody's logits were, or will be asked.
+    pub(crate) fn withdraw(&self, pool: &mut PagePool) {
+        pool.withdraw(&self.pages);
     }
 
     /// Leaves the running batch and gives its pages back. Text and tokens stay; nothing of this

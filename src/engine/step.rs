@@ -234,6 +234,7 @@ impl Stepper {
             sequence.advance(run.tokens, drawn_row);
         }
         write_block_table(batch, &self.plan.runs, &self.sequences);
+        prefix::publish_chunks(&self.plan.runs, &mut self.sequences, &mut self.pool);
         self.count_pages();
         flight.submitted = Instant::now();
         Ok(flight)
@@ -312,7 +313,12 @@ impl Stepper {
             let sequence = &mut self.sequences[index];
             let taken = drawn.and_then(|drawn| Ok((sequence.rules.accept(drawn.token)?, drawn)));
             match taken {
-                Err(error) => ended.push((index, Err(error))),
+                Err(error) => {
+                    if matches!(error, Error::NotFinite { .. }) {
+                        sequence.withdraw(&mut self.pool);
+                    }
+                    ended.push((index, Err(error)));
+                }
                 Ok((is_complete, drawn)) => {
                     sequence.publish(&mut self.pool);
                     self.shared.metrics.generated_tokens.add(1);

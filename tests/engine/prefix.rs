@@ -75,7 +75,8 @@ fn who_waits_for_a_prompt_computes_it_when_the_other_gives_up() {
         for (seed, request) in requests.iter().enumerate().skip(1) {
             assert_expected(&read(request), &with_system(1200, 5, seed as u64), &endless(5));
         }
-        assert_eq!(metric(&engine, "prefix_hit_tokens"), 1200);
+        // The second goes on behind the chunk that the first had computed.
+        assert_eq!(metric(&engine, "prefix_hit_tokens"), 512 + 1200);
     }
 }
 
