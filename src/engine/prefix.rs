@@ -10,35 +10,50 @@ use crate::kv::{PagePool, pages_for};
 
 /// Appends the views that the next plan is made of. A waiting sequence is seen as it would start over the
 /// cache. The first that had better wait is postponed: a prompt is computed once, and nobody overtakes it.
+/// So is the first that cannot be admitted whatever the others do: looking for prefixes costs time.
 pub(super) fn push_views(
     sequences: &[Sequence],
     pool: &mut PagePool,
     limits: &Limits,
     views: &mut Vec<View>,
 ) {
-    let mut prompt_tokens = 0;
     // Nobody behind so many is admitted now, but some of a lower priority may be already.
     let last = sequences.iter().rposition(|sequence| sequence.view().admitted);
     let num_visible = limits.max_sequences.max(last.map_or(0, |last| last + 1));
+    views.extend(sequences.iter().take(num_visible).map(Sequence::view));
+    let held: usize = views.iter().filter(|view| view.admitted).map(|view| view.pages).sum();
+    // At most what those before one leave to it: of prompt tokens, places and pages. Pages that several
+    // hold count for each, so there may be less.
+    let (mut tokens, mut places) = (limits.prefill_tokens, limits.max_sequences);
+    let mut pages = pool.num_free() + held;
     let mut admits = true;
-    for (index, sequence) in sequences.iter().take(num_visible).enumerate() {
-        let mut view = sequence.view();
+    for (index, view) in views.iter_mut().enumerate() {
+        let mut needed = view.pages;
+        admits &= view.admitted || (tokens > 0 && places > 0);
         if !view.admitted && admits {
-            let found = sequence.find_prefix(pool);
+            let found = sequences[index].find_prefix(pool);
             (view.computed_tokens, view.pages) = (found.tokens, found.held_pages);
-            let gain = |earlier| common_pages(sequence, earlier, found.tokens, limits.page_tokens);
-            let most = sequences[..index].iter().map(gain).max().unwrap_or(0);
-            // Less than half of it is not worth a place in the next batch.
-            view.postponed = 2 * most > view.pending_tokens();
-            prompt_tokens += view.pending_tokens();
-            // Those before it use up what a step may prefill: no need to look.
-            admits = !view.postponed && prompt_tokens < limits.prefill_tokens;
+            needed = pages_for(view.total_tokens, limits.page_tokens) - found.held_pages;
+            view.postponed = waits_for_another(sequences, index, found.tokens, limits);
+            admits = !view.postponed && needed <= pages;
+            tokens = tokens.saturating_sub(view.pending_tokens());
         } else if !view.admitted {
             view.postponed = true;
+            continue;
         }
-        views.push(view);
+        places = places.saturating_sub(1);
+        pages = pages.saturating_sub(needed);
     }
     count_own(sequences, pool, limits, views);
+}
+
+/// Had the waiting sequence `index`, of which `found` tokens are cached, better wait until one before it
+/// has computed more of them? Less than half of what is missing is not worth a place in the next batch.
+fn waits_for_another(sequences: &[Sequence], index: usize, found: usize, limits: &Limits) -> bool {
+    let sequence = &sequences[index];
+    let gain = |earlier| common_pages(sequence, earlier, found, limits.page_tokens);
+    let most = sequences[..index].iter().map(gain).max().unwrap_or(0);
+    2 * most > sequence.view().total_tokens - found
 }
 
 /// Sets of each admitted one how many pages come back with it, where one may have to give way: when pages
