@@ -1,0 +1,207 @@
+// Every order of ends, also in the middle of calls, and what is forgotten.
+
+package io.github.libqwen;
+
+import static io.github.libqwen.Testing.*;
+import static org.junit.jupiter.api.Assertions.*;
+
+import java.util.ArrayList;
+import java.util.Collections;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import java.util.concurrent.ConcurrentLinkedQueue;
+import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.TimeUnit;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.function.Executable;
+
+class LifetimeTest {
+    @Test
+    void everyOrderOfEnds() throws Exception {
+        long held = settledHandles(0);
+        for (int seed = 0; seed < 24; seed++) {
+            QwenEngine engine = openTiny();
+            Tokenizer tokenizer = engine.tokenizer();
+            Session session = engine.newSession();
+            List<AutoCloseable> things = new ArrayList<>(List.of(engine, tokenizer, tokenizer.newDetokenizer(), session,
+                    session.stream("x", exactly(1900)), engine.stream(ask("x", 1900))));
+            Collections.shuffle(things, new Random(seed));
+            for (int round = 0; round < 2; round++) {
+                for (AutoCloseable one : things) {
+                    one.close();
+                }
+            }
+        }
+        assertEquals(held, settledHandles(held));
+    }
+
+    @Test
+    void afterCloseEverythingIsClosed() {
+        QwenEngine engine = openTiny();
+        Session session = engine.newSession();
+        Tokenizer tokenizer = engine.tokenizer();
+        TokenStream stream = engine.stream(ask("x", 1900));
+        engine.close();
+        Map<String, Executable> calls = Map.of("health", engine::checkHealth, "info", engine::info, "stop", session::stop,
+                "stream", stream::stop, "complete", () -> engine.complete(ask("x", 1)), "session", engine::newSession,
+                "send", () -> session.send("x"), "tokenizer", engine::tokenizer,
+                "score", () -> engine.score("a", "b", GenerationOptions.DEFAULTS),
+                "shutdown", () -> engine.shutdown(java.time.Duration.ofSeconds(1)));
+        calls.forEach((name, call) -> assertEquals(ErrorCode.CLOSED, assertThrows(QwenException.class, call, name).code()));
+        assertThrows(QwenException.class, stream::reply);
+        assertTrue(tokenizer.encode("still here").length > 0);
+        tokenizer.close();
+        fails(ErrorCode.CLOSED, () -> tokenizer.encode("x"));
+        assertTrue(engine.completeAsync(ask("x", 1)).isCompletedExceptionally());
+        stream.close();
+        session.close();
+    }
+
+    @Test
+    void closeDuringStreams() throws InterruptedException {
+        long held = settledHandles(0);
+        for (int round = 0; round < 5; round++) {
+            QwenEngine engine = openTiny();
+            Session session = engine.newSession();
+            CountDownLatch begun = new CountDownLatch(9);
+            ConcurrentLinkedQueue<Object> ends = new ConcurrentLinkedQueue<>();
+            List<Thread> readers = new ArrayList<>();
+            for (int i = 0; i < 9; i++) {
+                TokenStream stream = i == 8 ? session.stream("x", exactly(1900)) : engine.stream(ask("x", 1900));
+                Thread reader = new Thread(() -> {
+                    try (stream) {
+                        stream.iterator().next();
+                        begun.countDown();
+                        ends.add(stream.reply());
+                    } catch (QwenException e) {
+                        ends.add(e.code());
+                    }
+                });
+                reader.start();
+                readers.add(reader);
+            }
+            begun.await();
+            List<Thread> closers = new ArrayList<>();
+            for (int i = 0; i < 4; i++) {
+                closers.add(new Thread(engine::close));
+            }
+            closers.forEach(Thread::start);
+            for (Thread thread : closers) {
+                thread.join();
+            }
+            for (Thread thread : readers) {
+                thread.join();
+            }
+            assertEquals(9, ends.size());
+            assertTrue(ends.stream().allMatch(end -> end == ErrorCode.CANCELLED || end == ErrorCode.CLOSED), ends::toString);
+        }
+        assertEquals(held, settledHandles(held));
+    }
+
+    @Test
+    void aStreamIsClosedBesideItsReader() throws InterruptedException {
+        try (QwenEngine engine = QwenEngine.open(DEMO); Session session = engine.newSession()) {
+            for (int round = 0; round < 6; round++) {
+                TokenStream stream = round % 2 == 0 ? engine.stream(ask("Tell me a story.", 1500))
+                        : session.stream("Tell me a story.", exactly(1500));
+                CountDownLatch begun = new CountDownLatch(1);
+                ConcurrentLinkedQueue<Object> ends = new ConcurrentLinkedQueue<>();
+                Thread reader = new Thread(() -> {
+                    try {
+                        stream.iterator().next();
+                        begun.countDown();
+                        ends.add(stream.reply());
+                    } catch (QwenException e) {
+                        ends.add(e.code());
+                    }
+                });
+                reader.start();
+                begun.await();
+                stream.close();
+                reader.join(TimeUnit.SECONDS.toMillis(20));
+                assertTrue(List.of(ErrorCode.CANCELLED, ErrorCode.CLOSED).contains(ends.peek()), ends::toString);
+            }
+            idle(engine);
+            assertEquals(1, session.messages().size());
+        }
+    }
+
+    private static void forgetOf(QwenEngine engine) {
+        engine.newSession();
+        engine.stream(ask("x", 1900));
+        engine.newSession().stream("x", exactly(1900));
+    }
+
+    private static void forgetAll() {
+        QwenEngine engine = openTiny();
+        engine.tokenizer().newDetokenizer();
+        forgetOf(engine);
+    }
+
+    @Test
+    void whatIsForgottenIsCollected() {
+        long before = settledHandles(0);
+        try (QwenEngine engine = openTiny()) {
+            long held = Handle.LIVE.get();
+            forgetOf(engine);
+            assertEquals(held, settledHandles(held));
+            idle(engine);
+        }
+        forgetAll();
+        assertEquals(before, settledHandles(before));
+    }
+
+    private static Reply replyOfAnEngineThatNobodyHolds() {
+        return openTiny().completeAsync(ask("x", 1500)).join();
+    }
+
+    @Test
+    void whatIsWaitedForIsNotCollected() {
+        Thread collector = Workers.daemon("collector", () -> {
+            while (!Thread.interrupted()) {
+                System.gc();
+            }
+        });
+        collector.start();
+        try {
+            assertEquals(1500, replyOfAnEngineThatNobodyHolds().tokens().length);
+            int tokens = 0;
+            for (Event event : openTiny().stream(ask("x", 1500))) {
+                tokens += event.numTokens();
+            }
+            assertEquals(1500, tokens);
+        } finally {
+            collector.interrupt();
+        }
+    }
+
+    /** A bug of the library's might lose a request's last event: its reader must not wait for ever. */
+    @Test
+    void aReaderOfALostRequestEnds() {
+        try (QwenEngine engine = openTiny()) {
+            Pump pump = new Pump();
+            Mailbox mailbox = new Mailbox();
+            long request = Native.requestNewChat(engineOf(engine), Message.toJson(List.of(Message.user("x"))), exactly(1900).json());
+            pump.submit(request, mailbox);
+            Native.requestFree(request);
+            QwenException end = assertThrows(QwenException.class, () -> {
+                while (mailbox.take() != null) {
+                    // Its last event may still come, or not.
+                }
+            });
+            assertTrue(List.of(ErrorCode.END, ErrorCode.CANCELLED).contains(end.code()), end.toString());
+            pump.close();
+        }
+    }
+
+    private static long engineOf(QwenEngine engine) {
+        try {
+            java.lang.reflect.Field field = QwenEngine.class.getDeclaredField("core");
+            field.setAccessible(true);
+            return ((Core) field.get(engine)).handle.ask(object -> object);
+        } catch (ReflectiveOperationException e) {
+            throw new AssertionError(e);
+        }
+    }
+}
