@@ -18,6 +18,7 @@ export CHAT_PROMPT := $(value PROMPT)
 
 include build.mk
 include bindings/go/go.mk
+include bindings/java/java.mk
 
 .PHONY: help chat test bench lint demo-model quantised-models vocabulary fixtures compiler deps unit-test twins-test
 
@@ -34,7 +35,7 @@ endif
 
 # With the CUDA backend: every kernel is compiled, and what needs a GPU says that it is skipped.
 test: CUDA := 1
-test: deps cuda-toolkit lint fixtures lib examples c-test unit-test go-test twins-test ## everything: lint, Rust, C, C++ and Go tests
+test: deps cuda-toolkit lint fixtures lib examples c-test unit-test go-test java-test twins-test ## everything: lint, Rust, C, C++, Go and Java tests
 
 # Optimised, with assertions and overflow checks (the profile is in Cargo.toml).
 unit-test: fixtures lib examples
@@ -84,4 +85,4 @@ compiler:
 	@.ci/deps cxx
 
 deps: ## the tools that come from the system: installed where allowed, else named
-	@PYTHON=$(PYTHON) GO=$(GO) .ci/deps cxx python tests go
+	@PYTHON=$(PYTHON) GO=$(GO) JAVAC=$(JAVAC) MVN=$(MVN) .ci/deps cxx python tests go java

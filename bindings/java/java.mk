@@ -2,7 +2,7 @@
 
 MVN ?= mvn
 JAVAC ?= javac
-JDK := $(patsubst %/bin/javac,%,$(realpath $(shell command -v $(JAVAC))))
+JDK = $(patsubst %/bin/javac,%,$(realpath $(shell command -v $(JAVAC))))
 # A JDK with virtual threads, for the one test that needs it.
 JDK21 ?= $(firstword $(foreach jdk,$(wildcard /usr/lib/jvm/*),$(if $(shell \
 	sed -n 's/^JAVA_VERSION="\(2[1-9]\|[3-9][0-9]\).*/yes/p' $(jdk)/release 2>/dev/null),$(jdk))))
@@ -45,6 +45,7 @@ build/java/other-abi/libqwenjni.so: $(JAVA_NATIVE)/libqwenjni.so
 	@mkdir -p build/java/other-abi
 	sed 's/^#define QWEN_ABI_VERSION .*/#define QWEN_ABI_VERSION 4711/' include/qwen.h > build/java/other-abi/qwen.h
 	$(CC) $(GLUE_FLAGS) -Ibuild/java/other-abi $(JAVA_GLUE) -o $@ $(GLUE_LIBS)
+	cp build/lib/$(SONAME) build/java/other-abi/
 
 java-check: java-native
 	$(PYTHON) bindings/java/generate.py build/lib/libqwen.so --check
