@@ -52,6 +52,7 @@ java-check: java-native
 
 # The JVM checks every call of the glue (-Xcheck:jni), and says what it finds on its output only.
 java-test: java-check build/java/other-abi/libqwenjni.so java-doc examples fixtures ## the Java binding's tests
+	@$(if $(JDK21),,echo 'SKIPPED: no JDK of 21 or newer (JDK21=/path), so nobody sees whether virtual threads are pinned')
 	@status=0; $(MAVEN) package 2>&1 | tee build/java/test.log || status=$$?; \
 	grep -hE 'in native method|FATAL ERROR|JNI local refs|checked JNI' build/java/test.log build/java/maven/surefire-reports/*-output.txt 2>/dev/null && status=1; \
 	exit $$status

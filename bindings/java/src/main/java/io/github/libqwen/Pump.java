@@ -112,14 +112,31 @@ final class Pump {
     }
 
     private void work() {
+        while (goesOn()) {
+            // All is done in the condition.
+        }
+        endAll(Long.MAX_VALUE, QwenException.closed("engine"));
+        queue.close();
+    }
+
+    /**
+     * A round that must not end the thread, whatever happens in it: a heap that is full, or a bug, would let all
+     * readers wait for ever. What ran then has lost events, and fails; what comes later is served.
+     */
+    private boolean goesOn() {
         try {
-            while (round()) {
-                // All is done in the condition.
+            return round();
+        } catch (Throwable e) {
+            ErrorCode code = e instanceof OutOfMemoryError ? ErrorCode.OOM_HOST : ErrorCode.PANIC;
+            QwenException why = e instanceof QwenException said ? said
+                    : QwenException.make(code, "events were lost: " + e, "{}");
+            endAll(Long.MAX_VALUE, why);
+            lock.lock();
+            try {
+                return !closing;
+            } finally {
+                lock.unlock();
             }
-        } catch (QwenException e) {
-            endAll(Long.MAX_VALUE, e);
-        } finally {
-            queue.close();
         }
     }
 

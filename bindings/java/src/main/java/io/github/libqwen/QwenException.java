@@ -9,7 +9,9 @@ import java.util.Map;
 public class QwenException extends RuntimeException {
     @Serial private static final long serialVersionUID = 1;
 
+    /** The code, as C has it. */
     private final int status;
+    /** JSON of an object. */
     private final String detail;
 
     private QwenException(int status, String message, String detail) {
