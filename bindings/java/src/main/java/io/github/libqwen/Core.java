@@ -32,9 +32,7 @@ final class Core {
 
     /** Ends everything within one step of the engine, and waits for that. Again, it waits only. */
     void close() {
-        if (ending.compareAndSet(false, true)) {
-            Workers.POOL.execute(this::end);
-        }
+        closeLater();
         boolean interrupted = false;
         while (ended.getCount() > 0) {
             try {
@@ -51,7 +49,11 @@ final class Core {
     /** Without waiting: for the cleaner. */
     void closeLater() {
         if (ending.compareAndSet(false, true)) {
-            Workers.POOL.execute(this::end);
+            try {
+                Workers.POOL.execute(this::end);
+            } catch (OutOfMemoryError noThread) {
+                end();
+            }
         }
     }
 

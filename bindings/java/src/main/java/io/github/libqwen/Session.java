@@ -127,7 +127,12 @@ public final class Session implements AutoCloseable {
         if (!replying.compareAndSet(null, call)) {
             throw QwenException.make(ErrorCode.BUSY, "another call makes a reply of this session", "{}");
         }
-        Workers.POOL.execute(() -> call.run(handle, text, isResult, json, () -> replying.set(null)));
+        try {
+            Workers.POOL.execute(() -> call.run(handle, text, isResult, json, () -> replying.set(null)));
+        } catch (OutOfMemoryError noThread) {
+            replying.set(null);
+            throw noThread;
+        }
         return new TokenStream(mailbox, call, this);
     }
 

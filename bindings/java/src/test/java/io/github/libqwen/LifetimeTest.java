@@ -10,6 +10,7 @@ import java.util.Collections;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
@@ -178,11 +179,12 @@ class LifetimeTest {
 
     /** A bug of the library's might lose a request's last event: its reader must not wait for ever. */
     @Test
-    void aReaderOfALostRequestEnds() {
+    void aReaderOfALostRequestEnds() throws Exception {
         try (QwenEngine engine = openTiny()) {
             Pump pump = new Pump();
             Mailbox mailbox = new Mailbox();
-            long request = Native.requestNewChat(engineOf(engine), Message.toJson(List.of(Message.user("x"))), exactly(1900).json());
+            long request = coreOf(engine).handle.ask(
+                    object -> Native.requestNewChat(object, Message.toJson(List.of(Message.user("x"))), exactly(1900).json()));
             pump.submit(request, mailbox);
             Native.requestFree(request);
             QwenException end = assertThrows(QwenException.class, () -> {
@@ -195,13 +197,36 @@ class LifetimeTest {
         }
     }
 
-    private static long engineOf(QwenEngine engine) {
-        try {
-            java.lang.reflect.Field field = QwenEngine.class.getDeclaredField("core");
-            field.setAccessible(true);
-            return ((Core) field.get(engine)).handle.ask(object -> object);
-        } catch (ReflectiveOperationException e) {
-            throw new AssertionError(e);
+    /** A sink that fails at its first event, and keeps how it ended. */
+    private record Broken(Error bug, CompletableFuture<QwenException> end) implements EventSink {
+        @Override
+        public void put(Event event) {
+            throw bug;
         }
+
+        @Override
+        public void end(QwenException error) {
+            end.complete(error);
+        }
+    }
+
+    @Test
+    void thePumpOutlivesABug() throws Exception {
+        try (QwenEngine engine = openTiny()) {
+            for (Error bug : List.of(new AssertionError("a bug"), new OutOfMemoryError("a test's"))) {
+                Broken broken = new Broken(bug, new CompletableFuture<>());
+                Request request = new Request(coreOf(engine), ask("x", 1900), broken);
+                ErrorCode code = broken.end.get(20, TimeUnit.SECONDS).code();
+                assertEquals(bug instanceof OutOfMemoryError ? ErrorCode.OOM_HOST : ErrorCode.PANIC, code);
+                request.close();
+                assertEquals(5, engine.complete(ask("x", 5)).tokens().length);
+            }
+        }
+    }
+
+    private static Core coreOf(QwenEngine engine) throws ReflectiveOperationException {
+        java.lang.reflect.Field field = QwenEngine.class.getDeclaredField("core");
+        field.setAccessible(true);
+        return (Core) field.get(engine);
     }
 }
