@@ -81,7 +81,6 @@ type request struct {
 	Model    string          `json:"model"`
 	Messages []message       `json:"messages"`
 	Prompt   json.RawMessage `json:"prompt"`
-	Echo     bool            `json:"echo"`
 	N        *int            `json:"n"`
 	Stream   bool            `json:"stream"`
 	Options  struct {
@@ -94,7 +93,7 @@ type request struct {
 // notOptions are the keys that are no generation options: the fields above, and what OpenAI's
 // clients may say about themselves.
 var notOptions = []string{
-	"model", "messages", "prompt", "echo", "n", "stream", "stream_options",
+	"model", "messages", "prompt", "n", "stream", "stream_options",
 	"priority", // nobody goes before others by saying so
 	"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
 }
@@ -123,9 +122,12 @@ func (s *service) read(r *http.Request) (*request, error) {
 		if key == "tools" && asksForNothing(value) {
 			continue // some clients always send a list
 		}
-		if s.options[key] || !asksForNothing(value) {
+		if string(value) != "null" && (s.options[key] || !asksForNothing(value)) {
 			made.generation.Extra[key] = value
 		}
+	}
+	if err := asFormat(made.generation.Extra); err != nil {
+		return nil, err
 	}
 	if made.N == nil {
 		made.N = qwen.Ptr(1)
@@ -146,11 +148,22 @@ func asksForNothing(value json.RawMessage) bool {
 	return false
 }
 
-// A choice is one reply of those that a request asks for. Its opening is the prompt's echo.
+// A choice is one reply of those that a request asks for.
 type choice struct {
-	opening string
 	prompt  qwen.Prompt
 	request *qwen.Request
+	// The tokens of an echo, if there is one.
+	echoed int
+	// Nil for all of the reply.
+	only *echoOnly
+}
+
+// shown is what the client sees of an event.
+func (c *choice) shown(event qwen.Event) qwen.Event {
+	if c.only == nil {
+		return event
+	}
+	return c.only.cut(event)
 }
 
 // An outcome is what a choice has come to. With tools the model thinks first, as some clients like to show,
@@ -166,8 +179,8 @@ type shape struct {
 	// A choice's fields in a whole answer and in a chunk.
 	full  func(whole outcome) map[string]any
 	delta func(text string, first bool) map[string]any
-	// Log-probabilities, nil for none; offset is the place in the choice's text.
-	logprobs func(tokens []qwen.TokenLogprob, offset *int) any
+	// Log-probabilities, nil for none; at is the place in the choice's text.
+	logprobs func(tokens []qwen.TokenLogprob, at *place) any
 }
 
 var chatShape = shape{
@@ -222,10 +235,7 @@ func (s *service) completions(w http.ResponseWriter, r *http.Request) {
 		refuse(w, err)
 		return
 	}
-	prompts, err := s.prompts(made.Prompt)
-	if err == nil {
-		err = made.askLogprobs()
-	}
+	prompts, err := s.prompts(r.Context(), made.Prompt)
 	if err == nil && len(prompts)**made.N > s.limits.choices {
 		err = badRequest("prompt", fmt.Sprintf("a request asks for at most %d choices", s.limits.choices))
 	}
@@ -233,21 +243,22 @@ func (s *service) completions(w http.ResponseWriter, r *http.Request) {
 		refuse(w, err)
 		return
 	}
-	if _, set := made.generation.Extra["max_tokens"]; !set {
-		made.generation.Extra["max_tokens"] = 16 // as OpenAI's API has it
-	}
+	made.askLogprobs()
+	none := made.askTokens()
 	var choices []*choice
 	for _, ids := range prompts {
-		var opening []byte
-		if made.Echo {
-			if opening, err = s.tokenizer.Decode(ids, qwen.DecodeKeepSpecials, qwen.DecodeLossyText); err != nil {
-				refuse(w, err)
-				return
-			}
-		}
 		for i := range *made.N {
-			prompt := qwen.Tokens{IDs: ids, Generation: made.nth(i)}
-			choices = append(choices, &choice{opening: string(opening), prompt: prompt})
+			one := &choice{prompt: qwen.Tokens{IDs: ids, Generation: made.nth(i)}}
+			if made.echoes() {
+				one.echoed = len(ids)
+			}
+			if none {
+				if one.only, err = s.echoOnly(made, ids); err != nil {
+					refuse(w, err)
+					return
+				}
+			}
+			choices = append(choices, one)
 		}
 	}
 	s.reply(w, r, made, textShape, choices)
@@ -269,23 +280,27 @@ func (made *request) nth(i int) qwen.Generation {
 }
 
 // prompts are the token ids of a prompt in one of its four forms: a text, ids, or a list of either.
-func (s *service) prompts(raw json.RawMessage) ([][]uint32, error) {
+func (s *service) prompts(ctx context.Context, raw json.RawMessage) ([][]uint32, error) {
 	var text string
-	var texts []string
 	var ids []uint32
+	var texts []string
 	var lists [][]uint32
 	switch {
 	case json.Unmarshal(raw, &text) == nil:
 		texts = []string{text}
 	case json.Unmarshal(raw, &texts) == nil:
 	case json.Unmarshal(raw, &ids) == nil:
-		lists = [][]uint32{ids}
+		texts, lists = nil, [][]uint32{ids} // what was no list of texts has left empty ones
 	case json.Unmarshal(raw, &lists) == nil:
+		texts = nil
 	default:
 		return nil, badRequest("prompt", "prompt is a text, token ids, or a list of either")
 	}
+	if len(texts) > s.limits.choices {
+		return nil, badRequest("prompt", fmt.Sprintf("a request asks for at most %d choices", s.limits.choices))
+	}
 	for _, text := range texts {
-		ids, err := s.tokenizer.Encode(text)
+		ids, err := s.tokens(ctx, func() ([]uint32, error) { return s.tokenizer.Encode(text) })
 		if err != nil {
 			return nil, err
 		}

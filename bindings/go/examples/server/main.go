@@ -3,7 +3,7 @@
 //	server --model DIR [--listen 127.0.0.1:8080] [--name NAME] [--engine KEY=VALUE]...
 //
 // Endpoints: /v1/chat/completions and /v1/completions (whole or streamed), /v1/models, /tokenize,
-// /detokenize, /metrics, /health, and a chat page at /. With an API key (in the environment, as
+// /detokenize, /tokenizer_info, /metrics, /health, and a chat page at /. With an API key (in the environment, as
 // QWEN_API_KEY) everything but the page and /health wants it. SIGTERM and SIGINT refuse new requests,
 // let those that run finish for the time of --grace, and cancel what is left.
 package main
@@ -55,6 +55,7 @@ func run() error {
 	limits := defaultLimits
 	flag.DurationVar(&limits.time, "timeout", limits.time, "the longest that a request may take")
 	flag.Int64Var(&limits.body, "max-body", limits.body, "the most bytes of a request")
+	flag.IntVar(&limits.requests, "max-requests", limits.requests, "the most requests at once")
 	flag.Var(&options, "engine", "an engine option, such as backend=cuda; repeatable")
 	flag.Parse()
 	if *model == "" || flag.NArg() > 0 {

@@ -14,6 +14,7 @@ import time
 import unittest
 
 import openai
+import pydantic
 
 SERVER, MODEL = sys.argv[1:3]
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -46,9 +47,22 @@ class OpenAIClient(unittest.TestCase):
 
     @classmethod
     def tearDownClass(cls):
+        # What runs when the signal comes is answered whole; what comes later is not.
+        stream = cls.client.chat.completions.create(
+            messages=QUESTION, stream=True, max_tokens=150, model="demo",
+            stream_options={"include_usage": True}, extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        next(stream)
         cls.server.send_signal(signal.SIGTERM)
+        *_, last = stream
+        assert last.usage.completion_tokens == 150, last
         status = cls.server.wait(timeout=30)
         assert status == 0, f"the server ended with {status}"
+        try:
+            cls.client.models.list()
+            raise AssertionError("it still answers")
+        except openai.APIConnectionError:
+            pass
 
     def test_chat(self):
         made = self.client.chat.completions.create(messages=QUESTION, **GREEDY)
@@ -87,6 +101,50 @@ class OpenAIClient(unittest.TestCase):
         self.assertEqual([choice.index for choice in made.choices], [0, 1, 2, 3])
         for choice in made.choices:
             self.assertTrue(choice.text.startswith(prompts[choice.index // 2]), choice.text)
+
+    def test_logprobs(self):
+        chat = self.client.chat.completions.create(
+            messages=QUESTION, logprobs=True, top_logprobs=3, **GREEDY
+        )
+        content = chat.choices[0].logprobs.content
+        self.assertEqual("".join(token.token for token in content[:-1]), ANSWER[: -len(".")])
+        self.assertTrue(all(token.logprob == token.top_logprobs[0].logprob for token in content))
+        text = "The capital of France is"
+        made = self.client.completions.create(
+            prompt=text, echo=True, logprobs=2, max_tokens=0, model="demo"
+        )
+        self.assertEqual(made.choices[0].text, text)
+        lists = made.choices[0].logprobs
+        self.assertEqual("".join(lists.tokens), text)
+        self.assertIsNone(lists.token_logprobs[0])
+        self.assertTrue(all(value < 0 for value in lists.token_logprobs[1:]))
+
+    def test_structured_output(self):
+        class Answer(pydantic.BaseModel):
+            city: str
+            is_capital: bool
+
+        made = self.client.chat.completions.parse(
+            messages=QUESTION, response_format=Answer, max_tokens=200, **GREEDY
+        )
+        self.assertIsInstance(made.choices[0].message.parsed, Answer)
+
+    def test_tools(self):
+        tool = {
+            "name": "weather", "description": "The weather in a city.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        }  # fmt: skip
+        choice = {"type": "function", "function": {"name": "weather"}}
+        made = self.client.chat.completions.create(
+            messages=QUESTION, tools=[{"type": "function", "function": tool}],
+            tool_choice=choice, max_tokens=60, **GREEDY,
+        )  # fmt: skip
+        call = made.choices[0].message.tool_calls[0]
+        self.assertEqual((call.function.name, made.choices[0].finish_reason), ("weather", "tool_calls"))
+        told = {"role": "tool", "tool_call_id": call.id, "content": "Sunny, 21 degrees"}
+        messages = [*QUESTION, made.choices[0].message, told]
+        again = self.client.chat.completions.create(messages=messages, max_tokens=20, **GREEDY)
+        self.assertIn(again.choices[0].finish_reason, ("stop", "length"))
 
     def test_errors(self):
         chat = self.client.chat.completions

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	qwen "github.com/libqwen/libqwen/bindings/go"
 )
@@ -51,7 +50,6 @@ func (o *output) whole(w http.ResponseWriter, choices []*choice) {
 	for i, one := range choices {
 		var text, thought strings.Builder
 		var call *qwen.ToolCall
-		text.WriteString(one.opening)
 		var last qwen.Event
 		var tokens []qwen.TokenLogprob
 		for event, err := range one.request.Events() {
@@ -59,6 +57,7 @@ func (o *output) whole(w http.ResponseWriter, choices []*choice) {
 				refuse(w, err)
 				return
 			}
+			event = one.shown(event)
 			switch event.Kind {
 			case qwen.EventThought:
 				thought.WriteString(event.Text)
@@ -72,8 +71,7 @@ func (o *output) whole(w http.ResponseWriter, choices []*choice) {
 			last = event
 		}
 		counted.add(last.Usage)
-		offset := utf8.RuneCountInString(one.opening)
-		logprobs := o.shape.logprobs(tokens, &offset)
+		logprobs := o.shape.logprobs(tokens, o.beginning(one))
 		objects = append(objects, choiceObject(i, o.shape.full(outcome{text.String(), thought.String(), call}), logprobs, last.Finish.String()))
 	}
 	object := o.object(o.shape.whole, objects)
@@ -154,10 +152,10 @@ func (o *output) stream(w http.ResponseWriter, choices []*choice, includeUsage b
 		object := choiceObject(index, map[string]any{"delta": own}, logprobs, nil)
 		return send(o.object(o.shape.chunk, []any{object}))
 	}
-	offsets := make([]int, len(choices))
+	places := make([]*place, len(choices))
 	for i, one := range choices {
-		offsets[i] = utf8.RuneCountInString(one.opening)
-		if !chunk(i, one.opening, true, nil, nil) {
+		places[i] = o.beginning(one)
+		if !chunk(i, "", true, nil, nil) {
 			return
 		}
 	}
@@ -169,8 +167,8 @@ func (o *output) stream(w http.ResponseWriter, choices []*choice, includeUsage b
 			send(map[string]any{"error": asAPIError(part.err)})
 			return
 		}
-		sent, event := true, part.event
-		logprobs := o.shape.logprobs(event.Logprobs, &offsets[part.index])
+		sent, event := true, choices[part.index].shown(part.event)
+		logprobs := o.shape.logprobs(event.Logprobs, places[part.index])
 		switch {
 		case event.Kind == qwen.EventThought:
 			sent = delta(part.index, map[string]any{"reasoning_content": event.Text}, logprobs)

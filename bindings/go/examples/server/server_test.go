@@ -165,101 +165,6 @@ func TestChat(t *testing.T) {
 	}
 }
 
-func TestCompletions(t *testing.T) {
-	_, url := tiny(t)
-	completions := url + "/v1/completions"
-	greedy := `"temperature": 0, "ignore_eos": true`
-	made := ask(t, completions, `{"prompt": "abc", "echo": true, `+greedy+`}`)
-	if made.Object != "text_completion" || !strings.HasPrefix(made.Choices[0].Text, "abc") || made.Usage.Completion != 16 {
-		t.Fatalf("%+v", made)
-	}
-	_, text := post(t, url+"/tokenize", `{"content": "abc"}`)
-	var tokens struct {
-		Tokens []uint32
-		Count  int
-	}
-	if err := json.Unmarshal([]byte(text), &tokens); err != nil || tokens.Count != len(tokens.Tokens) || tokens.Count != made.Usage.Prompt {
-		t.Fatal(text)
-	}
-	ids, _ := json.Marshal(tokens.Tokens)
-	for _, prompt := range []string{string(ids), "[" + string(ids) + "]", `["abc"]`} {
-		again := ask(t, completions, `{"echo": true, `+greedy+`, "prompt": `+prompt+`}`)
-		if again.Choices[0].Text != made.Choices[0].Text {
-			t.Errorf("%s: %q, not %q", prompt, again.Choices[0].Text, made.Choices[0].Text)
-		}
-	}
-	if _, text := post(t, url+"/detokenize", `{"tokens": `+string(ids)+`}`); !strings.Contains(text, `"abc"`) {
-		t.Fatal(text)
-	}
-	many := `{"prompt": ["abc", "x"], "n": 3, "seed": 5, "max_tokens": 30, "ignore_eos": true`
-	whole := ask(t, completions, many+`}`)
-	if len(whole.Choices) != 6 || whole.Usage.Completion != 180 || whole.Choices[0].Text == whole.Choices[1].Text {
-		t.Fatalf("%+v", whole)
-	}
-	texts := make([]string, 6)
-	for _, chunk := range events(t, completions, many+`, "stream": true}`) {
-		texts[chunk.Choices[0].Index] += chunk.Choices[0].Text
-	}
-	for i, choice := range whole.Choices {
-		if texts[i] != choice.Text || choice.Index != i || *choice.FinishReason != "length" {
-			t.Errorf("choice %d: %q streamed, %q whole", i, texts[i], choice.Text)
-		}
-	}
-	if made := ask(t, completions, `{"prompt": "", "max_tokens": 3, "ignore_eos": true}`); made.Usage.Prompt != 1 {
-		t.Fatalf("%+v", made)
-	}
-}
-
-func TestLogprobs(t *testing.T) {
-	_, url := tiny(t)
-	type token struct {
-		Token   string
-		Logprob float64
-		Top     []struct{ Logprob float64 } `json:"top_logprobs"`
-	}
-	var chat struct {
-		Choices []struct{ Logprobs struct{ Content []token } }
-	}
-	status, text := post(t, url+"/v1/chat/completions", `{"messages": [{"role": "user", "content": "x"}],
-		"logprobs": true, "top_logprobs": 2, "max_tokens": 5, "ignore_eos": true, "seed": 3}`)
-	if err := json.Unmarshal([]byte(text), &chat); status != 200 || err != nil {
-		t.Fatal(status, text)
-	}
-	content := chat.Choices[0].Logprobs.Content
-	if len(content) != 5 || len(content[4].Top) != 2 || content[4].Logprob >= 0 || content[4].Top[0].Logprob < content[4].Logprob {
-		t.Fatal(text)
-	}
-	var texts struct {
-		Choices []struct {
-			Logprobs struct {
-				Tokens        []string
-				TokenLogprobs []float64            `json:"token_logprobs"`
-				TopLogprobs   []map[string]float64 `json:"top_logprobs"`
-				TextOffset    []int                `json:"text_offset"`
-			}
-		}
-	}
-	status, text = post(t, url+"/v1/completions", `{"prompt": "abc", "logprobs": 1, "max_tokens": 4, "ignore_eos": true, "seed": 3}`)
-	if err := json.Unmarshal([]byte(text), &texts); status != 200 || err != nil {
-		t.Fatal(status, text)
-	}
-	lists := texts.Choices[0].Logprobs
-	if len(lists.Tokens) != 4 || len(lists.TokenLogprobs) != 4 || len(lists.TopLogprobs[3]) != 1 || lists.TextOffset[0] != 0 || lists.TextOffset[1] < 1 {
-		t.Fatal(text)
-	}
-	streamed := 0
-	for _, chunk := range events(t, url+"/v1/completions", `{"prompt": "abc", "logprobs": 1, "max_tokens": 60, "ignore_eos": true, "stream": true}`) {
-		streamed += len(chunk.Choices[0].Logprobs.Tokens)
-	}
-	// Also of tokens that are half a character, and so bring no text.
-	if streamed != 60 {
-		t.Fatalf("log-probabilities of %d tokens came", streamed)
-	}
-	if status, text := post(t, url+"/v1/completions", `{"prompt": "abc", "logprobs": 1, "echo": true}`); status != 400 {
-		t.Fatal(status, text)
-	}
-}
-
 func TestRefusals(t *testing.T) {
 	_, url := tiny(t)
 	hello := `"messages": [{"role": "user", "content": "hello"}]`
@@ -281,6 +186,10 @@ func TestRefusals(t *testing.T) {
 		{"/v1/completions", `{"prompt": "` + strings.Repeat("x", 5000) + `"}`, 400, "", "QWEN_E_CONTEXT_FULL"},
 		{"/v1/completions", `{"prompt": "` + strings.Repeat("x", 1<<17) + `"}`, 413, "", "too_large"},
 		{"/v1/completions", `{"prompt": "x", "n": 65}`, 400, "n", "invalid_value"},
+		{"/v1/completions", `{"prompt": [` + strings.Repeat(`"x", `, 64) + `"x"]}`, 400, "prompt", "invalid_value"},
+		{"/v1/completions", `{"prompt": "x", "max_tokens": -1}`, 400, "max_tokens", "QWEN_E_OPTION"},
+		{"/v1/completions", `{"prompt": "x", "logprobs": 21}`, 400, "top_logprobs", "QWEN_E_OPTION"},
+		{"/v1/chat/completions", `{` + hello + `, "echo": true}`, 400, "echo", "QWEN_E_OPTION"},
 	}
 	for _, one := range refusals {
 		status, text := post(t, url+one.path, one.body)

@@ -5,12 +5,12 @@ package main
 import (
 	"crypto/sha256"
 	"crypto/subtle"
-	_ "embed"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"reflect"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -18,18 +18,18 @@ import (
 	qwen "github.com/libqwen/libqwen/bindings/go"
 )
 
-//go:embed page.html
-var page []byte
-
-// limits bound what one request may cost.
+// limits bound what one request may cost, and how many there are at once.
 type limits struct {
-	body    int64
-	time    time.Duration
-	write   time.Duration
-	choices int
+	body     int64
+	time     time.Duration
+	write    time.Duration
+	choices  int
+	requests int
 }
 
-var defaultLimits = limits{body: 8 << 20, time: 10 * time.Minute, write: 30 * time.Second, choices: 64}
+var defaultLimits = limits{
+	body: 8 << 20, time: 10 * time.Minute, write: 30 * time.Second, choices: 64, requests: 2048,
+}
 
 type service struct {
 	engine    *qwen.Engine
@@ -42,6 +42,9 @@ type service struct {
 	limits   limits
 	started  time.Time
 	draining atomic.Bool
+	// Each has an element for every one that there is: requests, and calls of the tokenizer.
+	requests, tokenizing chan struct{}
+	contentPolicy        string
 }
 
 func newService(engine *qwen.Engine, name, key string, limits limits) (*service, error) {
@@ -65,6 +68,9 @@ func newService(engine *qwen.Engine, name, key string, limits limits) (*service,
 	return &service{
 		engine: engine, tokenizer: tokenizer, vocab: vocab, options: options,
 		name: name, key: key, limits: limits, started: time.Now(),
+		requests:      make(chan struct{}, limits.requests),
+		tokenizing:    make(chan struct{}, runtime.GOMAXPROCS(0)),
+		contentPolicy: contentPolicy(page),
 	}, nil
 }
 
@@ -72,21 +78,32 @@ func (s *service) close() { s.tokenizer.Close() }
 
 func (s *service) handler() http.Handler {
 	closed := http.NewServeMux()
-	closed.HandleFunc("POST /v1/chat/completions", s.chat)
-	closed.HandleFunc("POST /v1/completions", s.completions)
+	closed.HandleFunc("POST /v1/chat/completions", s.counted(s.chat))
+	closed.HandleFunc("POST /v1/completions", s.counted(s.completions))
 	closed.HandleFunc("GET /v1/models", s.models)
 	closed.HandleFunc("GET /v1/models/{name...}", s.model)
-	closed.HandleFunc("POST /tokenize", s.tokenize)
-	closed.HandleFunc("POST /detokenize", s.detokenize)
+	closed.HandleFunc("POST /tokenize", s.counted(s.tokenize))
+	closed.HandleFunc("POST /detokenize", s.counted(s.detokenize))
+	closed.HandleFunc("GET /tokenizer_info", s.tokenizerInfo)
 	closed.HandleFunc("GET /metrics", s.metrics)
 	open := http.NewServeMux()
 	open.HandleFunc("GET /health", s.health)
-	open.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		w.Write(page)
-	})
+	open.HandleFunc("GET /{$}", s.page)
 	open.Handle("/", s.withKey(closed))
 	return open
+}
+
+// counted refuses a request that is one too many: each holds memory for its body and its answer.
+func (s *service) counted(next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case s.requests <- struct{}{}:
+			defer func() { <-s.requests }()
+			next(w, r)
+		default:
+			refuse(w, &apiError{status: http.StatusTooManyRequests, Message: fmt.Sprintf("%d requests are served at once", s.limits.requests), Type: "rate_limit_error", Code: "too_many_requests"})
+		}
+	}
 }
 
 // withKey asks for the key, if there is one. Hashes of equal length are compared, so that the time
@@ -232,41 +249,4 @@ func (s *service) metrics(w http.ResponseWriter, _ *http.Request) {
 		}
 		fmt.Fprintf(w, "# TYPE qwen_%s%s %s\nqwen_%[1]s%[2]s %[4]v\n", name, suffix, kind, values.Field(i))
 	}
-}
-
-func (s *service) tokenize(w http.ResponseWriter, r *http.Request) {
-	var request struct {
-		Content, Prompt string
-		Messages        []message
-	}
-	if err := decode(r.Body, &request); err != nil {
-		refuse(w, err)
-		return
-	}
-	var ids []uint32
-	var err error
-	if request.Messages != nil {
-		ids, err = s.tokenizer.RenderChat(plain(request.Messages), 0)
-	} else {
-		ids, err = s.tokenizer.Encode(request.Content + request.Prompt)
-	}
-	if err != nil {
-		refuse(w, err)
-		return
-	}
-	answer(w, http.StatusOK, map[string]any{"tokens": ids, "count": len(ids)})
-}
-
-func (s *service) detokenize(w http.ResponseWriter, r *http.Request) {
-	var request struct{ Tokens []uint32 }
-	if err := decode(r.Body, &request); err != nil {
-		refuse(w, err)
-		return
-	}
-	text, err := s.tokenizer.Decode(request.Tokens, qwen.DecodeKeepSpecials, qwen.DecodeLossyText)
-	if err != nil {
-		refuse(w, err)
-		return
-	}
-	answer(w, http.StatusOK, map[string]any{"content": string(text)})
 }

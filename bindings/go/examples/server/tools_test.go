@@ -3,6 +3,8 @@
 package main
 
 import (
+	"encoding/json"
+	"net/http"
 	"regexp"
 	"testing"
 
@@ -16,6 +18,26 @@ func TestFormatsAndTools(t *testing.T) {
 	made := ask(t, url, `{`+question+`, "response_format": {"type": "regex", "regex": "(yes|no), [0-9]{3}"}}`)
 	if text := made.Choices[0].Message.Content; !regexp.MustCompile(`^(yes|no), [0-9]{3}$`).MatchString(text) {
 		t.Fatalf("%q", text)
+	}
+	choice := regexp.MustCompile(`^(so\.so|\(no\))$`)
+	for _, format := range []string{`"structured_outputs": {"choice": ["so.so", "(no)"]}`, `"guided_choice": ["so.so", "(no)"]`,
+		`"guided_regex": "so\\.so|\\(no\\)", "guided_json": null`, `"structured_outputs": {"grammar": "start: \"so.so\" | \"(no)\""}`} {
+		if text := ask(t, url, `{`+question+`, `+format+`}`).Choices[0].Message.Content; !choice.MatchString(text) {
+			t.Errorf("%s: %q", format, text)
+		}
+	}
+	for _, schema := range []string{`{"type": "object", "properties": {"city": {"enum": ["Paris"]}}, "required": ["city"], "additionalProperties": false}`, `"{\"enum\": [{\"city\": \"Paris\"}]}"`} {
+		var made struct{ City string }
+		text := ask(t, url, `{`+question+`, "structured_outputs": {"json": `+schema+`}}`).Choices[0].Message.Content
+		if err := json.Unmarshal([]byte(text), &made); err != nil || made.City != "Paris" {
+			t.Errorf("%s: %q", schema, text)
+		}
+	}
+	for _, format := range []string{`"structured_outputs": {"regex": "a", "choice": ["b"]}`, `"guided_regex": "a", "response_format": {"type": "json_object"}`,
+		`"structured_outputs": 5`, `"structured_outputs": {"json": "{"}`, `"guided_whim": "a"`, `"guided_choice": 5`, `"guided_regex": "("`} {
+		if status, text := post(t, url, `{`+question+`, `+format+`}`); status != http.StatusBadRequest {
+			t.Errorf("%s: %d %s", format, status, text)
+		}
 	}
 	// A reply that begins with the call of this tool: the model must write its arguments.
 	offered := question + `, "tool_choice": {"type": "function", "function": {"name": "weather"}}, "tools": [

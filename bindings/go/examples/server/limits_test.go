@@ -1,0 +1,128 @@
+// What bounds the server, and what a client sees when something ends in the middle.
+
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestTooManyRequestsAre429(t *testing.T) {
+	service, url := tiny(t)
+	for range cap(service.requests) {
+		service.requests <- struct{}{}
+	}
+	for _, path := range []string{"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"} {
+		if status, text := post(t, url+path, `{"prompt": "x"}`); status != http.StatusTooManyRequests || parse(t, text).Error.Code != "too_many_requests" {
+			t.Error(path, status, text)
+		}
+	}
+	// Whoever watches the server sees it still.
+	for _, path := range []string{"/metrics", "/health"} {
+		if response, err := http.Get(url + path); err != nil || response.StatusCode != http.StatusOK {
+			t.Error(path, response.StatusCode, err)
+		}
+	}
+	<-service.requests
+	if status, text := post(t, url+"/tokenize", `{"prompt": "x"}`); status != http.StatusOK || len(service.requests) != cap(service.requests)-1 {
+		t.Error(status, text)
+	}
+}
+
+func TestTheTokenizerHasSoManyCallsAtOnce(t *testing.T) {
+	service, url := tiny(t)
+	for range cap(service.tokenizing) {
+		service.tokenizing <- struct{}{}
+	}
+	answered := make(chan int, 2)
+	for _, path := range []string{"/tokenize", "/v1/completions"} {
+		go func() {
+			response, err := http.Post(url+path, "application/json", strings.NewReader(`{"prompt": "x", "max_tokens": 1}`))
+			if err != nil {
+				answered <- 0
+				return
+			}
+			response.Body.Close()
+			answered <- response.StatusCode
+		}()
+	}
+	select {
+	case status := <-answered:
+		t.Fatal("a call too many:", status)
+	case <-time.After(100 * time.Millisecond):
+	}
+	<-service.tokenizing
+	for range 2 {
+		if status := <-answered; status != http.StatusOK {
+			t.Error(status)
+		}
+	}
+}
+
+func TestTokenEndpoints(t *testing.T) {
+	service, url := tiny(t)
+	tokens := func(body string) (ids []uint32) {
+		_, text := post(t, url+"/tokenize", body)
+		var made struct{ Tokens []uint32 }
+		if err := json.Unmarshal([]byte(text), &made); err != nil {
+			t.Fatal(text)
+		}
+		return made.Tokens
+	}
+	response, err := http.Get(url + "/tokenizer_info")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info struct {
+		End string `json:"eos_token"`
+	}
+	if _, text := read(t, response); json.Unmarshal([]byte(text), &info) != nil || info.End == "" {
+		t.Fatal(text)
+	}
+	end, _ := json.Marshal(info.End)
+	// As lm-eval finds the token that a text begins with.
+	if ids := tokens(`{"prompt": ` + string(end) + `, "add_special_tokens": false}`); len(ids) != 1 || ids[0] != service.vocab.EndOfText {
+		t.Error(ids)
+	}
+	if ids := tokens(`{"content": ` + string(end) + `, "parse_special": false}`); len(ids) < 2 {
+		t.Error(ids)
+	}
+	if ids := tokens(`{"messages": [{"role": "user", "content": ` + string(end) + `}]}`); len(ids) < 5 || ids[0] != service.vocab.IMStart {
+		t.Error(ids)
+	} else {
+		for _, id := range ids {
+			if id == service.vocab.EndOfText {
+				t.Error("a message's content became a control token")
+			}
+		}
+	}
+	if _, text := post(t, url+"/detokenize", `{"tokens": [65, 66]}`); !strings.Contains(text, `"content":`) || !strings.Contains(text, `"prompt":`) {
+		t.Error(text)
+	}
+}
+
+func TestAStreamThatFailsSaysSo(t *testing.T) {
+	service, url := start(t, demoModel, "")
+	response, err := http.Post(url+"/v1/chat/completions", "application/json", strings.NewReader(
+		`{"messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 1500, "ignore_eos": true, "stream": true}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	chunks, last := 0, ""
+	for lines := bufio.NewScanner(response.Body); lines.Scan(); {
+		if data, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
+			last = data
+			if chunks++; chunks == 3 {
+				service.engine.Close()
+			}
+		}
+	}
+	if made := parse(t, last); chunks < 3 || made.Error == nil || made.Error.Code == "" || made.Error.Message == "" {
+		t.Fatalf("%d chunks, the last %s", chunks, last)
+	}
+}
