@@ -85,4 +85,4 @@ compiler:
 	@.ci/deps cxx
 
 deps: ## the tools that come from the system: installed where allowed, else named
-	@PYTHON=$(PYTHON) GO=$(GO) JAVAC=$(JAVAC) MVN=$(MVN) .ci/deps cxx python tests go java
+	@PYTHON=$(PYTHON) GO=$(GO) JAVAC=$(JAVAC) MVN=$(MVN) .ci/deps cxx python tests go java browser
