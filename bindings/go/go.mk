@@ -7,13 +7,23 @@ STAGE := $(CURDIR)/build/stage
 GO_ENV = cd bindings/go && export PKG_CONFIG_PATH=$(STAGE)/lib/pkgconfig LD_LIBRARY_PATH=$(STAGE)/lib \
 	CGO_CFLAGS="-O2 -g -DQWEN_HEADER=$$(cksum < ../../include/qwen.h | cut -d ' ' -f 1)" &&
 
-.PHONY: stage go-deps go-chat go-test go-generate go-bench
+# The example server, whose tests have programs of others: OpenAI's client, lm-eval, and a browser.
+SERVER := bindings/go/examples/server
+
+.PHONY: stage go-deps go-chat go-test go-generate go-bench go-screenshot
 
 stage: lib
 	@$(MAKE) -s install PREFIX=$(STAGE) DESTDIR=
 
 go-deps:
-	@GO=$(GO) .ci/deps cxx go
+	@GO=$(GO) .ci/deps cxx go browser
+
+# lm-eval and what of its dependencies these tests need, in a place of its own: 430 MB, most of it pyarrow,
+# pandas and lm-eval's own tasks.
+.venv-eval/ready: $(SERVER)/lm_eval_requirements.txt | .venv/ready
+	$(PYTHON) -m venv .venv-eval
+	.venv-eval/bin/pip install --disable-pip-version-check --no-deps -r $<
+	@touch $@
 
 go-chat: go-deps stage
 	@mkdir -p build/bin
@@ -21,14 +31,19 @@ go-chat: go-deps stage
 
 # Twice: under the race detector, and with the garbage collector around every C call while the
 # runtime checks each pointer that is stored where C can see it.
-go-test: go-deps stage fixtures ## the Go binding's tests
+go-test: go-deps stage fixtures .venv-eval/ready ## the Go binding's tests
 	@cd bindings/go && unformatted=$$("$$($(GO) env GOROOT)/bin/gofmt" -l .) && { [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted" >&2; exit 1; }; }
 	$(GO_ENV) $(GO) vet ./...
-	$(GO_ENV) GODEBUG=cgocheck=1 $(GO) test -race -count=1 ./...
+	$(GO_ENV) GODEBUG=cgocheck=1 QWEN_REQUIRE_BROWSER=1 $(GO) test -race -count=1 ./...
 	$(GO_ENV) GOEXPERIMENT=cgocheck2 $(GO) test -count=1 -tags gcstress .
 	$(GO_ENV) $(GO) build -o $(CURDIR)/build/bin/go-server ./examples/server
-	LD_LIBRARY_PATH=$(STAGE)/lib .venv/bin/python bindings/go/examples/server/openai_test.py \
-		build/bin/go-server $(DEMO_MODEL)
+	LD_LIBRARY_PATH=$(STAGE)/lib .venv/bin/python $(SERVER)/openai_test.py build/bin/go-server $(DEMO_MODEL)
+	LD_LIBRARY_PATH=$(STAGE)/lib .venv/bin/python $(SERVER)/lm_eval_test.py build/bin/go-server $(DEMO_MODEL) \
+		$(STAGE)/lib/libqwen.so .venv-eval/bin/lm_eval
+
+go-screenshot: go-deps stage fixtures ## take the picture of the server's page anew
+	$(GO_ENV) QWEN_REQUIRE_BROWSER=1 QWEN_SCREENSHOT=$(CURDIR)/$(SERVER)/page.png \
+		$(GO) test -count=1 -run TestThePageChats ./examples/server
 
 go-generate: stage ## write the Go binding's generated files anew
 	$(GO_ENV) $(GO) generate .

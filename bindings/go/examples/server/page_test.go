@@ -173,9 +173,11 @@ func TestThePageStops(t *testing.T) {
 	page.enter("Tell me another very long story.")
 	page.until(`document.querySelector(".assistant")?.textContent.length > 5`)
 	page.press("#clear")
-	running(t, service, 0)
-	if turns := page.turns(); len(turns) != 0 {
-		t.Errorf("%q came after all was cleared", turns)
+	metrics = running(t, service, 0)
+	page.run(`new Promise(done => setTimeout(done, 200))`, nil)
+	page.reload()
+	if turns := page.turns(); len(turns) != 0 || metrics.RequestsCancelled != 2 {
+		t.Errorf("%q came after all was cleared; %+v", turns, metrics)
 	}
 	page.noErrors()
 }
@@ -194,7 +196,7 @@ func TestThePageShowsMarkupAsText(t *testing.T) {
 		if turns[0] != mine || strings.ReplaceAll(turns[3], "\n", "") != strings.ReplaceAll(theirs, "\n", "") {
 			t.Errorf("%q", turns)
 		}
-		if code := page.text(`document.querySelector(".assistant pre").textContent`); code != "<b>bold</b>" {
+		if code := page.text(`[...document.querySelectorAll(".assistant")].at(-1).querySelector("pre").textContent`); code != "<b>bold</b>" {
 			t.Errorf("%q", code)
 		}
 		var elements int
@@ -240,9 +242,12 @@ func TestThePageTellsWhatFailed(t *testing.T) {
 	if turns := page.turns(); len(turns) != 2 {
 		t.Errorf("%q", turns)
 	}
+	if kept := page.text(`JSON.stringify({ ...sessionStorage, ...localStorage }) + document.cookie`); !strings.Contains(kept, "markup") || strings.Contains(kept, "secret") {
+		t.Error("what is kept: ", kept)
+	}
 	page.reload()
-	if key := page.text(`document.getElementById("key").value + JSON.stringify({ ...sessionStorage, ...localStorage })`); strings.Contains(key, "secret") {
-		t.Error("the key is kept: ", key)
+	if key := page.text(`document.getElementById("key").value`); key != "" {
+		t.Error("the key came back: ", key)
 	}
 }
 
