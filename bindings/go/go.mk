@@ -18,11 +18,11 @@ stage: lib
 go-deps:
 	@GO=$(GO) .ci/deps cxx go browser
 
-# lm-eval and what of its dependencies these tests need, in a place of its own: 430 MB, most of it pyarrow,
+# lm-eval and what of its dependencies these tests need, in a place of its own: half a GB, most of it pyarrow,
 # pandas and lm-eval's own tasks.
 .venv-eval/ready: $(SERVER)/lm_eval_requirements.txt | .venv/ready
 	$(PYTHON) -m venv .venv-eval
-	.venv-eval/bin/pip install --disable-pip-version-check --no-deps -r $<
+	.venv-eval/bin/pip install --disable-pip-version-check --no-deps --no-compile -r $<
 	@touch $@
 
 go-chat: go-deps stage

@@ -42,7 +42,7 @@ FORMS = [
     "The capital of {} is",
     "Question: What is the capital of {}?\nAnswer:",
     "{} is a country. Its capital is called",
-    "{}の首都は😀 ",
+    "{}の首都は😀",
     "When you travel to {}, you should first see",
     "Country: {}\nCapital:",
 ]
@@ -76,10 +76,11 @@ def items():
         for country, capital in pairs:
             other = chance.choice([other for _, other in pairs if other != capital])
             offered = chance.sample([capital, other], 2)
-            # Choices of several tokens and half characters, too.
-            offered = [f" {city}, naturellement é" if form == FORMS[4] else f" {city}" for city in offered]
+            # Choices of several tokens and half characters, too. lm-eval puts a space before each.
+            if form == FORMS[4]:
+                offered = [f"{city}, naturellement é" for city in offered]
             answer = next(i for i, text in enumerate(offered) if capital in text)
-            question = form.format(country).rstrip() if form != FORMS[3] else form.format(country)[:-1]
+            question = form.format(country)
             choices.append({"question": question, "choices": offered, "answer": answer})
     texts = [
         {"question": form.format(country), "answer": "x"} for form in OPENINGS for country, _ in pairs[:10]
