@@ -1,4 +1,4 @@
-// Waits in every way on virtual threads with one carrier among them: VirtualThreads MODEL
+// Waits in every way on virtual threads with one carrier among them: VirtualThreads TINY-MODEL SLOW-MODEL
 //
 // All streams must be in their middle at once, so a thread that kept the carrier while it waits would be
 // the end of it. The JDK's flight recorder counts the pinned threads as well.
@@ -79,6 +79,21 @@ public class VirtualThreads {
         }
     }
 
+    /** A score waits behind a long reply, which only another virtual thread ends. */
+    static void stop(Path model) throws Exception {
+        EngineOptions narrow = EngineOptions.builder().maxBatchSequences(1).build();
+        GenerationOptions endless = GenerationOptions.builder().maxTokens(1500).ignoreEos(true).build();
+        try (QwenEngine engine = QwenEngine.open(model, narrow);
+                TokenStream stream = engine.stream(Prompt.chat("x", endless));
+                ExecutorService threads = Executors.newVirtualThreadPerTaskExecutor()) {
+            stream.iterator().next();
+            Future<?> score = threads.submit(() -> engine.score("hello", " world", GenerationOptions.DEFAULTS));
+            threads.submit(stream::stop).get();
+            System.out.println("stopped: " + stream.reply().finish());
+            score.get();
+        }
+    }
+
     public static void main(String[] args) throws Exception {
         AtomicInteger pinned = new AtomicInteger();
         try (RecordingStream recording = new RecordingStream()) {
@@ -92,6 +107,7 @@ public class VirtualThreads {
             Thread opener = Thread.ofVirtual().start(() -> {
                 try {
                     work(Path.of(args[0]));
+                    stop(Path.of(args[1]));
                 } catch (Exception e) {
                     e.printStackTrace();
                     System.exit(1);

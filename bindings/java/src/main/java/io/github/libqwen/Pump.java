@@ -48,33 +48,40 @@ final class Pump {
 
     /** Hands a request to the engine. Its events go to the sink until the tag is forgotten. */
     long submit(long request, EventSink sink) {
-        long tag;
-        Entry entry = new Entry(sink);
+        long tag = enter(sink);
+        try {
+            queue.run(object -> Native.requestSubmit(request, object, tag));
+        } catch (Throwable e) {
+            forget(tag);
+            throw e;
+        }
+        accepted(tag);
+        return tag;
+    }
+
+    /** Before the submission: its first event may come sooner than this thread gets on. */
+    long enter(EventSink sink) {
         lock.lock();
         try {
-            tag = ++lastTag;
-            entries.put(tag, entry);
+            entries.put(++lastTag, new Entry(sink));
+            return lastTag;
         } finally {
             lock.unlock();
         }
-        boolean accepted = false;
+    }
+
+    void accepted(long tag) {
+        lock.lock();
         try {
-            queue.run(object -> Native.requestSubmit(request, object, tag));
-            accepted = true;
-        } finally {
-            lock.lock();
-            try {
-                if (accepted) {
-                    entry.number = ++submitted;
-                    submission.signal();
-                } else {
-                    entries.remove(tag);
-                }
-            } finally {
-                lock.unlock();
+            submitted++;
+            Entry entry = entries.get(tag);
+            if (entry != null) {
+                entry.number = submitted;
             }
+            submission.signal();
+        } finally {
+            lock.unlock();
         }
-        return tag;
     }
 
     void forget(long tag) {

@@ -163,8 +163,9 @@ class ProgramsTest {
         }
         Ran ran = java(home, List.of("--enable-native-access=ALL-UNNAMED", "-Djdk.virtualThreadScheduler.parallelism=1",
                 "-Djdk.virtualThreadScheduler.maxPoolSize=1", "-cp", classes(),
-                ROOT.resolve("bindings/java/src/test/programs/VirtualThreads.java").toString(), TINY.toString()));
-        assertEquals("100 streams, 20 sessions, 100 scores on one carrier\n0 pinned\n", ran.output());
+                ROOT.resolve("bindings/java/src/test/programs/VirtualThreads.java").toString(), TINY.toString(),
+                DEMO.toString()));
+        assertEquals("stopped: CANCELLED\n100 streams, 20 sessions, 100 scores on one carrier\n0 pinned\n", ran.output());
         assertEquals(0, ran.status());
     }
 }
