@@ -46,7 +46,7 @@ unit-test: fixtures lib examples
 	exit $$status
 
 # The profile of the Rust tests, which have built it already.
-twins-test: examples demo-model go-chat ## the same program in every language says the same
+twins-test: examples demo-model go-chat java-native ## the same program in every language says the same
 	cargo build --locked --profile checked $(FEATURES) --example chat
 	tests/twins.sh
 

@@ -71,7 +71,7 @@ java-generate: lib ## write the Java binding's generated files anew
 	$(PYTHON) bindings/java/generate.py build/lib/libqwen.so
 
 java-chat: java-native ## one answer in Java: PROMPT="one question" MODEL=/path/to/Qwen-7B-Chat
-	@$(JAVA_RUN) bindings/java/examples/Chat.java "$(MODEL)" "$${CHAT_PROMPT:-Hello!}"
+	@$(JAVA_RUN) bindings/java/examples/Chat.java --model "$(MODEL)" --prompt "$${CHAT_PROMPT:-Hello!}"
 
 java-bench: java-native ## what a streamed token costs in Java, beside plain C
 	@mkdir -p build/bin build/java/bench

@@ -11,6 +11,7 @@ import java.nio.file.Path;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
@@ -107,19 +108,14 @@ class ProgramsTest {
         assertEquals((long) Constants.ABI_VERSION, Qwen.buildInfo().get("abi_version"));
     }
 
+    /** That its answers are those of the other languages' programs is tests/twins.sh's matter. */
     @Test
-    void theChatIsTheSameAsInC() {
-        Path inC = ROOT.resolve("build/bin/hello");
-        assertTrue(Files.exists(inC), "run `make examples` first");
-        for (String question : List.of("What is the capital of France?", "Schreib mir etwas über Bäume 🌳.")) {
-            Ran want = run(List.of(inC.toString(), DEMO.toString(), question));
-            Ran have = java(List.of("-cp", classes(), CHAT, DEMO.toString(), question));
-            assertEquals(want, have, question);
-        }
-        Ran missing = java(List.of("-p", classes(), "--add-modules", "io.github.libqwen", CHAT, "/no/such/folder", "x"));
+    void theChatIsAModulesProgramToo() {
+        List<String> asModule = List.of("-p", classes(), "--add-modules", "io.github.libqwen", CHAT);
+        Ran missing = java(Stream.concat(asModule.stream(), Stream.of("--model", "/no/such/folder", "--prompt", "x")).toList());
         assertEquals(1, missing.status());
         assertTrue(missing.output().contains("/no/such/folder"), missing.output());
-        assertEquals(2, java(List.of("-cp", classes(), CHAT)).status());
+        assertEquals(1, java(asModule).status());
     }
 
     /** Ends in the middle of everything. */
