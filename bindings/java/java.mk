@@ -13,7 +13,8 @@ JAVA_NATIVE := build/java/native/linux-$(shell uname -m)
 JAVA_JAR = build/java/maven/qwen-$(QWEN_VERSION).jar
 MAVEN = $(MVN) -B -q -ntp -f bindings/java/pom.xml -Drevision=$(QWEN_VERSION) -Djdk21=$(JDK21)
 # For programs of the JDK: the classes, and where the native library is.
-JAVA_RUN = java -Dqwen.library.path=$(JAVA_NATIVE) -cp build/java/classes
+JAVA ?= java
+JAVA_RUN = $(JAVA) -Dqwen.library.path=$(JAVA_NATIVE) -cp build/java/classes
 
 .PHONY: java-deps java-native java-check java-test java-jar java-install java-doc java-generate java-chat java-bench
 
@@ -53,8 +54,12 @@ java-check: java-native
 # The JVM checks every call of the glue (-Xcheck:jni), and says what it finds on its output only.
 java-test: java-check build/java/other-abi/libqwenjni.so java-doc examples fixtures ## the Java binding's tests
 	@$(if $(JDK21),,echo 'SKIPPED: no JDK of 21 or newer (JDK21=/path), so nobody sees whether virtual threads are pinned')
+	@rm -rf build/java/maven/surefire-reports
 	@status=0; $(MAVEN) package 2>&1 | tee build/java/test.log || status=$$?; \
-	grep -hE 'in native method|FATAL ERROR|JNI local refs|checked JNI' build/java/test.log build/java/maven/surefire-reports/*-output.txt 2>/dev/null && status=1; \
+	if grep -qE 'in native method|FATAL ERROR|JNI local refs' build/java/test.log; then \
+		echo "the JVM complains of the glue: build/java/test.log" >&2; status=1; fi; \
+	awk -F '[:,]' '/^Tests run/ { run += $$2; failed += $$4 + $$6 } \
+	     END { printf "%d Java tests run, %d failed\n", run, failed }' build/java/maven/surefire-reports/*.txt; \
 	exit $$status
 
 java-doc: build/java/include/ready
@@ -78,4 +83,4 @@ java-bench: java-native ## what a streamed token costs in Java, beside plain C
 	$(CC) -std=c99 -O2 -Wall -Wextra -Iinclude benches/stream.c -o build/bin/stream -Lbuild/lib -lqwen $(RUNPATH)
 	$(JAVAC) --release 17 -cp build/java/classes -d build/java/bench bindings/java/bench/Stream.java
 	bindings/java/bench/compare.sh build/bin/stream tests/data/tiny/plain-bf16 \
-		java -Dqwen.library.path=$(JAVA_NATIVE) -cp build/java/classes:build/java/bench Stream
+		$(JAVA) -Dqwen.library.path=$(JAVA_NATIVE) -cp build/java/classes:build/java/bench Stream

@@ -141,13 +141,11 @@ class ProgramsTest {
 
     @Test
     void aProgramMayEndInTheMiddle() {
-        for (int i = 0; i < 2; i++) {
-            Ran exited = java(List.of("-Xcheck:jni", "-Dqwen.root=" + ROOT, "-cp", testClasses(), Exit.class.getName(), DEMO.toString()));
-            assertEquals(new Ran(7, ""), exited);
-            // No thread of ours keeps a program alive whose main has returned.
-            Ran returned = java(List.of("-Dqwen.root=" + ROOT, "-cp", testClasses(), Exit.class.getName(), DEMO.toString(), "return"));
-            assertEquals(new Ran(0, ""), returned);
-        }
+        Ran exited = java(List.of("-Xcheck:jni", "-Dqwen.root=" + ROOT, "-cp", testClasses(), Exit.class.getName(), DEMO.toString()));
+        assertEquals(new Ran(7, ""), exited);
+        // No thread of ours keeps a program alive whose main has returned.
+        Ran returned = java(List.of("-Dqwen.root=" + ROOT, "-cp", testClasses(), Exit.class.getName(), DEMO.toString(), "return"));
+        assertEquals(new Ran(0, ""), returned);
     }
 
     @Test
