@@ -30,20 +30,20 @@ class ConcurrencyTest {
     @Test
     void aThousandStreamsNeedFewThreads() {
         int streams = 1000;
-        try (QwenEngine engine = QwenEngine.open(TINY, small().maxBatchSequences(streams).build())) {
+        try (QwenEngine engine = QwenEngine.open(TINY, small().maxBatchSequences(streams).kvCacheTokens(262144).build())) {
             engine.completeAsync(ask("x", 1)).join();
             int before = threads();
             List<CompletableFuture<Reply>> replies = new ArrayList<>();
             int most = 0;
             for (int i = 0; i < streams; i++) {
-                replies.add(engine.completeAsync(ask("stream " + i, 60)));
+                replies.add(engine.completeAsync(ask("stream " + i, 120)));
                 most = Math.max(most, threads());
             }
             assertTrue(engine.metrics().requestsRunning() + engine.metrics().requestsWaiting() > streams / 2,
                     "they are not at once: the test tests nothing");
             most = Math.max(most, threads());
             for (CompletableFuture<Reply> reply : replies) {
-                assertEquals(60, reply.join().tokens().length);
+                assertEquals(120, reply.join().tokens().length);
             }
             // The common pool has as many as there are processors.
             int allowed = 8 + Runtime.getRuntime().availableProcessors();
@@ -129,9 +129,9 @@ class ConcurrencyTest {
         assertInstanceOf(QwenException.class, assertThrows(CompletionException.class, cut::join).getCause());
     }
 
-    /** A subscriber that asks for one event at a time, and cancels after so many. */
+    /** A subscriber that asks for one event at a time, and cancels after so many; with 0 it asks once. */
     private static final class Subscriber implements Flow.Subscriber<Event> {
-        final List<Event> events = new ArrayList<>();
+        final List<Event> events = java.util.Collections.synchronizedList(new ArrayList<>());
         final CountDownLatch end = new CountDownLatch(1);
         final AtomicInteger inside = new AtomicInteger();
         final int most;
@@ -156,7 +156,7 @@ class ConcurrencyTest {
             if (events.size() == most) {
                 subscription.cancel();
                 end.countDown();
-            } else {
+            } else if (most > 0) {
                 subscription.request(1);
             }
             inside.decrementAndGet();
@@ -189,6 +189,14 @@ class ConcurrencyTest {
                 assertEquals(text, told.toString());
                 assertFalse(whole.overlapped);
             }
+            Subscriber slow = new Subscriber(0);
+            publisher.subscribe(slow);
+            idle(engine);
+            pause(100);
+            assertEquals(1, slow.events.size(), "it asked for one");
+            slow.subscription.request(Long.MAX_VALUE);
+            assertTrue(slow.end.await(20, TimeUnit.SECONDS));
+            assertEquals(50, slow.events.stream().mapToInt(Event::numTokens).sum());
             Subscriber bad = new Subscriber(Integer.MAX_VALUE);
             engine.publisher(ask("x".repeat(5000), 1)).subscribe(bad);
             assertTrue(bad.end.await(20, TimeUnit.SECONDS));
