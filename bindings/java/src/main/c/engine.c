@@ -29,8 +29,9 @@ NATIVE(jlong, engineOpen)(JNIEnv *env, jclass class, jbyteArray folder, jbyteArr
     if ((log == 0 || qj_set_log(env, options, level, log)) && qj_take_bytes(env, folder, &path)) {
         progress_call call = {env, listener};
         qwen_error *err = NULL;
-        int32_t status = qwen_engine_open(path.data, path.len, options,
-                                          listener == NULL ? NULL : on_progress, &call, &engine, &err);
+        qwen_progress_fn told = listener == NULL ? NULL : on_progress;
+        int32_t status =
+            qwen_engine_open(path.data, path.len, options, told, &call, &engine, &err);
         if ((*env)->ExceptionCheck(env)) {
             qwen_error_free(err);
             qwen_engine_free(engine);
