@@ -175,6 +175,27 @@ func (e *Engine) Metrics() (Metrics, error) {
 	return metrics, decodeInto(text, &metrics)
 }
 
+// A Histogram is a distribution, by what it is of: "time_to_first_token_seconds", for example.
+type Histogram struct {
+	// Upper bounds, ascending.
+	Bounds []float64 `json:"bounds"`
+	// How many values each bucket has; the last those above all bounds.
+	Counts []uint64 `json:"counts"`
+	Count  uint64   `json:"count"`
+	Sum    float64  `json:"sum"`
+}
+
+// Prometheus tells the metrics as text in Prometheus's exposition format, for a scrape endpoint; its
+// content type is "text/plain; version=0.0.4". Where model is not empty, every sample has it as the
+// label "model".
+func (e *Engine) Prometheus(model string) (string, error) {
+	label, length := textOf(model)
+	text, err := e.json(func(engine *C.qwen_engine, buf **C.qwen_buf, err **C.qwen_error) C.int32_t {
+		return C.qwen_engine_metrics_prometheus(engine, label, length, buf, err)
+	})
+	return string(text), err
+}
+
 // Defaults are the values that generation options have where they are not set. They come from the
 // checkpoint; there is no seed among them, for an unset seed is random.
 func (e *Engine) Defaults() (Generation, error) {

@@ -6,24 +6,25 @@ package qwen
 
 // Metrics are an engine's counters and gauges; qwen.h says more of some.
 type Metrics struct {
-	RequestsWaiting   uint64 `json:"requests_waiting"`
-	RequestsRunning   uint64 `json:"requests_running"`
-	RequestsPreempted uint64 `json:"requests_preempted"`
-	RequestsSubmitted uint64 `json:"requests_submitted"`
-	RequestsRefused   uint64 `json:"requests_refused"`
-	RequestsFinished  uint64 `json:"requests_finished"`
-	RequestsCancelled uint64 `json:"requests_cancelled"`
-	RequestsFailed    uint64 `json:"requests_failed"`
-	PagesUsed         uint64 `json:"pages_used"`
-	PagesTotal        uint64 `json:"pages_total"`
-	PagesCached       uint64 `json:"pages_cached"`
-	PrefixHitTokens   uint64 `json:"prefix_hit_tokens"`
-	PrefixEvictions   uint64 `json:"prefix_evictions"`
-	PromptTokens      uint64 `json:"prompt_tokens"`
-	GeneratedTokens   uint64 `json:"generated_tokens"`
-	ComputedTokens    uint64 `json:"computed_tokens"`
-	Preemptions       uint64 `json:"preemptions"`
-	Steps             uint64 `json:"steps"`
-	ForwardUS         uint64 `json:"forward_us"`
-	DeviceUS          uint64 `json:"device_us"`
+	RequestsWaiting   uint64               `json:"requests_waiting"`
+	RequestsRunning   uint64               `json:"requests_running"`
+	RequestsPreempted uint64               `json:"requests_preempted"`
+	RequestsSubmitted uint64               `json:"requests_submitted"`
+	RequestsRefused   uint64               `json:"requests_refused"`
+	RequestsFinished  uint64               `json:"requests_finished"`
+	RequestsCancelled uint64               `json:"requests_cancelled"`
+	RequestsFailed    uint64               `json:"requests_failed"`
+	PagesUsed         uint64               `json:"pages_used"`
+	PagesTotal        uint64               `json:"pages_total"`
+	PagesCached       uint64               `json:"pages_cached"`
+	PrefixHitTokens   uint64               `json:"prefix_hit_tokens"`
+	PrefixEvictions   uint64               `json:"prefix_evictions"`
+	PromptTokens      uint64               `json:"prompt_tokens"`
+	GeneratedTokens   uint64               `json:"generated_tokens"`
+	ComputedTokens    uint64               `json:"computed_tokens"`
+	Preemptions       uint64               `json:"preemptions"`
+	Steps             uint64               `json:"steps"`
+	ForwardUS         uint64               `json:"forward_us"`
+	DeviceUS          uint64               `json:"device_us"`
+	Histograms        map[string]Histogram `json:"histograms"`
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::arguments::{Handle, Out, free, handle, optional, path};
+use super::arguments::{Handle, Out, free, handle, optional, path, text};
 use super::buffers::qwen_buf;
 use super::codes::{QWEN_CANCEL, QWEN_CONTINUE, QWEN_STOP};
 use super::errors::qwen_error;
@@ -187,7 +187,9 @@ pub unsafe extern "C" fn qwen_engine_info_json(
     })
 }
 
-/// Counters and gauges (requests, tokens, KV pages, steps), as a JSON object. forward_us is the
+/// Counters and gauges (requests, tokens, KV pages, steps), as a JSON object of numbers, and `histograms`
+/// last: an object for each of those that qwen_engine_metrics_prometheus describes, with `bounds`, `counts`
+/// (one more: the last is of what is above all bounds), `count` and `sum`. forward_us is the
 /// time that steps took, device_us the part of it from each step's first work on a GPU to its end (0
 /// on the CPU): between two readings, 1 - device_us / forward_us is how long the GPU waited between
 /// steps. computed_tokens counts every token that went through the model, again after a preemption;
@@ -203,6 +205,39 @@ pub unsafe extern "C" fn qwen_engine_metrics_json(
     guard("qwen_engine_metrics_json", err, || {
         // SAFETY: the caller gives a live engine or NULL.
         unsafe { engine_json(engine, json, Engine::metrics) }
+    })
+}
+
+/// The same numbers as text in Prometheus's exposition format (version 0.0.4), for a scrape endpoint. Names
+/// begin with qwen_, counters end in _total, times are in seconds. Where `model` is not empty, every
+/// sample has it as the label "model". The histograms, each reply of several being a request of its own:
+///
+/// - qwen_time_to_first_token_seconds: from the call that submits to the moment the first token is told,
+///   the encoding of a chat and the queue among it; of a score or an embedding, until it was computed.
+/// - qwen_time_between_tokens_seconds: from each token told to the next of the same request. A token is told
+///   when the engine puts it where its reader takes events; that a slow reader finds several in one event,
+///   or that text waits for the rest of a character or stop string, changes nothing here.
+/// - qwen_queue_time_seconds: from the call that submits to the first step.
+/// - qwen_request_duration_seconds, qwen_request_prompt_tokens, qwen_request_generated_tokens: of each
+///   request that has ended, also of those that were cancelled or failed.
+///
+/// The caller frees `text`. Any thread; never waits for the model. Errors: QWEN_E_UTF8.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_engine_metrics_prometheus(
+    engine: *const qwen_engine,
+    model: *const c_char,
+    model_len: u64,
+    text: Option<&mut MaybeUninit<*mut qwen_buf>>,
+    err: Option<&mut MaybeUninit<*mut qwen_error>>,
+) -> i32 {
+    guard("qwen_engine_metrics_prometheus", err, || {
+        let out = Out::new("text", text)?;
+        // SAFETY: the caller gives a live engine or NULL.
+        let engine = unsafe { handle("engine", engine) }?;
+        // SAFETY: the caller gives a text as the header says.
+        let model = unsafe { self::text("model", model, model_len) }?;
+        out.give(qwen_buf::new(engine.metrics_prometheus(model)));
+        Ok(())
     })
 }
 

@@ -23,6 +23,7 @@ pub mod options;
 mod prefix;
 pub mod request;
 mod saved;
+mod prometheus;
 pub mod scheduler;
 mod score;
 mod scoring;
@@ -313,7 +314,7 @@ impl Engine {
         self.shared().info.clone()
     }
 
-    /// Counters and gauges: a flat JSON object of numbers.
+    /// Counters and gauges: a JSON object of numbers, and of `histograms` by their names.
     pub fn metrics(&self) -> Value {
         self.shared().metrics.to_json()
     }
@@ -322,6 +323,11 @@ impl Engine {
     pub fn health(&self) -> Result<()> {
         self.shared().health()
     }
+    /// The same in Prometheus's text format; `model` becomes a label of that name, unless it is empty.
+    pub fn metrics_prometheus(&self, model: &str) -> String {
+        prometheus::text(&self.shared().metrics, model)
+    }
+
 
     /// Ends the engine's work and releases the model; idempotent, and a drain can still be turned
     /// into a cancel. `Error::Timeout` when requests are still running after `timeout` (the

@@ -175,6 +175,8 @@ pub(crate) struct Mailbox {
     tag: u64,
     /// After a fork the loop thread is gone and the lock may be held for ever.
     process_id: u32,
+    /// When its owner called.
+    submitted: Instant,
     cancel: AtomicU8,
     has_started: AtomicBool,
     /// Weak: a queue its owner has dropped must not live on in the requests it announced.
@@ -191,6 +193,7 @@ impl Mailbox {
         Arc::new(Mailbox {
             tag,
             process_id: std::process::id(),
+            submitted: Instant::now(),
             cancel: AtomicU8::new(CANCEL_NONE),
             has_started: AtomicBool::new(false),
             queue,
@@ -228,6 +231,11 @@ impl Mailbox {
         if !self.has_started.swap(true, Ordering::Relaxed) {
             self.post(Mail::start);
         }
+    }
+
+    /// When its owner called, before the prompt was encoded.
+    pub(crate) fn submitted(&self) -> Instant {
+        self.submitted
     }
 
     pub(crate) fn has_started(&self) -> bool {

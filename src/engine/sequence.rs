@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use crate::batch::FED;
 use crate::engine::calls::ReactReply;
+use crate::engine::histogram::Clock;
 use crate::engine::logits::{Drawn, LogitRules, unmeasured};
 use crate::engine::options::GenerationParams;
 use crate::engine::request::{Deadline, FinishReason, Mailbox, Usage};
@@ -96,6 +97,7 @@ pub(crate) struct Sequence {
     /// Only while the request waits for its first step.
     queue_timeout: Deadline,
     pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) clock: Clock,
     /// Which of the request's replies it makes.
     choice: usize,
     pub(crate) pages: PageTable,
@@ -146,6 +148,7 @@ impl Sequence {
             mailbox,
             choice: choice as usize,
             pages: PageTable::new(),
+            clock: Clock::new(mailbox.submitted()),
             prefix_root: None,
             phase: Phase::Waiting,
             prompt_tokens: prompt.len(),

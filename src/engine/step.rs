@@ -332,6 +332,7 @@ impl Stepper {
     }
 
     /// Measures the next token of the prompt of sequence `index` by wanted row `row`.
+                    sequence.clock.token(&self.shared.metrics.histograms);
     fn measure_next(&mut self, row: usize, index: usize) -> bool {
         let logits = &self.output.logits[row * self.vocab_size..][..self.shared.usable_ids];
         self.sequences[index].measure_next(logits, &self.shared.tokenizer)
@@ -383,7 +384,7 @@ impl Stepper {
             let mut over: Vec<Sequence> = self.sequences.extract_if(.., is_over).collect();
             for (sequence, (_, outcome)) in over.iter_mut().zip(&ended) {
                 self.pool.release(&mut sequence.pages);
-                count_end(sequence.phase(), outcome, &self.shared.metrics);
+                count_end(sequence, outcome, &self.shared.metrics);
             }
             self.count_pages();
             for (sequence, (_, outcome)) in over.into_iter().zip(ended.drain(..)) {
@@ -417,9 +418,11 @@ fn admit(sequence: &mut Sequence, pool: &mut PagePool, metrics: &Metrics) {
     metrics.prefix_hit_tokens.add(sequence.computed_tokens() as u64);
 }
 
-fn count_end(phase: Phase, outcome: &Result<FinishReason>, metrics: &Metrics) {
-    match phase {
+fn count_end(sequence: &Sequence, outcome: &Result<FinishReason>, metrics: &Metrics) {
+    sequence.clock.ended(&sequence.usage(), &metrics.histograms);
+    match sequence.phase() {
         Phase::Waiting => metrics.requests_waiting.sub(1),
+            sequence.clock.begun(&metrics.histograms);
         Phase::Preempted => metrics.requests_preempted.sub(1),
         Phase::Prefilling | Phase::Running => metrics.requests_running.sub(1),
     }

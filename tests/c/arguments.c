@@ -60,6 +60,7 @@ static void makers_take_null(void) {
     CHECK_FAILS(QWEN_E_NULL, qwen_engine_metrics_json(NULL, &buf, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_session_save(NULL, &buf, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_engine_generation_json(NULL, &buf, &err));
+    CHECK_FAILS(QWEN_E_NULL, qwen_engine_metrics_prometheus(NULL, NULL, 0, &buf, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_event_logprobs_json(NULL, &buf, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_score(NULL, "x", 1, "y", 1, NULL, &buf, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_score_tokens(NULL, NULL, 0, NULL, 0, NULL, &buf, &err));

@@ -66,6 +66,7 @@ static void without_objects(void) {
     PANICS(qwen_engine_estimate_json, NULL, 0, NULL, NULL);
     PANICS(qwen_engine_info_json, NULL, NULL);
     PANICS(qwen_engine_metrics_json, NULL, NULL);
+    PANICS(qwen_engine_metrics_prometheus, NULL, NULL, 0, NULL);
     PANICS(qwen_engine_generation_json, NULL, NULL);
     PANICS(qwen_engine_health, NULL);
     PANICS(qwen_engine_shutdown, NULL, 0, 0);
@@ -147,6 +148,6 @@ int main(int argc, char **argv) {
     neutral_answers();
     with_objects(argv[1]);
     /* All of tests/abi/symbols.txt but 11 *_free and three that read constants. */
-    CHECK(num_tested == 78);
+    CHECK(num_tested == 79);
     return 0;
 }

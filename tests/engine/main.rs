@@ -17,6 +17,7 @@ mod host;
 mod life;
 mod logprobs;
 mod prefix;
+mod metrics;
 mod queue;
 mod rank;
 mod scheduler;

@@ -8,8 +8,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
-	"reflect"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -227,26 +227,13 @@ func (s *service) health(w http.ResponseWriter, _ *http.Request) {
 	answer(w, http.StatusOK, map[string]any{"status": "ok"})
 }
 
-// gauges are the metrics that can fall; the others only grow.
-var gauges = map[string]bool{
-	"requests_waiting": true, "requests_running": true, "requests_preempted": true, "pages_used": true, "pages_total": true,
-}
-
 // metrics tells the engine's metrics in Prometheus's text format.
 func (s *service) metrics(w http.ResponseWriter, _ *http.Request) {
-	metrics, err := s.engine.Metrics()
+	text, err := s.engine.Prometheus("")
 	if err != nil {
 		refuse(w, err)
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4")
-	values := reflect.ValueOf(metrics)
-	for i := range values.NumField() {
-		name := values.Type().Field(i).Tag.Get("json")
-		kind, suffix := "counter", "_total"
-		if gauges[name] {
-			kind, suffix = "gauge", ""
-		}
-		fmt.Fprintf(w, "# TYPE qwen_%s%s %s\nqwen_%[1]s%[2]s %[4]v\n", name, suffix, kind, values.Field(i))
-	}
+	_, _ = io.WriteString(w, text)
 }

@@ -195,13 +195,18 @@ func metricsFile(folder string) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		var value json.Number
+		var value any
 		if err := decoder.Decode(&value); err != nil {
 			return nil, fmt.Errorf("the metric %v: %w", key, err)
 		}
 		kind := "uint64"
-		if strings.Contains(value.String(), ".") {
-			kind = "float64"
+		switch value := value.(type) {
+		case map[string]any:
+			kind = "map[string]Histogram"
+		case json.Number:
+			if strings.Contains(value.String(), ".") {
+				kind = "float64"
+			}
 		}
 		fmt.Fprintf(out, "\t%s %s `json:\"%s\"`\n", exported(key.(string)), kind, key)
 	}
