@@ -210,6 +210,15 @@
 /// Form of a call's arguments: no JSON; the text as the model wrote it.
 #define QWEN_ARGUMENTS_TEXT 3
 
+/// For qwen_embed: the state of the last token, which has seen all others.
+#define QWEN_POOL_LAST 1
+
+/// For qwen_embed: the mean over all tokens.
+#define QWEN_POOL_MEAN 2
+
+/// For qwen_embed: the states of all tokens, in order.
+#define QWEN_POOL_NONE 3
+
 /// For qwen_tokenizer_encode: special tokens' names in the text (such as `<|im_end|>`) become their
 /// control ids. Never use it on text from strangers.
 #define QWEN_ENCODE_PARSE_SPECIALS 1
@@ -245,6 +254,9 @@ typedef struct qwen_event qwen_event;
 /// Several events at once. Owned by the caller, immutable: any thread may read it. Free it with
 /// qwen_events_free.
 typedef struct qwen_events qwen_events;
+
+/// Numbers. Owned by the caller, immutable: any thread may read it. Free it with qwen_floats_free.
+typedef struct qwen_floats qwen_floats;
 
 /// Options of one kind: "engine", "generation" or "session". Any thread may use it at any time.
 /// What is made from options copies them: later changes touch nothing that exists. Free it with
@@ -377,6 +389,15 @@ uint64_t qwen_tokens_len(const qwen_tokens *tokens);
 
 /// Frees a list. NULL is nothing.
 void qwen_tokens_free(qwen_tokens *tokens);
+
+/// The first number; NULL for NULL. Lives as long as the list.
+const float *qwen_floats_data(const qwen_floats *floats);
+
+/// How many numbers there are; 0 for NULL.
+uint64_t qwen_floats_len(const qwen_floats *floats);
+
+/// Frees a list. NULL is nothing.
+void qwen_floats_free(qwen_floats *floats);
 
 /// The ABI of the library that is loaded. Any thread.
 uint32_t qwen_abi_version(void);
@@ -520,6 +541,26 @@ int32_t qwen_engine_metrics_json(const qwen_engine *engine,
                                  qwen_buf **json,
                                  qwen_error **err);
 
+/// The same numbers as text in Prometheus's exposition format (version 0.0.4), for a scrape endpoint. Names
+/// begin with qwen_, counters end in _total, times are in seconds. Where `model` is not empty, every
+/// sample has it as the label "model". The histograms, each reply of several being a request of its own:
+///
+/// - qwen_time_to_first_token_seconds: from the call that submits to the moment the first token is told,
+///   the encoding of a chat and the queue among it; of a score or an embedding, until it was computed.
+/// - qwen_time_between_tokens_seconds: from each token told to the next of the same request. A token is told
+///   when the engine puts it where its reader takes events; that a slow reader finds several in one event,
+///   or that text waits for the rest of a character or stop string, changes nothing here.
+/// - qwen_queue_time_seconds: from the call that submits to the first step.
+/// - qwen_request_duration_seconds, qwen_request_prompt_tokens, qwen_request_generated_tokens: of each
+///   request that has ended, also of those that were cancelled or failed.
+///
+/// The caller frees `text`. Any thread; never waits for the model. Errors: QWEN_E_UTF8.
+int32_t qwen_engine_metrics_prometheus(const qwen_engine *engine,
+                                       const char *model,
+                                       uint64_t model_len,
+                                       qwen_buf **text,
+                                       qwen_error **err);
+
 /// The values that generation options have where they are not set, as a JSON object that
 /// qwen_options_merge_json takes. They come from the checkpoint; there is no seed among them, for an
 /// unset seed is random. The caller frees `json`. Any
@@ -541,26 +582,6 @@ int32_t qwen_engine_health(const qwen_engine *engine, qwen_error **err);
 int32_t qwen_engine_shutdown(qwen_engine *engine,
                              int32_t how,
                              int64_t timeout_ms,
-/// The same numbers as text in Prometheus's exposition format (version 0.0.4), for a scrape endpoint. Names
-/// begin with qwen_, counters end in _total, times are in seconds. Where `model` is not empty, every
-/// sample has it as the label "model". The histograms, each reply of several being a request of its own:
-///
-/// - qwen_time_to_first_token_seconds: from the call that submits to the moment the first token is told,
-///   the encoding of a chat and the queue among it; of a score or an embedding, until it was computed.
-/// - qwen_time_between_tokens_seconds: from each token told to the next of the same request. A token is told
-///   when the engine puts it where its reader takes events; that a slow reader finds several in one event,
-///   or that text waits for the rest of a character or stop string, changes nothing here.
-/// - qwen_queue_time_seconds: from the call that submits to the first step.
-/// - qwen_request_duration_seconds, qwen_request_prompt_tokens, qwen_request_generated_tokens: of each
-///   request that has ended, also of those that were cancelled or failed.
-///
-/// The caller frees `text`. Any thread; never waits for the model. Errors: QWEN_E_UTF8.
-int32_t qwen_engine_metrics_prometheus(const qwen_engine *engine,
-                                       const char *model,
-                                       uint64_t model_len,
-                                       qwen_buf **text,
-                                       qwen_error **err);
-
                              qwen_error **err);
 
 /// Frees an engine handle. Requests still running are cancelled unless a session or another handle
@@ -928,6 +949,38 @@ int32_t qwen_score_tokens(const qwen_engine *engine,
                           uint64_t num_continuation,
                           const qwen_options *options,
                           qwen_buf **json,
+                          qwen_error **err);
+
+/// The model's hidden states of `text` behind its last norm, hidden_size of qwen_engine_info_json numbers
+/// for each; `pooling` (QWEN_POOL_*) says of which tokens. With `normalize` other than 0 each is scaled to
+/// length 1. They are a chat model's states, from which it draws the next token; nothing has trained them
+/// as embeddings: compare them with those of the same model and pooling only, and measure before you rely
+/// on it. The model gets the text as it is, without a chat's form; what looks like a control token is text.
+/// Waits for the result, which goes through the batch with all other requests: any thread, several at
+/// once. `options`: generation options, or NULL, of which priority, deadline_ms, queue_timeout_ms and, with
+/// QWEN_POOL_LAST, cache count. The caller frees `states`. With QWEN_POOL_NONE they take 4 * hidden_size bytes
+/// a token.
+///
+/// Errors: QWEN_E_ARG for a text without a token or another `pooling`; QWEN_E_UTF8, QWEN_E_OPTION,
+/// QWEN_E_CONTEXT_FULL, QWEN_E_OOM_HOST, QWEN_E_QUEUE_FULL, QWEN_E_DEADLINE, QWEN_E_TIMEOUT,
+/// QWEN_E_NOT_FINITE, QWEN_E_CANCELLED by a shutdown, QWEN_E_CLOSED, QWEN_E_ENGINE_FAILED, QWEN_E_FORKED.
+int32_t qwen_embed(const qwen_engine *engine,
+                   const char *text,
+                   uint64_t text_len,
+                   int32_t pooling,
+                   uint8_t normalize,
+                   const qwen_options *options,
+                   qwen_floats **states,
+                   qwen_error **err);
+
+/// The same of token ids.
+int32_t qwen_embed_tokens(const qwen_engine *engine,
+                          const uint32_t *ids,
+                          uint64_t num_ids,
+                          int32_t pooling,
+                          uint8_t normalize,
+                          const qwen_options *options,
+                          qwen_floats **states,
                           qwen_error **err);
 
 /// Reads the vocabulary (qwen.tiktoken or tokenizer.json) in the folder `folder`; no weights are

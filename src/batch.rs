@@ -27,6 +27,8 @@ pub struct Batch {
     /// `[rows wanted]` how the token after each of those rows is drawn; empty where the caller draws,
     /// then nothing is fed with tokens of this step.
     pub draws: Vec<Draw>,
+    /// `[hidden rows]` rows whose hidden states, behind the last norm, are returned, ascending.
+    pub hidden_rows: Vec<u32>,
     /// What the sequences have seen, for the penalties: an id, and how often the reply has it. A fed
     /// token of a sequence is not among them and counts once more.
     pub seen: Vec<(u32, u32)>,
@@ -57,14 +59,16 @@ pub struct Draw {
     pub seen_count: u32,
 }
 
-/// What a step gives back. A batch with `draws` gives tokens, any other logits; empty on ranks other
-/// than the first.
+/// What a step gives back. A batch with `draws` gives tokens, any other logits, on the first rank; the
+/// last rank gives hidden states; all else is empty.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Output {
     /// `[rows wanted, vocab_size]`.
     pub logits: Vec<f32>,
     /// `[rows wanted]` drawn ids; `NO_TOKEN` where the logits were no numbers.
     pub tokens: Vec<u32>,
+    /// `[hidden rows, hidden]`.
+    pub hidden: Vec<f32>,
     /// Microseconds from the step's first work on the device to its end; 0 where nobody counts them.
     pub device_us: f32,
 }
@@ -74,6 +78,7 @@ impl Output {
     pub fn clear(&mut self) {
         self.logits.clear();
         self.tokens.clear();
+        self.hidden.clear();
         self.device_us = 0.0;
     }
 }

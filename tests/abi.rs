@@ -28,6 +28,7 @@ const HEADER_FILES: &[&str] = &[
     "request",
     "queue",
     "score",
+    "embed",
     "tokenizer",
     "detok",
 ];

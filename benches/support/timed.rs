@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use qwen::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep, StepStart};
+use qwen::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep, StepOutputs, StepStart};
 use qwen::batch::{Batch, Output};
 use qwen::error::Result;
 use qwen::quant::QuantTensor;
@@ -131,6 +131,9 @@ impl<B: Backend> Backend for Timed<B> {
         delta: &B::Buffer,
     ) -> Result<()> {
         self.time(5, |inner| inner.hand_over(batch, from_to, x, delta))
+    }
+    fn finish_step(&mut self, outputs: StepOutputs<'_, B::Buffer>) -> Result<()> {
+        self.time(5, |inner| inner.finish_step(outputs))
     }
     fn collect_step(&mut self, logits: Option<&B::Buffer>, output: &mut Output) -> Result<()> {
         self.time(5, |inner| inner.collect_step(logits, output))

@@ -200,6 +200,31 @@ const (
 	DecodeLossyText DecodeFlag = 2
 )
 
+// A Pooling says what [Engine.Embed] makes of the states of a text's tokens.
+type Pooling int32
+
+const (
+	// For qwen_embed: the state of the last token, which has seen all others.
+	PoolLast Pooling = 1
+	// For qwen_embed: the mean over all tokens.
+	PoolMean Pooling = 2
+	// For qwen_embed: the states of all tokens, in order.
+	PoolNone Pooling = 3
+)
+
+// String is the name in small letters.
+func (value Pooling) String() string {
+	switch value {
+	case PoolLast:
+		return "last"
+	case PoolMean:
+		return "mean"
+	case PoolNone:
+		return "none"
+	}
+	return "Pooling(" + strconv.Itoa(int(value)) + ")"
+}
+
 const (
 	// Log level: the engine cannot go on.
 	logError int32 = 1

@@ -91,6 +91,15 @@ pub enum StepStart {
     Replayed,
 }
 
+/// What of a step leaves it, on one rank.
+#[derive(Debug)]
+pub struct StepOutputs<'a, B> {
+    /// `[rows, vocab share]`; a rank whose share is empty has not touched them.
+    pub logits: Option<&'a B>,
+    /// Hidden states `[tokens, hidden]`, an `Activation`, and which of the rows.
+    pub hidden: Option<(&'a B, &'a [u32])>,
+}
+
 /// A device (or the host) that can run the ops of one rank. Methods are called from one thread.
 ///
 /// Shapes are outermost first. `Buffer` holds up to `max_rows` rows; each op that writes a buffer
@@ -251,7 +260,7 @@ pub trait Backend: Send {
         out: &mut Self::Buffer,
     );
 
-    /// `out[i] = x[rows[i]]`.
+    /// `out[i] = x[rows[i]]`; `rows` are the batch's `logits_rows`. Both are of one kind.
     fn gather_rows(&mut self, x: &Self::Buffer, rows: &[u32], out: &mut Self::Buffer);
 
     /// Sums `x` over all ranks; every rank gets the same bits. World 1: nothing to do.
@@ -271,16 +280,13 @@ pub trait Backend: Send {
     /// Does it draw tokens itself, where a batch says how? Then no logits leave it for such a batch.
     const DRAWS: bool = false;
 
-    /// Ends the ops of a step, whose `logits [rows, vocab share]` are given if it has any; a rank whose
-    /// share is empty has not touched them. A backend that draws queues the draws here, waits for nothing, and takes one more step before this one
-    /// is collected.
-    fn finish_step(&mut self, _logits: Option<&Self::Buffer>) -> Result<()> {
-        Ok(())
-    }
+    /// Ends the ops of a step. A backend that draws queues the draws here, waits for nothing, and takes
+    /// one more step before this one is collected.
+    fn finish_step(&mut self, outputs: StepOutputs<'_, Self::Buffer>) -> Result<()>;
 
     /// Waits for the oldest step that was finished and not collected; on rank 0, `output` (empty
     /// before) gets its tokens, or its logits: those of all ranks side by side along the columns, in
-    /// rank order. A step that gives logits is collected before the next begins.
+    /// rank order; and where `finish_step` was given hidden states, those. A step that gives logits is collected before the next begins.
     fn collect_step(&mut self, logits: Option<&Self::Buffer>, output: &mut Output) -> Result<()>;
 
     /// Tells the other ranks that this one cannot go on, so that none waits for it.

@@ -1,4 +1,4 @@
-//! `qwen_buf` and `qwen_tokens`: owned results of unknown length.
+//! `qwen_buf`, `qwen_tokens` and `qwen_floats`: owned results of unknown length.
 
 use std::ffi::c_char;
 
@@ -91,4 +91,41 @@ pub unsafe extern "C" fn qwen_tokens_len(tokens: *const qwen_tokens) -> u64 {
 pub unsafe extern "C" fn qwen_tokens_free(tokens: *mut qwen_tokens) {
     // SAFETY: the caller gives NULL or a list it owns, and uses it no more.
     unsafe { free("qwen_tokens_free", tokens) }
+}
+
+/// Numbers. Owned by the caller, immutable: any thread may read it. Free it with qwen_floats_free.
+pub struct qwen_floats {
+    values: Vec<f32>,
+}
+
+impl qwen_floats {
+    /// A list of `values`.
+    pub(super) fn new(values: Vec<f32>) -> qwen_floats {
+        qwen_floats { values }
+    }
+}
+
+/// The first number; NULL for NULL. Lives as long as the list.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_floats_data(floats: *const qwen_floats) -> *const f32 {
+    // SAFETY: the caller gives NULL or a live list.
+    let floats = unsafe { floats.as_ref() };
+    guard_value("qwen_floats_data", std::ptr::null(), || {
+        floats.map_or(std::ptr::null(), |floats| floats.values.as_ptr())
+    })
+}
+
+/// How many numbers there are; 0 for NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_floats_len(floats: *const qwen_floats) -> u64 {
+    // SAFETY: the caller gives NULL or a live list.
+    let floats = unsafe { floats.as_ref() };
+    guard_value("qwen_floats_len", 0, || floats.map_or(0, |floats| floats.values.len() as u64))
+}
+
+/// Frees a list. NULL is nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qwen_floats_free(floats: *mut qwen_floats) {
+    // SAFETY: the caller gives NULL or a list it owns, and uses it no more.
+    unsafe { free("qwen_floats_free", floats) }
 }

@@ -7,12 +7,12 @@
 //! ```text
 //! codes     status codes and constants        guard     catch_unwind, the silent panic hook
 //! arguments pointers in, out-pointers         errors    qwen_error
-//! buffers   qwen_buf, qwen_tokens             version   version, ABI check, build info
+//! buffers   qwen_buf, qwen_tokens, qwen_floats       version   version, ABI check, build info
 //! keys      the table of option keys          shape     what an option's value may be
 //! fields    from option values to fields and back        options   qwen_options
 //! log       the log hook
 //! logprobs  qwen_logprob, of an event's tokens           tool_call   the call that an event tells of
-//! score     log-likelihoods
+//! score     log-likelihoods                   embed     hidden states
 //! tokenizer, detok, engine, session, request, queue, event     one handle type each
 //! ```
 //!
@@ -29,6 +29,7 @@ mod arguments;
 pub mod buffers;
 pub mod codes;
 pub mod detok;
+pub mod embed;
 pub mod engine;
 pub mod errors;
 pub mod event;

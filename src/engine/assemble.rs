@@ -22,6 +22,7 @@ pub(super) fn clear(batch: &mut Batch) {
     batch.ntk_lens.clear();
     batch.logits_rows.clear();
     batch.draws.clear();
+    batch.hidden_rows.clear();
     batch.seen.clear();
 }
 

@@ -14,6 +14,8 @@
 mod assemble;
 mod calls;
 mod completion;
+mod embed;
+mod histogram;
 mod logits;
 mod mail;
 mod memory;
@@ -21,9 +23,9 @@ mod metrics;
 mod open;
 pub mod options;
 mod prefix;
+mod prometheus;
 pub mod request;
 mod saved;
-mod prometheus;
 pub mod scheduler;
 mod score;
 mod scoring;
@@ -31,6 +33,7 @@ pub mod sequence;
 pub mod session;
 mod shared;
 mod start;
+mod states;
 mod step;
 mod worker;
 
@@ -57,6 +60,7 @@ pub use score::{Score, ScoredToken};
 use sequence::{Limits, Sequence};
 use shared::Shared;
 pub use start::EngineParts;
+pub use states::Pooling;
 
 /// Progress of loading, in bytes of weights made ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -319,15 +323,15 @@ impl Engine {
         self.shared().metrics.to_json()
     }
 
-    /// `Ok` while the engine can serve; the reason otherwise.
-    pub fn health(&self) -> Result<()> {
-        self.shared().health()
-    }
     /// The same in Prometheus's text format; `model` becomes a label of that name, unless it is empty.
     pub fn metrics_prometheus(&self, model: &str) -> String {
         prometheus::text(&self.shared().metrics, model)
     }
 
+    /// `Ok` while the engine can serve; the reason otherwise.
+    pub fn health(&self) -> Result<()> {
+        self.shared().health()
+    }
 
     /// Ends the engine's work and releases the model; idempotent, and a drain can still be turned
     /// into a cancel. `Error::Timeout` when requests are still running after `timeout` (the

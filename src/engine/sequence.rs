@@ -25,6 +25,7 @@ use crate::engine::logits::{Drawn, LogitRules, unmeasured};
 use crate::engine::options::GenerationParams;
 use crate::engine::request::{Deadline, FinishReason, Mailbox, Usage};
 use crate::engine::scoring::PromptScores;
+use crate::engine::states::States;
 use crate::error::Error;
 use crate::kv::{Found, PagePool, PageTable, Root};
 use crate::sample::{SamplingParams, SeenTokens};
@@ -96,8 +97,8 @@ pub(crate) struct Sequence {
     deadline: Deadline,
     /// Only while the request waits for its first step.
     queue_timeout: Deadline,
-    pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) clock: Clock,
+    pub(crate) mailbox: Arc<Mailbox>,
     /// Which of the request's replies it makes.
     choice: usize,
     pub(crate) pages: PageTable,
@@ -130,6 +131,8 @@ pub(crate) struct Sequence {
     scores: Option<PromptScores>,
     /// The token that is taken for the one drawn.
     target: Option<u32>,
+    /// What is taken of the prompt's hidden states.
+    pub(crate) states: Option<States>,
 }
 
 impl Sequence {
@@ -145,10 +148,10 @@ impl Sequence {
             priority: params.priority,
             deadline: after_ms(params.deadline_ms),
             queue_timeout: after_ms(params.queue_timeout_ms),
+            clock: Clock::new(mailbox.submitted()),
             mailbox,
             choice: choice as usize,
             pages: PageTable::new(),
-            clock: Clock::new(mailbox.submitted()),
             prefix_root: None,
             phase: Phase::Waiting,
             prompt_tokens: prompt.len(),
@@ -157,6 +160,7 @@ impl Sequence {
             scores: (params.echo && params.logprobs)
                 .then(|| PromptScores::new(1, prompt.len(), params.top_logprobs as usize)),
             target: None,
+            states: None,
             tokens: prompt,
             cached_tokens: 0,
             computed_tokens: 0,

@@ -23,6 +23,7 @@ use crate::engine::request::{Cancel, FinishReason};
 use crate::engine::scheduler::{self, Plan, Run};
 use crate::engine::sequence::{Order, Phase, Sequence, View};
 use crate::engine::shared::Shared;
+use crate::engine::states;
 use crate::engine::worker::Workers;
 use crate::error::{Error, Result};
 use crate::kv::PagePool;
@@ -57,6 +58,8 @@ struct Flight {
     batch: Arc<Batch>,
     /// What its wanted rows are for, in order: sequences ascending.
     wanted: Vec<Wanted>,
+    /// Whose its hidden states are, so many each.
+    states: Vec<(Order, usize)>,
     /// The loop draws, not the ranks.
     on_host: bool,
     submitted: Instant,
@@ -213,6 +216,7 @@ impl Stepper {
         let Some(batch) = Arc::get_mut(&mut flight.batch) else { return Err(bug("a held batch")) };
         clear(batch);
         flight.wanted.clear();
+        flight.states.clear();
         flight.on_host = !self.workers.draws_tokens() || self.plan_needs_logits();
         self.admit_planned();
         for run in &self.plan.runs {
@@ -223,6 +227,7 @@ impl Stepper {
             }
             let drawn_row = push_rows(batch, sequence, *run, &self.pool)?;
             let order = sequence.order();
+            flight.states.push((order, states::push_wanted(batch, sequence, run.tokens)));
             let measured = sequence.wanted_rows(run.tokens);
             flight.wanted.extend(measured.map(|_| Wanted { order, draws: false }));
             if drawn_row.is_some() {
@@ -274,6 +279,9 @@ impl Stepper {
 
     fn check_output(&self, batch: &Batch) -> Result<()> {
         let rows = batch.logits_rows.len();
+        if self.output.hidden.len() != batch.hidden_rows.len() * self.shared.model.hidden_size {
+            return Err(bug("other hidden states than wanted"));
+        }
         let (what, made, wanted) = match batch.draws.is_empty() {
             true => ("logits", self.output.logits.len(), rows * self.vocab_size),
             false => ("tokens", self.output.tokens.len(), rows),
@@ -298,6 +306,8 @@ impl Stepper {
 
     /// Gives every sequence that is still there the token that `flight` drew for it.
     fn deliver(&mut self, flight: &Flight) -> Vec<Ended> {
+        let size = self.shared.model.hidden_size;
+        states::deliver(&mut self.sequences, &flight.states, &self.output.hidden, size);
         let mut ended = std::mem::take(&mut self.ended);
         for (row, wanted) in flight.wanted.iter().enumerate() {
             let found = self.sequences.binary_search_by_key(&wanted.order, Sequence::order);
@@ -322,6 +332,7 @@ impl Stepper {
                 Ok((is_complete, drawn)) => {
                     sequence.publish(&mut self.pool);
                     self.shared.metrics.generated_tokens.add(1);
+                    sequence.clock.token(&self.shared.metrics.histograms);
                     let reason = sequence.accept(drawn, &self.shared.tokenizer);
                     let reason = is_complete.then_some(FinishReason::Stop).or(reason);
                     ended.extend(reason.map(|reason| (index, Ok(reason))));
@@ -332,7 +343,6 @@ impl Stepper {
     }
 
     /// Measures the next token of the prompt of sequence `index` by wanted row `row`.
-                    sequence.clock.token(&self.shared.metrics.histograms);
     fn measure_next(&mut self, row: usize, index: usize) -> bool {
         let logits = &self.output.logits[row * self.vocab_size..][..self.shared.usable_ids];
         self.sequences[index].measure_next(logits, &self.shared.tokenizer)
@@ -400,8 +410,8 @@ impl Stepper {
 
 impl Flight {
     fn new() -> Flight {
-        let (wanted, on_host) = (Vec::new(), false);
-        Flight { batch: Arc::default(), wanted, on_host, submitted: Instant::now() }
+        let (wanted, states, on_host) = (Vec::new(), Vec::new(), false);
+        Flight { batch: Arc::default(), wanted, states, on_host, submitted: Instant::now() }
     }
 }
 
@@ -411,6 +421,7 @@ fn admit(sequence: &mut Sequence, pool: &mut PagePool, metrics: &Metrics) {
         Phase::Waiting => {
             metrics.requests_waiting.sub(1);
             metrics.prompt_tokens.add(sequence.prompt_tokens() as u64);
+            sequence.clock.begun(&metrics.histograms);
         }
         _ => metrics.requests_preempted.sub(1),
     }
@@ -422,7 +433,6 @@ fn count_end(sequence: &Sequence, outcome: &Result<FinishReason>, metrics: &Metr
     sequence.clock.ended(&sequence.usage(), &metrics.histograms);
     match sequence.phase() {
         Phase::Waiting => metrics.requests_waiting.sub(1),
-            sequence.clock.begun(&metrics.histograms);
         Phase::Preempted => metrics.requests_preempted.sub(1),
         Phase::Prefilling | Phase::Running => metrics.requests_running.sub(1),
     }

@@ -34,7 +34,8 @@ enum Command {
 struct Worker {
     /// `None` only while being dropped: closing the channel ends the thread.
     commands: Option<Sender<Command>>,
-    outcomes: Receiver<Result<()>>,
+    /// With hidden states, from whoever has them.
+    outcomes: Receiver<Result<Vec<f32>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -65,9 +66,11 @@ impl Workers {
     fn run(&mut self, command: &Command, output: &mut Output) -> Result<()> {
         let sent = self.others.iter().map(|worker| worker.send(command)).collect::<Vec<_>>();
         let first = run_rank(&mut self.first, command, output);
-        let received = self.others.iter().zip(sent).map(|(worker, sent)| {
+        let received = self.others.iter().zip(sent).map(|(worker, sent)| -> Result<()> {
             sent?;
-            worker.outcomes.recv().unwrap_or_else(|_| Err(gone()))
+            let hidden = worker.outcomes.recv().unwrap_or_else(|_| Err(gone()))?;
+            output.hidden.extend(hidden);
+            Ok(())
         });
         let errors: Vec<Error> =
             received.chain([first]).filter_map(std::result::Result::err).collect();
@@ -103,11 +106,12 @@ impl Drop for Worker {
 }
 
 /// The life of a rank's thread: commands in, outcomes out, until the channel closes or it fails.
-fn serve(rank: Box<dyn Rank>, commands: &Receiver<Command>, outcomes: &Sender<Result<()>>) {
+fn serve(rank: Box<dyn Rank>, commands: &Receiver<Command>, outcomes: &Sender<Result<Vec<f32>>>) {
     let mut rank = Some(rank);
-    let mut no_output = Output::default();
+    let mut output = Output::default();
     while let Ok(command) = commands.recv() {
-        let outcome = run_rank(&mut rank, &command, &mut no_output);
+        let outcome = run_rank(&mut rank, &command, &mut output);
+        let outcome = outcome.map(|()| std::mem::take(&mut output.hidden));
         // The loop reuses the batch once every rank has answered.
         drop(command);
         let failed = outcome.is_err();

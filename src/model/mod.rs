@@ -11,7 +11,7 @@ mod quantisation;
 pub mod rope;
 mod scratch;
 
-use crate::backend::{Backend, HeadShape, KvSpec, RopeStep, StepStart};
+use crate::backend::{Backend, HeadShape, KvSpec, RopeStep, StepOutputs, StepStart};
 use crate::batch::{Batch, Output};
 use crate::checkpoint::names;
 use crate::checkpoint::shard::{Division, Share, Split};
@@ -32,8 +32,8 @@ pub trait Rank: Send {
     fn submit(&mut self, batch: &Batch) -> Result<()>;
 
     /// Waits for the oldest step that was submitted and not collected. On rank 0, `output` becomes
-    /// its logits, or the tokens drawn if the batch said how; other ranks leave it empty. Errors as
-    /// for `submit`.
+    /// its logits, or the tokens drawn if the batch said how, and on the last rank, which may be the same,
+    /// its hidden states; all else is empty. Errors as for `submit`.
     fn collect(&mut self, output: &mut Output) -> Result<()>;
 
     /// Does rank 0 draw the tokens itself where the batch says how? Then a step of draws may be
@@ -223,15 +223,31 @@ impl<B: Backend> Model<B> {
         for to in turn + 1..turns {
             backend.hand_over(batch, (to - 1, to), &mut s.residual, &s.delta)?;
         }
-        let Some(head) = head.as_ref().filter(|_| !batch.logits_rows.is_empty()) else {
+        let Some(Head { norm, linear }) = head else { return Ok(()) };
+        let rows = &batch.logits_rows;
+        if !batch.hidden_rows.is_empty() {
+            // All rows are normed then, in place of those that logits come from.
+            backend.add_norm(Some(&s.delta), &mut s.residual, norm, step.epsilon, &mut s.normed);
+        }
+        if rows.is_empty() {
             return Ok(());
-        };
-        backend.gather_rows(&s.residual, &batch.logits_rows, &mut s.last);
-        backend.gather_rows(&s.delta, &batch.logits_rows, &mut s.last_delta);
-        let delta = Some(&s.last_delta);
-        backend.add_norm(delta, &mut s.last, &head.norm, step.epsilon, &mut s.last_normed);
-        backend.linear(&s.last_normed, &head.linear, None, &mut s.logits);
+        }
+        if batch.hidden_rows.is_empty() {
+            backend.gather_rows(&s.residual, rows, &mut s.last);
+            backend.gather_rows(&s.delta, rows, &mut s.last_delta);
+            let delta = Some(&s.last_delta);
+            backend.add_norm(delta, &mut s.last, norm, step.epsilon, &mut s.last_normed);
+        } else {
+            backend.gather_rows(&s.normed, rows, &mut s.last_normed);
+        }
+        backend.linear(&s.last_normed, linear, None, &mut s.logits);
         Ok(())
+    }
+
+    /// Of ranks that all have the hidden states, the last gives them.
+    fn gives_hidden(&self, batch: &Batch) -> bool {
+        let Share { part, parts, .. } = self.share;
+        !batch.hidden_rows.is_empty() && self.share.is_last() && part + 1 == parts
     }
 }
 
@@ -242,7 +258,11 @@ impl<B: Backend> Rank for Model<B> {
             self.run(batch)?;
         }
         self.has_logits = !batch.logits_rows.is_empty();
-        self.backend.finish_step(self.has_logits.then_some(&self.scratch.logits))
+        let hidden = self.gives_hidden(batch);
+        self.backend.finish_step(StepOutputs {
+            logits: self.has_logits.then_some(&self.scratch.logits),
+            hidden: hidden.then_some((&self.scratch.normed, batch.hidden_rows.as_slice())),
+        })
     }
 
     fn collect(&mut self, output: &mut Output) -> Result<()> {

@@ -1,4 +1,4 @@
-/* analysis.c: how likely the model found tokens. Usage: analysis MODEL */
+/* analysis.c: how likely the model found tokens, and its states of them. Usage: analysis MODEL */
 #include "model.h"
 
 #include <math.h>
@@ -135,12 +135,43 @@ static void scores_are_sums(const qwen_engine *engine) {
     qwen_error_free(error), qwen_options_free(options);
 }
 
+/* The poolings agree with each other. The exact states are compared in tests/embed.rs. */
+static void states_are_pooled(const qwen_engine *engine) {
+    const uint32_t ids[] = {10, 20, 30};
+    qwen_floats *last = NULL, *mean = NULL, *all = NULL;
+    qwen_error *error = NULL;
+    double square = 0;
+    CHECK_OK(qwen_embed_tokens(engine, ids, 3, QWEN_POOL_LAST, 0, NULL, &last, &err));
+    CHECK_OK(qwen_embed_tokens(engine, ids, 3, QWEN_POOL_MEAN, 0, NULL, &mean, &err));
+    CHECK_OK(qwen_embed_tokens(engine, ids, 3, QWEN_POOL_NONE, 0, NULL, &all, &err));
+    const uint64_t size = qwen_floats_len(last);
+    const float *rows = qwen_floats_data(all);
+    CHECK(size > 0 && qwen_floats_len(mean) == size && qwen_floats_len(all) == 3 * size);
+    CHECK(memcmp(qwen_floats_data(last), rows + 2 * size, size * sizeof *rows) == 0);
+    for (uint64_t at = 0; at < size; ++at) {
+        const double sum = (double)rows[at] + rows[size + at] + rows[2 * size + at];
+        CHECK(qwen_floats_data(mean)[at] == (float)(sum / 3));
+    }
+    qwen_floats_free(last), qwen_floats_free(mean), qwen_floats_free(all);
+    CHECK_OK(qwen_embed(engine, "hello", 5, QWEN_POOL_MEAN, 1, NULL, &mean, &err));
+    for (uint64_t at = 0; at < size; ++at)
+        square += (double)qwen_floats_data(mean)[at] * qwen_floats_data(mean)[at];
+    CHECK(fabs(square - 1) < 1e-6);
+    qwen_floats_free(mean);
+    CHECK_FAILS(QWEN_E_ARG, qwen_embed(engine, "", 0, QWEN_POOL_LAST, 0, NULL, &last, &err));
+    CHECK(last == NULL);
+    CHECK(qwen_embed(engine, "a", 1, 4, 0, NULL, &last, &error) == QWEN_E_ARG);
+    CHECK_DETAIL(error, "pooling");
+    qwen_error_free(error);
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 2);
     qwen_engine *engine = open_engine(argv[1], SMALL);
     logprobs_come_with_tokens(engine);
     biases_steer(engine);
     scores_are_sums(engine);
+    states_are_pooled(engine);
     qwen_engine_free(engine);
     return 0;
 }

@@ -25,6 +25,7 @@ static void frees_and_accessors_take_null(void) {
     CHECK(strcmp(qwen_error_detail_json(NULL), "{}") == 0);
     CHECK(strcmp(qwen_buf_data(NULL), "") == 0 && qwen_buf_len(NULL) == 0);
     CHECK(qwen_tokens_data(NULL) == NULL && qwen_tokens_len(NULL) == 0);
+    CHECK(qwen_floats_data(NULL) == NULL && qwen_floats_len(NULL) == 0);
     CHECK(qwen_event_tag(NULL) == 0 && qwen_event_kind(NULL) == 0 && qwen_event_choice(NULL) == 0);
     CHECK(strcmp(qwen_event_text(NULL, &length), "") == 0 && length == 0);
     CHECK(qwen_event_bytes(NULL, NULL) == NULL && qwen_event_tokens(NULL, NULL) == NULL);
@@ -47,6 +48,7 @@ static void makers_take_null(void) {
     OUT(qwen_detok, detok);
     OUT(qwen_event, event);
     OUT(qwen_events, events);
+    OUT(qwen_floats, floats);
     CHECK_FAILS(QWEN_E_NULL, qwen_build_info_json(NULL, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_options_new("engine", 6, NULL, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_options_describe_json("engine", 6, NULL, &err));
@@ -58,13 +60,18 @@ static void makers_take_null(void) {
     CHECK_FAILS(QWEN_E_NULL, qwen_engine_info_json(NULL, &buf, &err));
     CHECK(buf == NULL);
     CHECK_FAILS(QWEN_E_NULL, qwen_engine_metrics_json(NULL, &buf, &err));
+    CHECK_FAILS(QWEN_E_NULL, qwen_engine_metrics_prometheus(NULL, NULL, 0, &buf, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_session_save(NULL, &buf, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_engine_generation_json(NULL, &buf, &err));
-    CHECK_FAILS(QWEN_E_NULL, qwen_engine_metrics_prometheus(NULL, NULL, 0, &buf, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_event_logprobs_json(NULL, &buf, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_score(NULL, "x", 1, "y", 1, NULL, &buf, &err));
     CHECK_FAILS(QWEN_E_NULL, qwen_score_tokens(NULL, NULL, 0, NULL, 0, NULL, &buf, &err));
     CHECK(buf == NULL);
+    CHECK_FAILS(QWEN_E_NULL, qwen_embed(NULL, "x", 1, QWEN_POOL_LAST, 0, NULL, &floats, &err));
+    CHECK(floats == NULL);
+    floats = POISON;
+    CHECK_FAILS(QWEN_E_NULL, qwen_embed_tokens(NULL, NULL, 0, 1, 0, NULL, &floats, &err));
+    CHECK(floats == NULL);
     CHECK_FAILS(QWEN_E_NULL, qwen_session_new(NULL, NULL, &session, &err));
     CHECK(session == NULL);
     CHECK_FAILS(QWEN_E_NULL, qwen_session_reply(NULL, &buf, &err));

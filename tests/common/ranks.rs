@@ -1,6 +1,6 @@
 //! Models of committed tiny checkpoints, all ranks in one process, driven step by step.
 
-#![allow(unreachable_pub, reason = "each test that includes it uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test that includes it uses its part")]
 #![allow(clippy::expect_used)]
 
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ pub fn tiny(name: &str) -> PathBuf {
 
 /// A loaded checkpoint on `world` ranks, and the tokens of one sequence run so far.
 pub struct Ranks {
-    ranks: Vec<Box<dyn Rank>>,
+    pub ranks: Vec<Box<dyn Rank>>,
     pub vocab_size: usize,
 }
 

@@ -1,7 +1,7 @@
 //! Ops of the CUDA backend one by one, against float64.
 
 use qwen::backend::cuda::{Cuda, DeviceBuffer};
-use qwen::backend::{Backend, BufferKind, RopeStep};
+use qwen::backend::{Backend, BufferKind, RopeStep, StepOutputs};
 use qwen::batch::{Batch, NO_SLOT, Output};
 use qwen::tensor::{Dtype, HostTensor};
 
@@ -76,7 +76,7 @@ pub(crate) fn begin(cuda: &mut Cuda, tokens: usize, logits_rows: Vec<u32>) -> Ba
 }
 
 pub(crate) fn end(cuda: &mut Cuda) {
-    cuda.finish_step(None).expect("the step's ops");
+    cuda.finish_step(StepOutputs { logits: None, hidden: None }).expect("the step's ops");
     cuda.collect_step(None, &mut Output::default()).expect("the step's work");
 }
 

@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use qwen::engine::{Engine, Event, GenerationParams, Request};
+use qwen::engine::{Engine, EngineOptions, Event, GenerationParams, Pooling, Request};
 use qwen::error::Error;
 
-use crate::device::gpu;
+use crate::device::{gpu, gpus};
+use crate::model::{allowed, errors};
 use crate::opened::{Folder, SMALL, options};
 
 fn greedy(engine: &Engine, max_tokens: usize) -> GenerationParams {
@@ -101,5 +102,56 @@ fn scores_are_log_likelihoods() {
     for (token, want) in whole.tokens.iter().zip(&wanted.tokens) {
         let off = (token.logprobs.token.logprob - want.logprobs.token.logprob).abs();
         assert!(off < 0.2, "{off}: {token:?} {want:?}");
+    }
+}
+
+/// Hidden states of the GPU are those of the CPU, whose random weights are the same, as near as logits must
+/// be (`model`): they lack the last product, and are rounded once more, to bf16. Prompts of more rows than
+/// a step has and of one token (as long as a step of a recorded graph), beside replies and alone.
+fn states_agree_with_the_cpus(name: &str, on_gpu: EngineOptions) {
+    let folder = Folder::new(name, &SMALL);
+    let open = |options: &EngineOptions| {
+        Engine::open(folder.path(), options, None, &mut |_| true).expect("it opens")
+    };
+    let on_gpu = EngineOptions { prefill_chunk_tokens: 192, ..on_gpu };
+    let (engine, cpu) =
+        (open(&on_gpu), open(&EngineOptions { backend: "cpu".to_string(), ..options() }));
+    let roundings = 8.0 * SMALL.layers as f64;
+    let allowed = allowed(&SMALL) * ((roundings + 1.0) / roundings).sqrt();
+    for is_alone in [true, false] {
+        let replies: Vec<Request> = (if is_alone { 0..0 } else { 7..10 })
+            .map(|seed| submit(&engine, &prompt(seed, 30), &greedy(&engine, 300)))
+            .collect();
+        for len in [1, 2, 40, 192, 300] {
+            let ids = prompt(len, len);
+            for pooling in [Pooling::None, Pooling::Mean, Pooling::Last] {
+                let params = GenerationParams { cache: false, ..greedy(&engine, 1) };
+                let got = engine.embed(&ids, (pooling, false), &params).expect("states");
+                let want = cpu.embed(&ids, (pooling, false), &params).expect("states");
+                let (rms, largest) = errors(&got, &want);
+                eprintln!("{name} {len} {pooling:?}: rms {rms:.2e} largest {largest:.2e}");
+                assert!(rms < allowed, "{name} {len} {pooling:?}: {rms} of {allowed}");
+                assert!(largest < 8.0 * allowed, "{name} {len} {pooling:?}: {largest}");
+            }
+        }
+        for request in &replies {
+            assert_eq!(ids(&read(request)).len(), 300);
+        }
+    }
+}
+
+#[test]
+fn hidden_states_are_the_cpus() {
+    let Some(_) = gpu() else { return };
+    states_agree_with_the_cpus("served-states", options());
+}
+
+#[test]
+fn hidden_states_of_two_devices_are_the_cpus() {
+    let Some(_) = gpus(2) else { return };
+    for split in ["tensors", "layers"] {
+        let devices = "0,1".to_string();
+        let options = EngineOptions { devices, split: split.to_string(), ..options() };
+        states_agree_with_the_cpus(&format!("served-states-{split}"), options);
     }
 }

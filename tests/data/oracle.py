@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Qwen-1 in plain numpy and float64: what the library's numbers and words are judged by.
 
-    oracle.py golden                      writes golden.safetensors beside each tiny checkpoint
+    oracle.py golden                      writes golden.safetensors beside each tiny checkpoint, and
+                                          hidden.safetensors beside those of HIDDEN
     oracle.py chat FOLDER "question"      one greedy ChatML reply, token ids and text
     oracle.py logits FOLDER 1,2,3 [--prompt-tokens P] [--emulate]   logits, one JSON list a row
 
@@ -28,6 +29,10 @@ golden.safetensors holds, for T tokens of which P are the prompt:
                               kind `exact` and `emulated` with T = P: all T positions,
                               with T > P: positions P-1 and later.
 f32 checkpoints have `exact` only; the others `emulated`, and `exact` at two lengths.
+
+hidden.safetensors holds the hidden states behind the last norm of whole prompts:
+    <kind>.<T>.tokens   I32 [T]
+    <kind>.<T>.hidden   F32 [T, hidden]; kind `exact`, for 2-byte weights also `emulated`
 """
 
 import argparse
@@ -42,6 +47,7 @@ from safetensors.numpy import save_file
 
 ROUNDING = {"BF16": ml_dtypes.bfloat16, "F16": np.float16}
 TINY = pathlib.Path(__file__).resolve().parent / "tiny"
+HIDDEN = ["plain-f32", "ntk-logn-f32", "ntk-logn-bf16"]
 # The published split pattern of Qwen-1's tokenizer, a fact of the file format.
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -158,15 +164,18 @@ class Model:
     def logits(self, tokens, prompt_tokens=None, rows=None):
         """Logits [rows, vocab] of the last `rows` positions (all, if not given) of `tokens`, whose
         first `prompt_tokens` (all, if not given) were the prompt."""
-        prompt_tokens = prompt_tokens or len(tokens)
+        hidden = self.hidden(tokens, prompt_tokens or len(tokens))
+        return self.linear(hidden[-(rows or len(tokens)) :], "lm_head.weight")
+
+    def hidden(self, tokens, prompt_tokens):
+        """The states behind the last norm [T, hidden]."""
         hidden = self.weight("transformer.wte.weight")[tokens]
         for index in range(self.config["num_hidden_layers"]):
             layer = f"transformer.h.{index}"
             normed = self.norm(hidden, f"{layer}.ln_1.weight")
             hidden = hidden + self.attention(normed, layer, prompt_tokens)
             hidden = hidden + self.mlp(self.norm(hidden, f"{layer}.ln_2.weight"), layer)
-        hidden = self.norm(hidden, "transformer.ln_f.weight")
-        return self.linear(hidden[-(rows or len(tokens)) :], "lm_head.weight")
+        return self.norm(hidden, "transformer.ln_f.weight")
 
 
 def unpacked(words, bits):
@@ -219,6 +228,24 @@ def golden(folder):
             arrays[f"{name}.logits"] = model.logits(tokens, prompt, rows).astype(np.float32)
     save_file(arrays, folder / "golden.safetensors")
     (folder / "golden.safetensors").chmod(0o644)
+
+
+def hidden_states(folder):
+    """Writes hidden.safetensors: lengths on both sides of where NTK and log-n begin."""
+    exact, emulated = Model(folder), Model(folder, emulate=True)
+    length = exact.train_length
+    generator = np.random.default_rng(1 + len(exact.files))
+    arrays = {}
+    for total in [1, length - 1, 2 * length + 1]:
+        tokens = generator.integers(0, exact.config["vocab_size"], total)
+        models = {"exact": exact}
+        if emulated.rounding is not None:
+            models["emulated"] = emulated
+        for kind, model in models.items():
+            arrays[f"{kind}.{total}.tokens"] = tokens.astype(np.int32)
+            arrays[f"{kind}.{total}.hidden"] = model.hidden(tokens, total).astype(np.float32)
+    save_file(arrays, folder / "hidden.safetensors")
+    (folder / "hidden.safetensors").chmod(0o644)
 
 
 def load_tokenizer(folder):
@@ -281,6 +308,8 @@ def main():
     if options.command == "golden":
         for folder in sorted(TINY.iterdir()):
             golden(folder)
+        for name in HIDDEN:
+            hidden_states(TINY / name)
     elif options.command == "chat":
         chat(options.folder, options.question, options.max_tokens, options.emulate)
     else:

@@ -96,8 +96,8 @@ impl Rank for Drawing {
         self.submitted -= 1;
         self.drawn.pop_front();
         let at = self.drawn.len() - 1 - self.submitted;
-        let logits = std::mem::take(&mut self.fake.logits);
-        *output = Output { logits, tokens: self.drawn[at].clone(), ..Output::default() };
+        let (logits, hidden) = (std::mem::take(&mut self.fake.logits), self.fake.take_hidden());
+        *output = Output { logits, hidden, tokens: self.drawn[at].clone(), ..Output::default() };
         Ok(())
     }
 

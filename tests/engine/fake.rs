@@ -4,6 +4,7 @@
 //! of all tokens of the context as read back through the block table. A wrong slot, page, position
 //! or order gives other logits or an error, so text that equals `expected` proves the batch right.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -59,6 +60,9 @@ pub(crate) struct Fake {
     pub(crate) gives_logits: bool,
     /// Most rows of logits that a step has room for.
     pub(crate) max_rows: usize,
+    /// Hidden states of the steps that were submitted, oldest first; of the last rank.
+    hidden: VecDeque<Vec<f32>>,
+    pub(crate) gives_hidden: bool,
 }
 
 impl Fake {
@@ -72,6 +76,8 @@ impl Fake {
             control: Arc::clone(control),
             gives_logits: rank == 0,
             max_rows: usize::MAX,
+            hidden: VecDeque::new(),
+            gives_hidden: rank == 0,
         }
     }
 
@@ -100,6 +106,11 @@ impl Fake {
         };
         (0..=last).map(token).collect()
     }
+
+    /// Those of the oldest step that was not collected.
+    pub(crate) fn take_hidden(&mut self) -> Vec<f32> {
+        self.hidden.pop_front().unwrap_or_default()
+    }
 }
 
 impl Rank for Fake {
@@ -112,6 +123,8 @@ impl Rank for Fake {
         assert!(batch.seen.len() <= self.cache.len(), "more ids than there is room for");
         assert!(batch.token_ids.iter().all(|id| id & FED == 0), "a token this rank cannot know");
         let mut rows = batch.logits_rows.iter().peekable();
+        let mut states = batch.hidden_rows.iter().peekable();
+        let mut hidden = Vec::new();
         for sequence in 0..batch.num_sequences() {
             for row in batch.rows(sequence) {
                 let cell =
@@ -137,7 +150,13 @@ impl Rank for Fake {
                     }
                 }
             }
+            while let Some(&row) = states.next_if(|&&row| row as usize <= last) {
+                let context = self.context(batch, sequence, batch.positions[row as usize])?;
+                hidden.extend(state_after(&context, batch.ntk_lens[sequence] as usize));
+            }
         }
+        assert!(states.next().is_none(), "a row of no sequence");
+        self.hidden.push_back(if self.gives_hidden { hidden } else { Vec::new() });
         Ok(())
     }
 
@@ -145,7 +164,8 @@ impl Rank for Fake {
         if self.rank == 0 {
             self.control.end_step()?;
         }
-        *output = Output { logits: std::mem::take(&mut self.logits), ..Output::default() };
+        let (logits, hidden) = (std::mem::take(&mut self.logits), self.take_hidden());
+        *output = Output { logits, hidden, ..Output::default() };
         Ok(())
     }
 
@@ -162,6 +182,17 @@ fn ntk_factor(batch: &Batch, sequence: usize) -> f64 {
 fn push_hash(hash: u64, token: u32) -> u64 {
     let mixed = (hash ^ u64::from(token + 1)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     mixed ^ (mixed >> 29)
+}
+
+/// The model's hidden state after `context`, whose first `prompt_len` ids are the prompt.
+pub(crate) fn state_after(context: &[u32], prompt_len: usize) -> Vec<f32> {
+    let hash = context.iter().fold(prompt_len as u64, |hash, &id| push_hash(hash, id));
+    let number = |at: u32| (push_hash(push_hash(hash, at), 5) >> 40) as f32 / (1u64 << 23) as f32;
+    let states = (0..config().hidden_size as u32).map(|at| number(at) - 1.0);
+    match context.contains(&POISON) {
+        true => states.map(|_| f32::NAN).collect(),
+        false => states.collect(),
+    }
 }
 
 /// What the model says after `context`, whose first `prompt_len` ids are the prompt.
@@ -310,6 +341,7 @@ impl Lab {
                 let mut fake = Fake::new(rank, self.num_pages, &control);
                 fake.max_rows = self.options.max_batch_sequences;
                 fake.varies = self.varies;
+                fake.gives_hidden = rank + 1 == self.num_ranks;
                 match self.draws {
                     true => Box::new(Drawing::new(fake)) as Box<dyn Rank>,
                     false => Box::new(fake),

@@ -56,6 +56,11 @@ impl HostBuffer {
         }
     }
 
+    /// Appends the rows `rows`, in that order, to `out`.
+    fn append_rows(&self, rows: &[u32], out: &mut Vec<f32>) {
+        rows.iter().for_each(|&row| out.extend_from_slice(self.row(row as usize)));
+    }
+
     /// Adds `other`, which has as many rows and columns.
     pub fn add(&mut self, other: &HostBuffer) {
         let terms = other.data();

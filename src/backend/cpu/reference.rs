@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{HostBuffer, input_dtype, round_to, zeroed};
 use crate::backend::comm::Comm;
-use crate::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep, StepStart};
+use crate::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep, StepOutputs, StepStart};
 use crate::batch::{Batch, Output, PAGE_TOKENS};
 use crate::error::Result;
 use crate::quant::QuantTensor;
@@ -19,12 +19,14 @@ pub struct Reference {
     rank: usize,
     /// Of the step.
     logits_rows: usize,
+    /// Of the step, those wanted.
+    hidden: Vec<f32>,
 }
 
 impl Reference {
     /// Rank `rank` of the world of `comm`.
     pub fn new(comm: Arc<dyn Comm>, rank: usize) -> Reference {
-        Reference { comm, rank, logits_rows: 0 }
+        Reference { comm, rank, logits_rows: 0, hidden: Vec::new() }
     }
 }
 
@@ -248,7 +250,15 @@ impl Backend for Reference {
         x.hand_over((&*self.comm, self.rank), from_to, batch.num_tokens(), delta)
     }
 
+    fn finish_step(&mut self, outputs: StepOutputs<'_, HostBuffer>) -> Result<()> {
+        if let Some((states, rows)) = outputs.hidden {
+            states.append_rows(rows, &mut self.hidden);
+        }
+        Ok(())
+    }
+
     fn collect_step(&mut self, logits: Option<&HostBuffer>, output: &mut Output) -> Result<()> {
+        output.hidden.append(&mut self.hidden);
         let Some(local) = logits else { return Ok(()) };
         let parts = self.comm.gather(self.rank, local.data())?;
         join_columns(&parts, self.logits_rows, &mut output.logits);

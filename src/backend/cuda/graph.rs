@@ -84,7 +84,10 @@ impl Cuda {
     /// The rows of the graph that a decode step of `batch` runs in; none for other steps.
     pub(super) fn graph_rows(&self, batch: &Batch) -> Option<usize> {
         let rows = batch.num_tokens();
-        let is_decode = rows == batch.num_sequences() && rows == batch.logits_rows.len();
+        // Recorded steps leave no hidden states.
+        let is_decode = rows == batch.num_sequences()
+            && rows == batch.logits_rows.len()
+            && batch.hidden_rows.is_empty();
         let most = self.settings.limits.max_sequences;
         (is_decode && rows > 0 && rows <= most).then(|| bucket(rows).min(most))
     }

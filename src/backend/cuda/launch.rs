@@ -195,14 +195,16 @@ impl Launcher {
         out: &mut DeviceBuffer,
     ) -> Result<()> {
         out.set_rows(step.extents.logits_rows);
-        assert!(x.kind == Kind::Stream && out.kind == Kind::Stream && x.cols == out.cols);
-        assert!(out.cols.is_multiple_of(4));
+        assert!(x.kind == out.kind && x.cols == out.cols);
+        // Rows are copied as words of 32 bits, whatever they hold.
+        let words = if x.kind == Kind::Stream { x.cols } else { x.cols / 2 };
+        assert!(words.is_multiple_of(4) && x.cols.is_multiple_of(2));
         let rows = step.addresses().logits_rows;
         if let Some(owners) = owners {
             let wanted = (out.address(), rows, out.rows);
             return owners.gather(self, wanted, (x.rows, x.cols));
         }
-        let arguments = [out.address(), x.address(), rows, int(out.cols)];
+        let arguments = [out.address(), x.address(), rows, int(words)];
         self.launch(self.gather_rows, Config::line(out.rows, 256), &arguments)
     }
 

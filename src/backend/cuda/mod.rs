@@ -71,7 +71,7 @@ use upload::Uploader;
 pub use weights::WeightBytes;
 
 use super::random::{Normal, RandomCodes};
-use super::{Backend, BufferKind, HeadShape, KvSpec, RopeStep, StepStart};
+use super::{Backend, BufferKind, HeadShape, KvSpec, RopeStep, StepOutputs, StepStart};
 use crate::batch::{Batch, Output};
 use crate::error::{Error, Result};
 use crate::quant::QuantTensor;
@@ -425,8 +425,8 @@ impl Backend for Cuda {
         Ok(())
     }
 
-    fn finish_step(&mut self, logits: Option<&DeviceBuffer>) -> Result<()> {
-        self.finish(logits)
+    fn finish_step(&mut self, outputs: StepOutputs<'_, DeviceBuffer>) -> Result<()> {
+        self.finish(outputs)
     }
 
     fn collect_step(&mut self, _: Option<&DeviceBuffer>, output: &mut Output) -> Result<()> {

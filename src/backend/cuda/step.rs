@@ -122,6 +122,8 @@ pub(super) struct StepInputs {
     pub(super) extents: Extents,
     /// Room for logits on the host that no step uses at the moment: pinning memory takes longer than a step.
     pub(super) spare_logits: Option<PinnedMemory>,
+    /// The same for hidden states.
+    pub(super) spare_hidden: Option<PinnedMemory>,
 }
 
 /// Shape of the step, padded as it runs.
@@ -171,6 +173,7 @@ impl StepInputs {
             layout,
             extents: Extents::default(),
             spare_logits: None,
+            spare_hidden: None,
         })
     }
 

@@ -19,12 +19,13 @@ var constants = []struct{ c, prefix, kind, about string }{
 	{"QWEN_ARGUMENTS_", "Arguments", "ArgumentsForm", "An ArgumentsForm says what the arguments of a call are; 0 where they are not complete."},
 	{"QWEN_ENCODE_", "Encode", "EncodeFlag", "An EncodeFlag changes what [Tokenizer.Encode] does."},
 	{"QWEN_DECODE_", "Decode", "DecodeFlag", "A DecodeFlag changes what [Tokenizer.Decode] does."},
+	{"QWEN_POOL_", "Pool", "Pooling", "A Pooling says what [Engine.Embed] makes of the states of a text's tokens."},
 	{"QWEN_LOG_", "log", "int32", ""},
 }
 
 // underlying are the types of the types that are made here.
 var underlying = map[string]string{
-	"EventKind": "int32", "FinishReason": "int32", "ArgumentsForm": "int32", "EncodeFlag": "uint32", "DecodeFlag": "uint32",
+	"EventKind": "int32", "FinishReason": "int32", "ArgumentsForm": "int32", "Pooling": "int32", "EncodeFlag": "uint32", "DecodeFlag": "uint32",
 }
 
 // defines finds the constants with the comment above each.

@@ -39,7 +39,7 @@ use staging::{Rows, Staging};
 use super::HostBuffer;
 use super::reference::join_columns;
 use crate::backend::comm::Comm;
-use crate::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep, StepStart};
+use crate::backend::{Backend, BufferKind, HeadShape, KvSpec, RopeStep, StepOutputs, StepStart};
 use crate::batch::{Batch, Output};
 use crate::error::{Error, Result};
 use crate::quant::QuantTensor;
@@ -54,6 +54,8 @@ pub struct Fast {
     rank: usize,
     /// Of the step.
     logits_rows: usize,
+    /// Of the step, those wanted.
+    hidden: Vec<f32>,
     isa: Isa,
     pool: Pool,
     staging: Staging,
@@ -79,7 +81,8 @@ impl Fast {
             });
         }
         let pool = Pool::new(num_threads)?;
-        Ok(Fast { comm, rank, logits_rows: 0, isa, pool, staging: Staging::default() })
+        let (hidden, staging) = (Vec::new(), Staging::default());
+        Ok(Fast { comm, rank, logits_rows: 0, hidden, isa, pool, staging })
     }
 
     /// The instruction set in use.
@@ -295,7 +298,15 @@ impl Backend for Fast {
         x.hand_over((&*self.comm, self.rank), from_to, batch.num_tokens(), delta)
     }
 
+    fn finish_step(&mut self, outputs: StepOutputs<'_, HostBuffer>) -> Result<()> {
+        if let Some((states, rows)) = outputs.hidden {
+            states.append_rows(rows, &mut self.hidden);
+        }
+        Ok(())
+    }
+
     fn collect_step(&mut self, logits: Option<&HostBuffer>, output: &mut Output) -> Result<()> {
+        output.hidden.append(&mut self.hidden);
         let Some(local) = logits else { return Ok(()) };
         if self.comm.world() == 1 {
             output.logits.extend_from_slice(local.data());
