@@ -64,6 +64,12 @@ class Engine {
             return qwen_engine_metrics_json(get(), json, error);
         });
     }
+    /// The same as text for Prometheus, with the label "model" unless it is empty.
+    Result<std::string> try_prometheus(std::string_view model = {}) const {
+        return detail::text([&](qwen_buf **text, qwen_error **error) {
+            return qwen_engine_metrics_prometheus(get(), model.data(), model.size(), text, error);
+        });
+    }
     /// The generation options' values where they are not set, as JSON.
     Result<std::string> try_generation() const {
         return detail::text([&](qwen_buf **json, qwen_error **error) {
@@ -84,6 +90,24 @@ class Engine {
         return detail::text([&](qwen_buf **json, qwen_error **error) {
             return qwen_score_tokens(get(), context.data(), context.size(), continuation.data(),
                                      continuation.size(), options.get(), json, error);
+        });
+    }
+    /// The model's hidden states of a text; `pooling` is one of QWEN_POOL_* (see qwen_embed). Waits
+    /// for them.
+    Result<std::vector<float>> try_embed(std::string_view text, int32_t pooling,
+                                         bool normalize = false,
+                                         OptionsArgument options = {}) const {
+        return detail::floats([&](qwen_floats **states, qwen_error **error) {
+            return qwen_embed(get(), text.data(), text.size(), pooling, normalize, options.get(),
+                              states, error);
+        });
+    }
+    Result<std::vector<float>> try_embed(const std::vector<uint32_t> &ids, int32_t pooling,
+                                         bool normalize = false,
+                                         OptionsArgument options = {}) const {
+        return detail::floats([&](qwen_floats **states, qwen_error **error) {
+            return qwen_embed_tokens(get(), ids.data(), ids.size(), pooling, normalize,
+                                     options.get(), states, error);
         });
     }
     Result<Done> try_health() const {
@@ -111,11 +135,19 @@ class Engine {
     }
     std::string info() const { return try_info().value(); }
     std::string metrics() const { return try_metrics().value(); }
+    std::string prometheus(std::string_view model = {}) const {
+        return try_prometheus(model).value();
+    }
     std::string generation() const { return try_generation().value(); }
     template <typename Text>
     std::string score(const Text &context, const Text &continuation,
                       OptionsArgument options = {}) const {
         return try_score(context, continuation, options).value();
+    }
+    template <typename Text>
+    std::vector<float> embed(const Text &text, int32_t pooling, bool normalize = false,
+                             OptionsArgument options = {}) const {
+        return try_embed(text, pooling, normalize, options).value();
     }
     void health() const { try_health().value(); }
     void shutdown(int32_t how, int64_t timeout_ms = FOR_EVER) {

@@ -146,6 +146,15 @@ template <typename Call> Result<std::string> text(Call &&call) {
     return std::string(qwen_buf_data(made->get()), qwen_buf_len(made->get()));
 }
 
+/// Calls a function that ends with `qwen_floats **, qwen_error **`.
+template <typename Call> Result<std::vector<float>> floats(Call &&call) {
+    auto made = make<Handle<qwen_floats, qwen_floats_free>, qwen_floats>(std::forward<Call>(call));
+    if (!made)
+        return made.error();
+    const float *values = qwen_floats_data(made->get());
+    return std::vector<float>(values, values + qwen_floats_len(made->get()));
+}
+
 /// Calls a function that ends with `qwen_tokens **, qwen_error **`.
 template <typename Call> Result<std::vector<uint32_t>> tokens(Call &&call) {
     auto made = make<Handle<qwen_tokens, qwen_tokens_free>, qwen_tokens>(std::forward<Call>(call));

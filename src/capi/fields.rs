@@ -210,7 +210,7 @@ mod tests {
         match shape {
             Shape::Integer(..) => json!(3),
             Shape::Number(..) | Shape::Above(..) => json!(0.25),
-            Shape::Flag => json!(false),
+            Shape::Flag => json!(true),
             Shape::Choice(choices) => json!(choices[1]),
             Shape::Text => json!("x"),
             Shape::Texts => json!(["x"]),
@@ -225,20 +225,23 @@ mod tests {
     #[test]
     fn every_key_reaches_its_own_field_and_back() {
         for key in KEYS {
-            let value = key.check(odd_value(key.shape)).unwrap();
-            let values = Map::from_iter([(key.name.to_string(), value.clone())]);
-            let (before, after) = match key.kind {
-                Kind::Engine => {
-                    let mut options = EngineOptions::default();
-                    set_engine(&mut options, &values);
-                    (engine_values(&EngineOptions::default()), engine_values(&options))
-                }
-                Kind::Generation => {
-                    let mut changed = params();
-                    set_generation(&mut changed, &values);
-                    (generation_values(&params()), generation_values(&changed))
-                }
+            let before = match key.kind {
+                Kind::Engine => engine_values(&EngineOptions::default()),
+                Kind::Generation => generation_values(&params()),
                 Kind::Session => continue,
+            };
+            let is_set = before[key.name] == json!(true);
+            let odd = if is_set { json!(false) } else { odd_value(key.shape) };
+            let value = key.check(odd).unwrap();
+            let values = Map::from_iter([(key.name.to_string(), value.clone())]);
+            let after = if key.kind == Kind::Engine {
+                let mut options = EngineOptions::default();
+                set_engine(&mut options, &values);
+                engine_values(&options)
+            } else {
+                let mut changed = params();
+                set_generation(&mut changed, &values);
+                generation_values(&changed)
             };
             assert_eq!(after[key.name], value, "{}", key.name);
             let changed = after.iter().filter(|(name, value)| before[*name] != **value).count();
