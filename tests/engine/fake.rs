@@ -11,10 +11,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use qwen::batch::{Batch, FED, Output, PAGE_TOKENS};
-use qwen::engine::{
-    Engine, EngineOptions, EngineParts, Event, EventKind, FinishReason, GenerationParams, LogHook,
-    Request,
-};
+use qwen::engine::{Engine, EngineOptions, EngineParts, FinishReason, GenerationParams, LogHook};
 use qwen::error::{Error, Result};
 use qwen::model::Rank;
 use qwen::model::config::ModelConfig;
@@ -24,6 +21,7 @@ use qwen::text::tokenizer::Tokenizer;
 
 pub(crate) use crate::control::{Control, Fault};
 use crate::drawing::Drawing;
+pub(crate) use crate::told::{Told, read, tell};
 
 /// 256 single bytes and 208 specials are in use; the rest is padding that must never be drawn.
 pub(crate) const VOCAB: usize = 480;
@@ -382,48 +380,6 @@ pub(crate) fn greedy(max_tokens: usize) -> GenerationParams {
 /// A prompt of `len` ordinary ids that differs for each `seed`.
 pub(crate) fn prompt(seed: u64, len: usize) -> Vec<u32> {
     (0..len as u32).map(|i| 16 + (push_hash(seed, i) >> 33) as u32 % 200).collect()
-}
-
-/// All that a request told.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Told {
-    pub(crate) text: String,
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) ids: Vec<u32>,
-    pub(crate) last: Event,
-    pub(crate) started: bool,
-    pub(crate) deltas: usize,
-}
-
-/// Reads a request to its end and checks the order of its events.
-pub(crate) fn read(request: &Request) -> Told {
-    let mut events = Vec::new();
-    loop {
-        match request.next(Some(LONG)) {
-            Ok(event) => events.push(event),
-            Err(Error::End) => return tell(events),
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
-/// Events of one request, in order -> what they said.
-pub(crate) fn tell(mut events: Vec<Event>) -> Told {
-    let last = events.pop().expect("a last event");
-    assert!(matches!(last.kind, EventKind::Finished | EventKind::Failed), "ends with {last:?}");
-    assert_eq!(last.finish.is_some(), last.kind == EventKind::Finished);
-    assert_eq!(last.error.is_some(), last.kind == EventKind::Failed);
-    let started = events.first().is_some_and(|event| event.kind == EventKind::Started);
-    let deltas = &events[usize::from(started)..];
-    assert!(deltas.iter().all(|event| event.kind == EventKind::Delta), "{deltas:?}");
-    Told {
-        text: deltas.iter().map(|event| event.text.as_str()).collect(),
-        bytes: deltas.iter().flat_map(|event| event.bytes.clone()).collect(),
-        ids: deltas.iter().flat_map(|event| event.token_ids.clone()).collect(),
-        started,
-        deltas: deltas.len(),
-        last,
-    }
 }
 
 /// Asserts that `told` is what greedy decoding of `prompt` must give.

@@ -27,4 +27,5 @@ mod session;
 mod sharing;
 mod soak;
 mod stops;
+mod told;
 mod tools;
