@@ -335,12 +335,42 @@ mod lost {
     use super::*;
     use crate::faults::{MARK, child};
 
+    /// The operations of a run that are refused, each in an engine of its own.
+    type Refused = &'static [(&'static str, u32)];
+    const OF_A_CHAT: Refused =
+        &[(LAUNCH, 1), (LAUNCH, 12), (MULTIPLY, 3), (REPLAY, 1), (REPLAY, 8)];
+    /// In the one step that its prompt takes.
+    const OF_MANY_ROWS: Refused = &[(LAUNCH, 1), (LAUNCH, 9), (LAUNCH, 16), (MULTIPLY, 3)];
+
+    /// What follows a prompt whose rows have owners when they are summed.
+    fn reply_to_many_rows(engine: &Engine) -> Result<String> {
+        let mut params = engine.generation_defaults();
+        params.sampling.temperature = 0.0;
+        (params.max_tokens, params.ignore_eos) = (20, true);
+        let prompt = (0..400).map(|i| i * 7 % 280).collect();
+        let request = engine.submit_tokens(prompt, &params, None)?;
+        let mut ids = Vec::new();
+        loop {
+            let event = request.next(Some(Duration::from_secs(60))).expect("an event");
+            ids.extend_from_slice(&event.token_ids);
+            match event.kind {
+                EventKind::Finished => return Ok(format!("{ids:?}")),
+                EventKind::Failed => return Err(event.error.expect("a reason")),
+                _ => {}
+            }
+        }
+    }
+
     /// While engines of `options` run. What was seen.
-    fn lose_while_running(folder: &Folder, options: &EngineOptions) -> Vec<String> {
+    fn lose_while_running(
+        folder: &Folder,
+        options: &EngineOptions,
+        reply: fn(&Engine) -> Result<String>,
+        refused: Refused,
+    ) -> Vec<String> {
         let want = reply(&open(folder, options).expect("it opens")).expect("a reply");
         let mut found = Vec::new();
-        for (operation, nth) in [(LAUNCH, 1), (LAUNCH, 12), (MULTIPLY, 3), (REPLAY, 1), (REPLAY, 8)]
-        {
+        for &(operation, nth) in refused {
             let engine = open(folder, options).expect("it opens");
             arm(operation, nth);
             let begun = Instant::now();
@@ -363,8 +393,11 @@ mod lost {
     #[ignore = "run in a child by the test below"]
     fn lose_a_rank() {
         let folder = Folder::new("lost", &SMALL);
-        let mut found = lose_while_running(&folder, &on_two());
-        found.extend(lose_while_running(&folder, &by_layers()));
+        let mut found = Vec::new();
+        for options in [on_two(), by_layers()] {
+            found.extend(lose_while_running(&folder, &options, reply, OF_A_CHAT));
+            found.extend(lose_while_running(&folder, &options, reply_to_many_rows, OF_MANY_ROWS));
+        }
         let want = reply(&open(&folder, &on_two()).expect("it opens")).expect("a reply");
         for (operation, nth) in
             [(LAUNCH, 3), (MULTIPLY, 2), (INSTANTIATE, 2), (ALLOCATE, 9), (ALLOCATE, 20)]
