@@ -7,6 +7,7 @@
 //! four times the measured noise of rounding.
 #![allow(clippy::expect_used, clippy::panic)]
 
+#[allow(dead_code, reason = "the tests of logits use the rest")]
 #[path = "common/ranks.rs"]
 mod ranks;
 

@@ -1,6 +1,6 @@
 //! Models of committed tiny checkpoints, all ranks in one process, driven step by step.
 
-#![allow(dead_code, unreachable_pub, reason = "each test that includes it uses its part")]
+#![allow(unreachable_pub, reason = "each test that includes it uses its part")]
 #![allow(clippy::expect_used)]
 
 use std::path::{Path, PathBuf};
