@@ -82,6 +82,26 @@ fn embeddings_and_replies_share_the_batch_and_change_nothing() {
 }
 
 #[test]
+fn states_taken_before_a_preemption_are_not_taken_again() {
+    for (draws, pooling) in [(false, Pooling::Mean), (true, Pooling::None), (true, Pooling::Last)] {
+        let mut lab = Lab { draws, ..lab() };
+        (lab.options.max_batch_sequences, lab.options.prefill_chunk_tokens) = (1, 16);
+        let (engine, control) = lab.start();
+        control.slow_down(Duration::from_millis(1));
+        let ids = prompt(1, 1000);
+        std::thread::scope(|scope| {
+            let low = scope.spawn(|| embed(&engine, &ids, pooling, &greedy(1)));
+            wait_until(|| metric(&engine, "computed_tokens") > 100);
+            let params = GenerationParams { priority: 1, ignore_eos: true, ..greedy(5) };
+            let high = engine.submit_tokens(prompt(2, 20), &params, None).expect("accepted");
+            assert_expected(&read(&high), &prompt(2, 20), &params);
+            assert_eq!(low.join().expect("states"), wanted(&ids, pooling), "{pooling:?}");
+        });
+        assert_eq!(metric(&engine, "preemptions"), 1);
+    }
+}
+
+#[test]
 fn the_last_state_takes_a_known_prefix_from_the_cache_and_the_mean_computes_all() {
     let (engine, _) = lab().start();
     let ids = prompt(1, 200);
