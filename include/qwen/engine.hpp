@@ -139,15 +139,22 @@ class Engine {
         return try_prometheus(model).value();
     }
     std::string generation() const { return try_generation().value(); }
-    template <typename Text>
-    std::string score(const Text &context, const Text &continuation,
+    std::string score(std::string_view context, std::string_view continuation,
                       OptionsArgument options = {}) const {
         return try_score(context, continuation, options).value();
     }
-    template <typename Text>
-    std::vector<float> embed(const Text &text, int32_t pooling, bool normalize = false,
+    std::string score(const std::vector<uint32_t> &context,
+                      const std::vector<uint32_t> &continuation,
+                      OptionsArgument options = {}) const {
+        return try_score(context, continuation, options).value();
+    }
+    std::vector<float> embed(std::string_view text, int32_t pooling, bool normalize = false,
                              OptionsArgument options = {}) const {
         return try_embed(text, pooling, normalize, options).value();
+    }
+    std::vector<float> embed(const std::vector<uint32_t> &ids, int32_t pooling,
+                             bool normalize = false, OptionsArgument options = {}) const {
+        return try_embed(ids, pooling, normalize, options).value();
     }
     void health() const { try_health().value(); }
     void shutdown(int32_t how, int64_t timeout_ms = FOR_EVER) {

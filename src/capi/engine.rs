@@ -58,8 +58,9 @@ impl Handle for qwen_engine {
 /// nothing but its prompt, options and seed: not on what else runs, nor on when it came. On a CPU that
 /// is so anyway, and costs nothing. On a GPU it costs what batching and the prefix cache gain: requests run
 /// one at a time, in order of priority and arrival, each to its end and from its first token. It is no
-/// promise across libraries, drivers or types of GPU, nor across other values of devices,
-/// tensor_parallel, split, num_threads, prefill_chunk_tokens and max_batch_sequences.
+/// promise across libraries, drivers or types of GPU or CPU, nor across other values of devices,
+/// tensor_parallel, split, num_threads, prefill_chunk_tokens and max_batch_sequences; and where free memory
+/// decides, over kv_cache_tokens or how layers are divided, other memory is another value.
 ///
 /// Errors: QWEN_E_NOT_FOUND, QWEN_E_IO, QWEN_E_CORRUPT, QWEN_E_UNSUPPORTED (path, field, tensor and
 /// offset in the detail), QWEN_E_OOM_HOST (bytes in the detail), QWEN_E_NO_DEVICE, QWEN_E_OPTION,
@@ -216,7 +217,8 @@ pub unsafe extern "C" fn qwen_engine_metrics_json(
 ///   the encoding of a chat and the queue among it; of a score or an embedding, until it was computed.
 /// - qwen_time_between_tokens_seconds: from each token told to the next of the same request. A token is told
 ///   when the engine puts it where its reader takes events; that a slow reader finds several in one event,
-///   or that text waits for the rest of a character or stop string, changes nothing here.
+///   or that text waits for the rest of a character or stop string, changes nothing here. The token that
+///   ends a reply counts as told.
 /// - qwen_queue_time_seconds: from the call that submits to the first step.
 /// - qwen_request_duration_seconds, qwen_request_prompt_tokens, qwen_request_generated_tokens: of each
 ///   request that has ended, also of those that were cancelled or failed.

@@ -101,6 +101,11 @@ fn common_pages(
     found: usize,
     page_tokens: usize,
 ) -> usize {
+    // Who draws tokens has published its prompt; what is not found nevertheless was withdrawn, and will
+    // not be there again. (With prompts to plan, all that was drawn has been collected.)
+    if earlier.phase() == Phase::Running {
+        return 0;
+    }
     let (own, other) = (sequence.prefix(), earlier.tokens());
     let next = found..found + page_tokens;
     // Most differ in the next page already.

@@ -166,7 +166,7 @@ impl Shared {
             return Err(error);
         }
         if self.metrics.requests_waiting.get() + count > self.max_queue_requests as u64 {
-            self.metrics.requests_refused.add(1);
+            self.metrics.requests_refused.add(count);
             return Err(Error::QueueFull { limit_requests: self.max_queue_requests as u64 });
         }
         self.metrics.requests_waiting.add(count);

@@ -1,4 +1,4 @@
-/* mixed.c: 64 threads make every call there is, in any order, on the same handles, while the engine
+/* mixed.c: 64 threads make almost every call there is, in any order, on the same handles, while the engine
  * is drained, cancelled and freed under their feet. Usage: mixed MODEL [SECONDS] */
 #include "mixed.h"
 

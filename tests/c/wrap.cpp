@@ -228,8 +228,14 @@ void with_exceptions(const char *model) {
         logprobs_with_tokens(engine);
         const std::string scored = engine.score<std::string_view>("hello", " world");
         CHECK(scored.find("\"logprob\":-") != std::string::npos);
-        CHECK(engine.score<std::vector<uint32_t>>({1, 2}, {3, 4}).find("is_greedy") < 1000);
+        CHECK(engine.score({1, 2}, {3, 4}).find("is_greedy") < 1000);
         CHECK(engine.try_score("hello", "").error().code() == QWEN_E_ARG);
+        CHECK(engine.score("hello", " world").find("is_greedy") < 1000);
+        const auto states = engine.embed("hello", QWEN_POOL_NONE);
+        const auto last = engine.embed("hello", QWEN_POOL_LAST);
+        CHECK(!last.empty() && std::equal(last.rbegin(), last.rend(), states.rbegin()));
+        CHECK(engine.try_embed(std::vector<uint32_t>{}, 1).error().code() == QWEN_E_ARG);
+        CHECK(engine.prometheus("m").find("qwen_steps_total{model=\"m\"} ") != std::string::npos);
         tools_in_a_session(engine);
         auto moved = std::move(engine);
         CHECK(moved.metrics().front() == '{' && moved.info().front() == '{');

@@ -58,9 +58,11 @@ pub(crate) fn options() -> EngineOptions {
     }
 }
 
+/// An engine that computes all of a prompt, however often it is asked.
 #[cfg(feature = "test-hooks")]
 pub(crate) fn open(folder: &Folder) -> Result<Engine> {
-    Engine::open(folder.path(), &options(), None, &mut |_| true)
+    let options = EngineOptions { prefix_cache: false, ..options() };
+    Engine::open(folder.path(), &options, None, &mut |_| true)
 }
 
 /// Twenty greedy tokens after a prompt of more rows than our own linears take.
