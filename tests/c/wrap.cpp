@@ -145,7 +145,8 @@ void algorithms(const qwen::Engine &engine) {
     CHECK(std::find_if(request.begin(), request.end(), is_delta)->tokens().size() > 0);
     const auto more = request.begin();
     auto before = more;
-    CHECK(before++ == more && before != more && more->kind() == QWEN_EVENT_DELTA);
+    // A slow reader finds the rest of the reply, and may find its end, in one event.
+    CHECK(before++ == more && before != more && more->kind() != QWEN_EVENT_FAILED);
     qwen::Queue queue;
     auto queued = qwen::Request::chat(engine, HELLO, options);
     queued.submit(queue, 1);
@@ -226,7 +227,7 @@ void with_exceptions(const char *model) {
         algorithms(engine);
         errors_are_thrown(engine);
         logprobs_with_tokens(engine);
-        const std::string scored = engine.score<std::string_view>("hello", " world");
+        const std::string scored = engine.score("hello", " world");
         CHECK(scored.find("\"logprob\":-") != std::string::npos);
         CHECK(engine.score({1, 2}, {3, 4}).find("is_greedy") < 1000);
         CHECK(engine.try_score("hello", "").error().code() == QWEN_E_ARG);
