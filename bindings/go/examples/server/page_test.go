@@ -15,6 +15,17 @@ import (
 	"testing"
 )
 
+// A long story is one that no end comes to, and the same every time.
+const longStory = "very long story"
+
+func endless(body []byte) []byte {
+	var keys map[string]any
+	json.Unmarshal(body, &keys)
+	keys["temperature"], keys["ignore_eos"], keys["max_tokens"] = 0, true, 1500
+	body, _ = json.Marshal(keys)
+	return body
+}
+
 // A heard is the requests that the page made, as far as they matter.
 type heard struct {
 	mu   sync.Mutex
@@ -67,6 +78,9 @@ func openPage(t *testing.T, key string) (*browser, *service, string, *heard) {
 				}
 				return
 			}
+			if strings.Contains(last, longStory) {
+				body = endless(body)
+			}
 			r.Body = io.NopCloser(bytes.NewReader(body))
 		}
 		real.ServeHTTP(w, r)
@@ -106,20 +120,12 @@ func TestThePageChats(t *testing.T) {
 	page, _, url, heard := openPage(t, "")
 	page.press("summary")
 	page.set("temperature", "0")
-	// Every state that the reply is seen in.
-	page.run(`window.states = new Set(); new MutationObserver(() => {
-		const reply = document.querySelector(".assistant"); if (reply) states.add(reply.textContent);
-	}).observe(document.getElementById("log"), { childList: true, subtree: true, characterData: true })`, nil)
 	const question = "What is the capital of France?"
 	page.enter(question)
 	page.until(`document.querySelector(".assistant")?.textContent && ` + settled)
 	want := ask(t, url+"/v1/chat/completions", `{"messages": [{"role": "user", "content": "`+question+`"}], "temperature": 0}`)
 	if turns := page.turns(); !slices.Equal(turns, []string{question, want.Choices[0].Message.Content}) {
 		t.Fatalf("%q", turns)
-	}
-	var states int
-	if page.run("states.size", &states); states < 4 {
-		t.Errorf("the reply came in %d pieces", states)
 	}
 	if status := page.text(`document.getElementById("status").textContent`); !strings.Contains(status, "tokens, ") {
 		t.Errorf("%q", status)
@@ -153,9 +159,10 @@ func TestThePageChats(t *testing.T) {
 	page.noErrors()
 }
 
+// That a part of a reply can be stopped shows, too, that the page does not wait for the whole.
 func TestThePageStops(t *testing.T) {
 	page, service, _, heard := openPage(t, "")
-	page.enter("Tell me a very long story about a ship, with many chapters.")
+	page.enter("Tell me a " + longStory + " about a ship, with many chapters.")
 	page.until(`document.querySelector(".assistant")?.textContent.length > 20`)
 	page.press("#stop")
 	page.until(settled)
@@ -170,7 +177,7 @@ func TestThePageStops(t *testing.T) {
 		t.Errorf("what was stopped is %q in the conversation", heard.last.Messages[1].Content)
 	}
 	page.press("#clear")
-	page.enter("Tell me another very long story.")
+	page.enter("Tell me another " + longStory + ".")
 	page.until(`document.querySelector(".assistant")?.textContent.length > 5`)
 	page.press("#clear")
 	metrics = running(t, service, 0)
