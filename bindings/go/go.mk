@@ -10,13 +10,16 @@ GO_ENV = cd bindings/go && export PKG_CONFIG_PATH=$(STAGE)/lib/pkgconfig LD_LIBR
 # The example server, whose tests have programs of others: OpenAI's client, lm-eval, and a browser.
 SERVER := bindings/go/examples/server
 
-.PHONY: stage go-deps go-chat go-test go-generate go-bench go-screenshot
+.PHONY: stage go-deps go-browser go-chat go-test go-generate go-bench go-screenshot
 
 stage: lib
 	@$(MAKE) -s install PREFIX=$(STAGE) DESTDIR=
 
 go-deps:
-	@GO=$(GO) .ci/deps cxx go browser
+	@GO=$(GO) .ci/deps cxx go
+
+go-browser:
+	@.ci/deps browser
 
 # lm-eval and what of its dependencies these tests need, in a place of its own: half a GB, most of it pyarrow,
 # pandas and lm-eval's own tasks.
@@ -31,7 +34,7 @@ go-chat: go-deps stage
 
 # Twice: under the race detector, and with the garbage collector around every C call while the
 # runtime checks each pointer that is stored where C can see it.
-go-test: go-deps stage fixtures .venv-eval/ready ## the Go binding's tests
+go-test: go-deps go-browser stage fixtures .venv-eval/ready ## the Go binding's tests
 	@cd bindings/go && unformatted=$$("$$($(GO) env GOROOT)/bin/gofmt" -l .) && { [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted" >&2; exit 1; }; }
 	$(GO_ENV) $(GO) vet ./...
 	$(GO_ENV) GODEBUG=cgocheck=1 QWEN_REQUIRE_BROWSER=1 $(GO) test -race -count=1 ./...
@@ -41,7 +44,7 @@ go-test: go-deps stage fixtures .venv-eval/ready ## the Go binding's tests
 	LD_LIBRARY_PATH=$(STAGE)/lib .venv/bin/python $(SERVER)/lm_eval_test.py build/bin/go-server $(DEMO_MODEL) \
 		$(STAGE)/lib/libqwen.so .venv-eval/bin/lm_eval
 
-go-screenshot: go-deps stage fixtures ## take the picture of the server's page anew
+go-screenshot: go-deps go-browser stage fixtures ## take the picture of the server's page anew
 	$(GO_ENV) QWEN_REQUIRE_BROWSER=1 QWEN_SCREENSHOT=$(CURDIR)/$(SERVER)/page.png \
 		$(GO) test -count=1 -run TestThePageChats ./examples/server
 

@@ -42,15 +42,16 @@ type devtoolsMessage struct {
 
 // findBrowser skips the test where there is none, unless there must be one.
 func findBrowser(t *testing.T) string {
-	for _, name := range []string{"chromium-headless-shell", "chromium", "google-chrome"} {
+	// As in .ci/deps. The last may be no more than a word of Ubuntu's about where to get one.
+	for _, name := range []string{"chromium-headless-shell", "chromium", "google-chrome", "google-chrome-stable", "chromium-browser"} {
 		if path, err := exec.LookPath(name); err == nil {
 			return path
 		}
 	}
 	if os.Getenv("QWEN_REQUIRE_BROWSER") != "" {
-		t.Fatal("there is no Chromium")
+		t.Fatal("there is no Chromium and no Google Chrome")
 	}
-	t.Skip("SKIPPED: there is no Chromium (Debian's chromium-headless-shell)")
+	t.Skip("SKIPPED: there is no Chromium (Debian's chromium-headless-shell) and no Google Chrome")
 	return ""
 }
 
