@@ -117,7 +117,8 @@ def run_harness(url, folder):
         LM_EVAL, "run", "--model", "local-completions", "--model_args", model, "--batch_size", "8",
         "--tasks", ",".join(TASKS), "--include_path", folder, "--log_samples", "--output_path", folder,
     ]  # fmt: skip
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    # It takes a minute or two; a server that stops answering is not to hold up what runs this.
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-5000:]
     assert "Retrying" not in done.stderr, done.stderr[-5000:]
     (results,) = folder.glob("*/results_*.json")
