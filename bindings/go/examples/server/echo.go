@@ -5,6 +5,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"strconv"
 
 	qwen "github.com/libqwen/libqwen/bindings/go"
@@ -48,6 +49,26 @@ type echoOnly struct {
 func (made *request) echoes() bool {
 	wanted, _ := made.generation.Extra["echo"].(json.RawMessage)
 	return string(wanted) == "true"
+}
+
+// checkEchoes bounds the memory for the log-probabilities of echoes. Unlike a reply's, they are all there
+// as soon as a prompt is computed, however long it is.
+func (s *service) checkEchoes(made *request, prompts [][]uint32) error {
+	extra := made.generation.Extra
+	if wanted, _ := json.Marshal(extra["logprobs"]); !made.echoes() || string(wanted) != "true" {
+		return nil
+	}
+	text, _ := json.Marshal(extra["top_logprobs"])
+	// The library says what is wrong with a number that is none.
+	top, _ := strconv.ParseFloat(string(text), 64)
+	tokens := 0
+	for _, ids := range prompts {
+		tokens += len(ids) * *made.N
+	}
+	if count := float64(tokens) * (1 + top); count > float64(s.limits.logprobs) {
+		return badRequest("logprobs", fmt.Sprintf("the echoes have %.0f log-probabilities, and a request at most %d", count, s.limits.logprobs))
+	}
+	return nil
 }
 
 func (s *service) echoOnly(made *request, ids []uint32) (*echoOnly, error) {

@@ -244,6 +244,10 @@ func (s *service) completions(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	made.askLogprobs()
+	if err := s.checkEchoes(made, prompts); err != nil {
+		refuse(w, err)
+		return
+	}
 	none := made.askTokens()
 	var choices []*choice
 	for _, ids := range prompts {

@@ -63,6 +63,28 @@ func TestTheTokenizerHasSoManyCallsAtOnce(t *testing.T) {
 	}
 }
 
+func TestEchoesHaveSoManyLogprobs(t *testing.T) {
+	service, url := tiny(t)
+	service.limits.logprobs = 12
+	asked := map[string]bool{ // and whether it is answered
+		`"logprobs": 1`:                               true,
+		`"logprobs": 2`:                               false,
+		`"logprobs": true, "top_logprobs": 1`:         true,
+		`"logprobs": true, "top_logprobs": 2`:         false,
+		`"logprobs": 0, "n": 2`:                       true,
+		`"logprobs": 1, "n": 2`:                       false,
+		`"logprobs": null, "n": 3`:                    true,
+		`"logprobs": 20, "echo": false`:               true,
+		`"logprobs": 2, "echo": true, "stream": true`: false,
+	}
+	for options, answered := range asked {
+		status, text := post(t, url+"/v1/completions", `{"prompt": [[1, 2, 3], [4, 5, 6]], "max_tokens": 1, "echo": true, `+options+`}`)
+		if answered != (status == http.StatusOK) || (!answered && (status != http.StatusBadRequest || parse(t, text).Error.Param != "logprobs")) {
+			t.Errorf("%s: %d %.200s", options, status, text)
+		}
+	}
+}
+
 func TestTokenEndpoints(t *testing.T) {
 	service, url := tiny(t)
 	tokens := func(body string) (ids []uint32) {

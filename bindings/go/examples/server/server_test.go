@@ -189,6 +189,7 @@ func TestRefusals(t *testing.T) {
 		{"/v1/completions", `{"prompt": [` + strings.Repeat(`"x", `, 64) + `"x"]}`, 400, "prompt", "invalid_value"},
 		{"/v1/completions", `{"prompt": "x", "max_tokens": -1}`, 400, "max_tokens", "QWEN_E_OPTION"},
 		{"/v1/completions", `{"prompt": "x", "logprobs": 21}`, 400, "top_logprobs", "QWEN_E_OPTION"},
+		{"/v1/completions", `{"prompt": [` + strings.Repeat("1, ", 999) + `1], "n": 64, "echo": true, "logprobs": 20}`, 400, "logprobs", "invalid_value"},
 		{"/v1/chat/completions", `{` + hello + `, "echo": true}`, 400, "echo", "QWEN_E_OPTION"},
 	}
 	for _, one := range refusals {

@@ -25,10 +25,13 @@ type limits struct {
 	write    time.Duration
 	choices  int
 	requests int
+	// Log-probabilities of the tokens of all echoes, which are kept until they are sent.
+	logprobs int
 }
 
 var defaultLimits = limits{
 	body: 8 << 20, time: 10 * time.Minute, write: 30 * time.Second, choices: 64, requests: 2048,
+	logprobs: 1 << 20,
 }
 
 type service struct {
