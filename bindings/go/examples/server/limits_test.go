@@ -85,6 +85,42 @@ func TestEchoesHaveSoManyLogprobs(t *testing.T) {
 	}
 }
 
+func TestOtherSitesPagesAreRefused(t *testing.T) {
+	_, open := tiny(t)
+	_, locked := start(t, tinyModel, "secret")
+	const plain, form, own = "text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-8"
+	foreign := strings.Replace(open, "127.0.0.1", "127.0.0.1.example.com", 1)
+	for _, one := range []struct {
+		url, path, kind, origin string
+		status                  int
+	}{
+		{open, "/tokenize", own, "", 200}, {open, "/tokenize", "Application/JSON", open, 200},
+		{open, "/tokenize", plain, "", 415}, {open, "/detokenize", form, open, 415}, {open, "/v1/completions", "", "", 415},
+		{open, "/v1/chat/completions", "application/jsonp", "", 415}, {locked, "/tokenize", plain, "", 415},
+		{open, "/tokenize", own, foreign, 403}, {open, "/v1/completions", own, "null", 403}, {open, "/v1/models", "", foreign, 403},
+		{open, "/tokenize", own, "http://127.0.0.1:1", 403}, {locked, "/tokenize", own, foreign, 200},
+	} {
+		method := http.MethodPost
+		if one.path == "/v1/models" {
+			method = http.MethodGet
+		}
+		request, _ := http.NewRequest(method, one.url+one.path, strings.NewReader(`{"prompt": "x"}`))
+		request.Header.Set("Authorization", "Bearer secret")
+		for header, value := range map[string]string{"Content-Type": one.kind, "Origin": one.origin} {
+			if value != "" {
+				request.Header.Set(header, value)
+			}
+		}
+		response, err := http.DefaultClient.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if status, text := read(t, response); status != one.status || (status != 200 && parse(t, text).Error == nil) {
+			t.Errorf("%+v: %d %s", one, status, text)
+		}
+	}
+}
+
 func TestTokenEndpoints(t *testing.T) {
 	service, url := tiny(t)
 	tokens := func(body string) (ids []uint32) {

@@ -298,6 +298,7 @@ func TestAClientThatLeavesCancels(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		body := fmt.Sprintf(`{"messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 1500, "ignore_eos": true, "stream": %v}`, stream)
 		request, _ := http.NewRequestWithContext(ctx, "POST", url+"/v1/chat/completions", strings.NewReader(body))
+		request.Header.Set("Content-Type", "application/json")
 		go func() {
 			running(t, service, 1)
 			cancel()

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"runtime"
 	"strings"
@@ -92,7 +93,7 @@ func (s *service) handler() http.Handler {
 	open := http.NewServeMux()
 	open.HandleFunc("GET /health", s.health)
 	open.HandleFunc("GET /{$}", s.page)
-	open.Handle("/", s.withKey(closed))
+	open.Handle("/", s.withKey(s.notFromElsewhere(closed)))
 	return open
 }
 
@@ -122,6 +123,24 @@ func (s *service) withKey(next http.Handler) http.Handler {
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, s.limits.body)
+		next.ServeHTTP(w, r)
+	})
+}
+
+// notFromElsewhere refuses what a page of another site has its visitor's browser send. Without a key
+// nothing else tells such a request from the visitor's own. A browser names the page's origin, and does
+// not send JSON to another site unless that site allows it, which this one never does.
+func (s *service) notFromElsewhere(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		origin := r.Header.Get("Origin")
+		if _, host, _ := strings.Cut(origin, "://"); s.key == "" && origin != "" && !strings.EqualFold(host, r.Host) {
+			refuse(w, &apiError{status: http.StatusForbidden, Message: fmt.Sprintf("a page of %s may not use a server without an API key", origin), Type: "permission_error", Code: "foreign_origin"})
+			return
+		}
+		if kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); r.Method == http.MethodPost && kind != "application/json" {
+			refuse(w, &apiError{status: http.StatusUnsupportedMediaType, Message: "a request's Content-Type is application/json", Type: "invalid_request_error", Code: "unsupported_media_type"})
+			return
+		}
 		next.ServeHTTP(w, r)
 	})
 }
