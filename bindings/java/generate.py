@@ -25,11 +25,24 @@ ENUMS = [
     ("ArgumentsForm", "QWEN_ARGUMENTS_", "What the arguments of a {@link ToolCall} are."),
     ("EncodeFlag", "QWEN_ENCODE_", "Changes what {@link Tokenizer#encode} does."),
     ("DecodeFlag", "QWEN_DECODE_", "Changes what {@link Tokenizer#decode} does."),
+    ("Pooling", "QWEN_POOL_", "Of which tokens {@link QwenEngine#embed} gives the states."),
 ]
-# Flags go in only; what comes out may be of a later library.
+# What comes out may be of a later library.
 COMES_OUT = {"ErrorCode", "EventKind", "FinishReason", "ArgumentsForm"}
+# Several of these may go in at once.
+FLAGS = {"EncodeFlag", "DecodeFlag"}
 # What Java's own files use, as plain numbers.
 NUMBERS = ["QWEN_ABI_VERSION", "QWEN_STOP", "QWEN_CANCEL", "QWEN_SHUTDOWN_", "QWEN_LOG_", "QWEN_OK"]
+# What Java has no use for.
+NOT_NEEDED = {
+    "QWEN_H": "keeps C from reading the header twice",
+    "QWEN_VERSION": "Cargo.toml says it to Maven, and the loaded library to programs",
+    "QWEN_VERSION_MAJOR": "the same",
+    "QWEN_VERSION_MINOR": "the same",
+    "QWEN_VERSION_PATCH": "the same",
+    "QWEN_CSTR": "Java's texts have lengths",
+    "QWEN_CONTINUE": "what a callback of C returns, and those are in the glue",
+}
 
 TYPES = {"boolean": "boolean", "integer": "long", "number": "double", "string": "String",
          "strings": "String...", "integers": "long..."}
@@ -59,6 +72,22 @@ def defines(header):
     return [(name, value, about.replace("/// ", " ")) for about, name, value in found]
 
 
+def named(constant, names):
+    """Whether one of the names is the constant's, or a prefix of it that ends in "_"."""
+    return any(constant == name or name.endswith("_") and constant.startswith(name) for name in names)
+
+
+def check_defines(header, constants):
+    """Each constant must have its place in a list above: a new one is not to be passed over."""
+    defined = re.findall(r"^#define (QWEN_\w+)", header, re.MULTILINE)
+    written = {name for name, _, _ in constants
+               if named(name, NUMBERS + [prefix for _, prefix, _ in ENUMS])}
+    passed_over = [name for name in defined if name not in written and name not in NOT_NEEDED]
+    gone = [name for name in NOT_NEEDED if name not in defined]
+    if passed_over or gone:
+        sys.exit(f"qwen.h and the lists of generate.py differ: {passed_over} in none, {gone} not in qwen.h")
+
+
 def enum_file(name, prefix, about, constants):
     out = [opening("constants of qwen.h.") + f"/** {about} */\npublic enum {name} {{\n"]
     for constant, value, text in constants:
@@ -75,7 +104,7 @@ def enum_file(name, prefix, about, constants):
         out.append(f"\n    static {name} of(int number) {{\n        for ({name} one : values()) {{\n"
                    "            if (one.number == number) {\n                return one;\n            }\n"
                    "        }\n        return UNKNOWN;\n    }\n")
-    else:
+    elif name in FLAGS:
         out.append(f"\n    static int sum({name}[] flags) {{\n        int sum = 0;\n"
                    f"        for ({name} flag : flags) {{\n            sum |= flag.number;\n        }}\n"
                    "        return sum;\n    }\n")
@@ -86,7 +115,7 @@ def numbers_file(constants):
     out = [opening("constants of qwen.h.") + "/** Numbers that cross to C. */\nfinal class Constants {\n"
            "    private Constants() {}\n\n"]
     for name, value, _ in constants:
-        if any(name == one or one.endswith("_") and name.startswith(one) for one in NUMBERS):
+        if named(name, NUMBERS):
             out.append(f"    static final int {name[5:]} = {value};\n")
     return "".join(out) + "}\n"
 
@@ -148,6 +177,14 @@ def metrics_file(metrics):
            " * @param all all of them by their names, also those of later libraries\n */\n"
            "public record Metrics(Map<String, Object> all) {\n"]
     for key, value in metrics.items():
+        if key == "histograms":
+            out.append("    /**\n     * Distributions of what requests took, by their names.\n     *\n"
+                       "     * @return an unmodifiable map\n     */\n"
+                       "    public Map<String, Histogram> histograms() {\n"
+                       "        return Histogram.allOf(Fields.of(all).fieldsOf(\"histograms\"));\n    }\n\n")
+            continue
+        if not isinstance(value, (int, float)):
+            sys.exit(f"the metric {key} is no number, and nothing here says what else")
         kind = "double" if isinstance(value, float) else "long"
         out.append(comment(key.replace("_", " ").capitalize() + ".", 4, "@return the number") +
                    f"    public {kind} {camel(key)}() {{\n"
@@ -185,7 +222,9 @@ class Library:
 
 
 def files(library):
-    constants = defines((ROOT / "include/qwen.h").read_text())
+    header = (ROOT / "include/qwen.h").read_text()
+    constants = defines(header)
+    check_defines(header, constants)
     made = {f"{name}.java": enum_file(name, prefix, about, constants) for name, prefix, about in ENUMS}
     made["Constants.java"] = numbers_file(constants)
     for kind, about in [

@@ -1,4 +1,4 @@
-/* engine.c: engines, requests and scores. */
+/* engine.c: engines, requests, scores and embeddings. */
 #include "glue.h"
 #include <stdlib.h>
 
@@ -80,6 +80,20 @@ NATIVE(jbyteArray, engineInfo)(JNIEnv *env, jclass class, jlong engine) {
 NATIVE(jbyteArray, engineMetrics)(JNIEnv *env, jclass class, jlong engine) {
     (void)class;
     return ask(env, engine, qwen_engine_metrics_json);
+}
+
+NATIVE(jbyteArray, engineMetricsPrometheus)(JNIEnv *env, jclass class, jlong engine,
+                                            jbyteArray model) {
+    (void)class;
+    qj_bytes name;
+    if (!qj_take_bytes(env, model, &name))
+        return NULL;
+    qwen_buf *buf = NULL;
+    qwen_error *err = NULL;
+    int32_t status = qwen_engine_metrics_prometheus(OBJECT(qwen_engine, engine), name.data,
+                                                    name.len, &buf, &err);
+    free(name.data);
+    return qj_give_buf(env, status, buf, err);
 }
 
 NATIVE(jbyteArray, engineGeneration)(JNIEnv *env, jclass class, jlong engine) {
@@ -208,6 +222,46 @@ NATIVE(jbyteArray, scoreTokens)(JNIEnv *env, jclass class, jlong engine, jintArr
     }
     free(before.data);
     free(after.data);
+    qwen_options_free(options);
+    return array;
+}
+
+NATIVE(jfloatArray, embed)(JNIEnv *env, jclass class, jlong engine, jbyteArray text, jint pooling,
+                           jboolean normalize, jbyteArray json) {
+    (void)class;
+    qj_bytes said;
+    qwen_options *options = NULL;
+    jfloatArray array = NULL;
+    if (!qj_take_options(env, "generation", json, &options))
+        return NULL;
+    if (qj_take_bytes(env, text, &said)) {
+        qwen_floats *states = NULL;
+        qwen_error *err = NULL;
+        int32_t status = qwen_embed(OBJECT(qwen_engine, engine), said.data, said.len, pooling,
+                                    normalize, options, &states, &err);
+        free(said.data);
+        array = qj_give_floats(env, status, states, err);
+    }
+    qwen_options_free(options);
+    return array;
+}
+
+NATIVE(jfloatArray, embedTokens)(JNIEnv *env, jclass class, jlong engine, jintArray tokens,
+                                 jint pooling, jboolean normalize, jbyteArray json) {
+    (void)class;
+    qj_ids ids;
+    qwen_options *options = NULL;
+    jfloatArray array = NULL;
+    if (!qj_take_options(env, "generation", json, &options))
+        return NULL;
+    if (qj_take_ids(env, tokens, &ids)) {
+        qwen_floats *states = NULL;
+        qwen_error *err = NULL;
+        int32_t status = qwen_embed_tokens(OBJECT(qwen_engine, engine), ids.data, ids.len, pooling,
+                                           normalize, options, &states, &err);
+        free(ids.data);
+        array = qj_give_floats(env, status, states, err);
+    }
     qwen_options_free(options);
     return array;
 }

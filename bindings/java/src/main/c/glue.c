@@ -178,6 +178,27 @@ jintArray qj_give_tokens(JNIEnv *env, int32_t status, qwen_tokens *tokens, qwen_
     return array;
 }
 
+jfloatArray qj_give_floats(JNIEnv *env, int32_t status, qwen_floats *floats, qwen_error *err) {
+    jfloatArray array = NULL;
+    const uint64_t len = qwen_floats_len(floats);
+    if (!qj_ok(env, status, err)) {
+        /* It is thrown. */
+    } else if (len > INT32_MAX) {
+        qj_throw_no_memory(env);
+    } else {
+        array = (*env)->NewFloatArray(env, (jsize)len);
+    }
+    if (array != NULL && len > 0) {
+        (*env)->SetFloatArrayRegion(env, array, 0, (jsize)len, qwen_floats_data(floats));
+        if ((*env)->ExceptionCheck(env)) {
+            (*env)->DeleteLocalRef(env, array);
+            array = NULL;
+        }
+    }
+    qwen_floats_free(floats);
+    return array;
+}
+
 bool qj_take_options(JNIEnv *env, const char *kind, jbyteArray json, qwen_options **options) {
     *options = NULL;
     if (json == NULL)

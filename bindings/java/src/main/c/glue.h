@@ -37,6 +37,7 @@ jbyteArray qj_give_bytes(JNIEnv *env, const void *data, uint64_t len);
 bool qj_ok(JNIEnv *env, int32_t status, qwen_error *err);
 jbyteArray qj_give_buf(JNIEnv *env, int32_t status, qwen_buf *buf, qwen_error *err);
 jintArray qj_give_tokens(JNIEnv *env, int32_t status, qwen_tokens *tokens, qwen_error *err);
+jfloatArray qj_give_floats(JNIEnv *env, int32_t status, qwen_floats *floats, qwen_error *err);
 
 void qj_throw(JNIEnv *env, int32_t status, const char *message, const char *detail);
 void qj_throw_no_memory(JNIEnv *env);

@@ -202,5 +202,17 @@ public final class EngineOptions extends Options {
         public Builder prefixCache(boolean value) {
             return set("prefix_cache", value);
         }
+
+        /**
+         * A request's tokens and logprobs do not depend on what else runs or when it came, to the
+         * bit: a CPU keeps that anyway; on a GPU requests then run one at a time, without
+         * prefix_cache and autotune. Default: false.
+         *
+         * @param value the value
+         * @return this
+         */
+        public Builder deterministic(boolean value) {
+            return set("deterministic", value);
+        }
     }
 }

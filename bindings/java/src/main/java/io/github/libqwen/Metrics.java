@@ -189,4 +189,13 @@ public record Metrics(Map<String, Object> all) {
     public long deviceUs() {
         return Fields.of(all).longOf("device_us");
     }
+
+    /**
+     * Distributions of what requests took, by their names.
+     *
+     * @return an unmodifiable map
+     */
+    public Map<String, Histogram> histograms() {
+        return Histogram.allOf(Fields.of(all).fieldsOf("histograms"));
+    }
 }

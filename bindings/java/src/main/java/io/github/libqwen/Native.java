@@ -32,6 +32,8 @@ final class Native {
 
     static native byte[] engineMetrics(long engine);
 
+    static native byte[] engineMetricsPrometheus(long engine, byte[] model);
+
     static native byte[] engineGeneration(long engine);
 
     static native void engineHealth(long engine);
@@ -53,6 +55,10 @@ final class Native {
     static native byte[] score(long engine, byte[] context, byte[] continuation, byte[] options);
 
     static native byte[] scoreTokens(long engine, int[] context, int[] continuation, byte[] options);
+
+    static native float[] embed(long engine, byte[] text, int pooling, boolean normalize, byte[] options);
+
+    static native float[] embedTokens(long engine, int[] ids, int pooling, boolean normalize, byte[] options);
 
     static native long queueNew();
 

@@ -225,6 +225,62 @@ public final class QwenEngine implements AutoCloseable {
     }
 
     /**
+     * The model's hidden states of a text behind its last norm. They are a chat model's; nothing has trained
+     * them as embeddings, so measure before you rely on them. The text goes in as it is, without a chat's form.
+     *
+     * @param text the text, of one token at least
+     * @param pooling of which tokens
+     * @param normalize whether each state is scaled to length 1
+     * @param options of these, priority, the time limits and, with LAST, cache count
+     * @return as many numbers as the model has hidden dimensions; with NONE as many for each token, in order
+     */
+    public float[] embed(String text, Pooling pooling, boolean normalize, GenerationOptions options) {
+        byte[] said = Text.bytes("the text", text);
+        return embed(engine -> Native.embed(engine, said, pooling.number(), normalize, options.json()));
+    }
+
+    /**
+     * The same without options.
+     *
+     * @param text the text
+     * @param pooling of which tokens
+     * @param normalize whether each state is scaled to length 1
+     * @return the states
+     */
+    public float[] embed(String text, Pooling pooling, boolean normalize) {
+        return embed(text, pooling, normalize, GenerationOptions.DEFAULTS);
+    }
+
+    /**
+     * The same of token ids.
+     *
+     * @param ids the ids, one at least
+     * @param pooling of which tokens
+     * @param normalize whether each state is scaled to length 1
+     * @param options of these, priority, the time limits and, with LAST, cache count
+     * @return the states
+     */
+    public float[] embed(int[] ids, Pooling pooling, boolean normalize, GenerationOptions options) {
+        return embed(engine -> Native.embedTokens(engine, ids, pooling.number(), normalize, options.json()));
+    }
+
+    /**
+     * The same of token ids, without options.
+     *
+     * @param ids the ids
+     * @param pooling of which tokens
+     * @param normalize whether each state is scaled to length 1
+     * @return the states
+     */
+    public float[] embed(int[] ids, Pooling pooling, boolean normalize) {
+        return embed(ids, pooling, normalize, GenerationOptions.DEFAULTS);
+    }
+
+    private float[] embed(LongFunction<float[]> call) {
+        return Workers.call(() -> ask(call));
+    }
+
+    /**
      * Describes the engine.
      *
      * @return what it says of itself
@@ -234,12 +290,23 @@ public final class QwenEngine implements AutoCloseable {
     }
 
     /**
-     * Reads the engine's counters and gauges; never waits for the model.
+     * Reads the engine's counters, gauges and histograms; never waits for the model.
      *
      * @return the metrics as they are now
      */
     public Metrics metrics() {
         return new Metrics(Fields.parse(ask(Native::engineMetrics)).all());
+    }
+
+    /**
+     * The same numbers as text in Prometheus's exposition format (version 0.0.4), for a scrape endpoint.
+     *
+     * @param model the label "model" of every sample; empty for none
+     * @return the text
+     */
+    public String prometheus(String model) {
+        byte[] name = Text.bytes("model", model);
+        return Text.of(ask(engine -> Native.engineMetricsPrometheus(engine, name)));
     }
 
     /**

@@ -1,4 +1,4 @@
-// Tokenizers, log-probabilities, scores, tools and formats, as far as the binding carries them: what they
+// Tokenizers, log-probabilities, scores, embeddings, tools and formats, as far as the binding carries them: what they
 // are is tested in Rust.
 
 package io.github.libqwen;
@@ -96,6 +96,35 @@ class AnalysisTest {
             assertEquals(score.logprob(), again.logprob());
             fails(ErrorCode.ARG, () -> engine.score(new int[0], ids, GenerationOptions.DEFAULTS));
             fails(ErrorCode.ARG, () -> engine.score("hello", "", GenerationOptions.DEFAULTS));
+        }
+    }
+
+    @Test
+    void embeddings() {
+        try (QwenEngine engine = openTiny()) {
+            int[] ids = {10, 20, 30};
+            float[] all = engine.embed(ids, Pooling.NONE, false);
+            float[] last = engine.embed(ids, Pooling.LAST, false);
+            float[] mean = engine.embed(ids, Pooling.MEAN, false);
+            int size = all.length / 3;
+            assertTrue(size > 0 && all.length == 3 * size);
+            assertArrayEquals(Arrays.copyOfRange(all, 2 * size, 3 * size), last);
+            assertEquals(size, mean.length);
+            for (int i = 0; i < size; i++) {
+                assertEquals((float) (((double) all[i] + all[size + i] + all[2 * size + i]) / 3), mean[i]);
+            }
+            float[] text = engine.embed("some text", Pooling.MEAN, true);
+            double squares = 0;
+            for (float x : text) {
+                squares += (double) x * x;
+            }
+            assertEquals(size, text.length);
+            assertEquals(1, squares, 1e-6);
+            fails(ErrorCode.ARG, () -> engine.embed("", Pooling.LAST, false));
+            fails(ErrorCode.UTF8, () -> engine.embed("ab\uD83C", Pooling.LAST, false));
+            GenerationOptions bad = GenerationOptions.builder().set("no_such_key", 1).build();
+            fails(ErrorCode.OPTION, () -> engine.embed("x", Pooling.LAST, false, bad));
+            fails(ErrorCode.OPTION, () -> engine.embed(ids, Pooling.LAST, false, bad));
         }
     }
 

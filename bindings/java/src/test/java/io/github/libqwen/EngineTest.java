@@ -66,6 +66,30 @@ class EngineTest {
     }
 
     @Test
+    void metricsAreToldInFull() {
+        try (QwenEngine engine = openTiny()) {
+            engine.complete(ask("x", 10));
+            idle(engine);
+            Map<String, Histogram> histograms = engine.metrics().histograms();
+            Histogram generated = histograms.get("request_generated_tokens");
+            assertEquals(1, generated.count());
+            assertEquals(10, generated.sum());
+            // In the first bucket whose bound is no less.
+            int index = 0;
+            while (generated.bounds().get(index) < 10) {
+                index++;
+            }
+            assertEquals(generated.bounds().size() + 1, generated.counts().size());
+            assertEquals(1, generated.counts().get(index));
+            assertEquals(9, histograms.get("time_between_tokens_seconds").count());
+            String text = engine.prometheus("tiny \"é\"");
+            assertTrue(text.contains("qwen_generated_tokens_total{model=\"tiny \\\"é\\\"\"} 10\n"), text);
+            assertTrue(engine.prometheus("").contains("\nqwen_generated_tokens_total 10\n"), text);
+            fails(ErrorCode.UTF8, () -> engine.prometheus("ab\uD83C"));
+        }
+    }
+
+    @Test
     void optionsAreTheLibrarys() {
         GenerationOptions options = GenerationOptions.builder().maxTokens(3).temperature(0.5).stop("<&>", "é 🌳")
                 .stopTokenIds(1).ignoreEos(true).set("top_k", 4).minP(0.25).build();
