@@ -25,7 +25,7 @@ typedef struct {
     int held, lost;
     /* Java, and the library while it may still log. The last one frees. */
     int owners;
-    bool java_left, library_left;
+    bool java_left;
 } line_queue;
 
 static void free_lines(line_queue *log) {
@@ -80,7 +80,6 @@ static void on_line(int32_t level, const char *target, const char *message, uint
 static void on_last_line(void *user) {
     line_queue *log = user;
     pthread_mutex_lock(&log->mutex);
-    log->library_left = true;
     leave(log);
 }
 
@@ -118,12 +117,12 @@ NATIVE(jlong, logNew)(JNIEnv *env, jclass class) {
 }
 
 /* Waits for a line: its level (4 bytes), the length of its target (4), target and message. NULL when
- * there will be none. */
+ * there will be none: once the library has let the log go, or if it never got it. */
 NATIVE(jbyteArray, logNext)(JNIEnv *env, jclass class, jlong number) {
     (void)class;
     line_queue *log = OBJECT(line_queue, number);
     pthread_mutex_lock(&log->mutex);
-    while (log->first == NULL && !log->library_left && !log->java_left)
+    while (log->first == NULL && log->owners > 1)
         pthread_cond_wait(&log->news, &log->mutex);
     line *first = log->first;
     if (first != NULL) {

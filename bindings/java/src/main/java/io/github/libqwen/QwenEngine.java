@@ -82,9 +82,12 @@ public final class QwenEngine implements AutoCloseable {
 
     private static Core openNative(Path folder, EngineOptions options, System.Logger logger, LoadProgress progress) {
         byte[] path = Text.bytes("folder", folder.toString());
+        byte[] json = options.json();
+        // From here on it must be started, whatever happens: its thread frees it.
         LogPump log = LogPump.of(logger);
-        // The library wants options to hang the log on.
-        byte[] json = options.json() == null && log != null ? new byte[] {'{', '}'} : options.json();
+        if (json == null && log != null) {
+            json = new byte[] {'{', '}'}; // the library wants options to hang the log on
+        }
         try {
             long engine = Native.engineOpen(path, json, log == null ? 0 : log.log, log == null ? 0 : log.level, progress);
             return new Core(engine, log);

@@ -137,6 +137,7 @@ class EngineTest {
         final List<String> lines = Collections.synchronizedList(new ArrayList<>());
         final Level least;
         final boolean broken;
+        volatile boolean asked;
 
         Lines(Level least, boolean broken) {
             this.least = least;
@@ -150,6 +151,7 @@ class EngineTest {
 
         @Override
         public boolean isLoggable(Level level) {
+            asked = true;
             return level.getSeverity() >= least.getSeverity();
         }
 
@@ -183,6 +185,25 @@ class EngineTest {
         assertEquals(Constants.LOG_WARN, pump.level);
         Native.logFree(pump.log);
         assertNull(LogPump.of(new Lines(System.Logger.Level.OFF, false)));
+    }
+
+    private static boolean someLogIsRead() {
+        return Thread.getAllStackTraces().keySet().stream().anyMatch(thread -> thread.getName().equals("libqwen-log"));
+    }
+
+    /** The thread frees the log as it ends. */
+    @Test
+    void anOpenThatFailsLeavesNoLog() {
+        Lines logger = new Lines(System.Logger.Level.DEBUG, false);
+        EngineOptions refused = EngineOptions.builder().set("no_such_key", 1).build();
+        fails(ErrorCode.OPTION, () -> QwenEngine.open(TINY, refused, logger, null));
+        assertTrue(logger.asked);
+        fails(ErrorCode.NOT_FOUND, () -> QwenEngine.open(Path.of("/no/such/folder"), small().build(), logger, null));
+        eventually("the logs' threads end", () -> !someLogIsRead());
+        Lines unasked = new Lines(System.Logger.Level.DEBUG, false);
+        EngineOptions unwritable = EngineOptions.builder().set("split", new Object()).build();
+        fails(ErrorCode.ARG, () -> QwenEngine.open(TINY, unwritable, unasked, null));
+        assertFalse(unasked.asked, "a log was made that nobody frees");
     }
 
     @Test
