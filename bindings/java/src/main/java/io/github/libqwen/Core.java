@@ -63,13 +63,27 @@ final class Core {
         } catch (QwenException e) {
             // An engine that failed has ended already: that is no news here.
         } finally {
+            letGo();
+        }
+    }
+
+    /** Each step whatever the others throw: close waits for the last. */
+    private void letGo() {
+        try {
             closeChildren();
-            pump.close();
-            handle.close();
-            if (log != null) {
-                log.awaitEnd();
+        } finally {
+            try {
+                pump.close();
+            } finally {
+                try {
+                    handle.close();
+                    if (log != null) {
+                        log.awaitEnd();
+                    }
+                } finally {
+                    ended.countDown();
+                }
             }
-            ended.countDown();
         }
     }
 

@@ -4,6 +4,9 @@ package io.github.libqwen;
 
 /** Receives the events of one reply, in order, on a thread that must not wait. */
 interface EventSink {
+    /** How a reply ends where there is no memory left to say why. */
+    QwenException LOST = QwenException.make(ErrorCode.OOM_HOST, "events were lost for want of memory", "{}");
+
     /** One event. */
     void put(Event event);
 

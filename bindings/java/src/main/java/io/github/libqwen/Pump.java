@@ -8,6 +8,7 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.locks.Condition;
+import java.util.concurrent.locks.LockSupport;
 import java.util.concurrent.locks.ReentrantLock;
 
 /**
@@ -20,7 +21,12 @@ final class Pump {
     /** How long the thread stays inside C, until it looks whether it is to end. */
     private static final long WAIT_MS = 500;
 
+    /** How long it pauses where the heap has no room for what it needs. */
+    private static final long PAUSE_NS = 1_000_000;
+
     private final Handle queue;
+    /** Made before, for the end must not fail for want of memory. */
+    private final QwenException closed = QwenException.closed("engine");
     private final Thread thread = Workers.daemon("libqwen-pump", this::work);
     private final ReentrantLock lock = new ReentrantLock();
     private final Condition submission = lock.newCondition();
@@ -29,7 +35,7 @@ final class Pump {
     private long lastTag;
     /** Submissions that the library has accepted. */
     private long submitted;
-    private boolean closing;
+    private volatile boolean closing;
 
     private static final class Entry {
         final EventSink sink;
@@ -119,11 +125,14 @@ final class Pump {
     }
 
     private void work() {
-        while (goesOn()) {
-            // All is done in the condition.
+        try {
+            while (goesOn()) {
+                // All is done in the condition.
+            }
+            endAll(Long.MAX_VALUE, closed);
+        } finally {
+            queue.close();
         }
-        endAll(Long.MAX_VALUE, QwenException.closed("engine"));
-        queue.close();
     }
 
     /**
@@ -134,16 +143,17 @@ final class Pump {
         try {
             return round();
         } catch (Throwable e) {
+            endAll(Long.MAX_VALUE, lossOf(e));
+            return !closing;
+        }
+    }
+
+    private static QwenException lossOf(Throwable e) {
+        try {
             ErrorCode code = e instanceof OutOfMemoryError ? ErrorCode.OOM_HOST : ErrorCode.PANIC;
-            QwenException why = e instanceof QwenException said ? said
-                    : QwenException.make(code, "events were lost: " + e, "{}");
-            endAll(Long.MAX_VALUE, why);
-            lock.lock();
-            try {
-                return !closing;
-            } finally {
-                lock.unlock();
-            }
+            return e instanceof QwenException said ? said : QwenException.make(code, "events were lost: " + e, "{}");
+        } catch (Throwable again) {
+            return EventSink.LOST;
         }
     }
 
@@ -195,8 +205,17 @@ final class Pump {
                 sink.put(received.event());
             }
             if (received.isLast()) {
-                sink.end(received.error());
+                end(sink, received.error());
             }
+        }
+    }
+
+    /** A sink that fails at its end must not keep the others from theirs. */
+    private static void end(EventSink sink, QwenException error) {
+        try {
+            sink.end(error);
+        } catch (Throwable e) {
+            // It had been told; nobody else is there to tell.
         }
     }
 
@@ -210,18 +229,33 @@ final class Pump {
         }
     }
 
-    /** Ends what was submitted up to then: a lost last event must not let its reader wait for ever. */
+    /** Ends what was submitted up to then: a lost last event must not let its reader wait for ever. Never throws. */
     private void endAll(long upTo, QwenException why) {
-        List<EventSink> lost = new ArrayList<>();
+        List<EventSink> lost = null;
+        while (lost == null) {
+            try {
+                lost = takeLost(upTo);
+            } catch (Throwable noMemory) {
+                LockSupport.parkNanos(PAUSE_NS);
+            }
+        }
+        for (int i = 0; i < lost.size(); i++) {
+            end(lost.get(i), why);
+        }
+    }
+
+    /** Takes them all, or throws and takes none. */
+    private List<EventSink> takeLost(long upTo) {
         lock.lock();
         try {
+            List<EventSink> lost = new ArrayList<>(entries.size());
             entries.values().removeIf(entry -> {
                 boolean isLost = entry.number > 0 && entry.number <= upTo;
                 return isLost && lost.add(entry.sink);
             });
+            return lost;
         } finally {
             lock.unlock();
         }
-        lost.forEach(sink -> sink.end(why));
     }
 }

@@ -27,19 +27,36 @@ final class SessionCall implements TokenStream.Source {
 
     /** Makes the reply; afterwards runs what frees the session for another. */
     void run(Handle handle, byte[] text, boolean isResult, byte[] options, Runnable free) {
-        QwenException error = null;
+        QwenException error = EventSink.LOST;
+        try {
+            error = failureOf(handle, text, isResult, options);
+        } finally {
+            // Whatever else fails: the session must be free again, and nobody may wait for ever.
+            try {
+                leave();
+            } finally {
+                try {
+                    free.run();
+                } finally {
+                    done.countDown();
+                    mailbox.end(error);
+                }
+            }
+        }
+    }
+
+    /** Makes the reply; null if that went well. */
+    private QwenException failureOf(Handle handle, byte[] text, boolean isResult, byte[] options) {
         try {
             handle.run(object -> inside(object, text, isResult, options));
+            return null;
         } catch (QwenException e) {
-            error = e;
+            return e;
         } catch (Throwable e) {
-            error = QwenException.make(ErrorCode.PANIC, "the reply's events could not be read: " + e, "{}");
+            QwenException error = QwenException.make(ErrorCode.PANIC, "the reply's events could not be read: " + e, "{}");
             error.initCause(e);
+            return error;
         }
-        leave();
-        free.run();
-        done.countDown();
-        mailbox.end(error);
     }
 
     private void inside(long object, byte[] text, boolean isResult, byte[] options) {

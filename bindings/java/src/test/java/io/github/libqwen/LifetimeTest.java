@@ -219,6 +219,60 @@ class LifetimeTest {
         }
     }
 
+    /** A sink that fails at its first event, and at its end. */
+    private record Hopeless(CountDownLatch ended) implements EventSink {
+        @Override
+        public void put(Event event) {
+            throw new UnsupportedOperationException("a bug");
+        }
+
+        @Override
+        public void end(QwenException error) {
+            ended.countDown();
+            throw new OutOfMemoryError("a test's");
+        }
+    }
+
+    @Test
+    void aSinkThatFailsAtItsEndHoldsUpNobody() {
+        CountDownLatch ended = new CountDownLatch(51);
+        assertTimeoutPreemptively(java.time.Duration.ofSeconds(60), () -> {
+            try (QwenEngine engine = openTiny()) {
+                new Request(coreOf(engine), ask("x", 1900), new Hopeless(ended));
+                eventually("its end was tried", () -> ended.getCount() == 50);
+                assertEquals(5, engine.complete(ask("x", 5)).tokens().length);
+            }
+            // So many that several are ended at once.
+            Pump pump = new Pump();
+            List<Mailbox> others = new ArrayList<>();
+            for (int i = 0; i < 50; i++) {
+                pump.accepted(pump.enter(new Hopeless(ended)));
+                others.add(new Mailbox());
+                pump.accepted(pump.enter(others.get(i)));
+            }
+            for (Mailbox other : others) {
+                fails(ErrorCode.END, other::take);
+            }
+            ended.await();
+            pump.close();
+        });
+    }
+
+    @Test
+    void aSessionCallEndsWhateverFails() {
+        Mailbox mailbox = new Mailbox();
+        SessionCall call = new SessionCall(mailbox);
+        Handle handle = new Handle("session", 0, object -> { });
+        handle.close();
+        assertThrows(OutOfMemoryError.class, () -> call.run(handle, null, false, null, () -> {
+            throw new OutOfMemoryError("a test's");
+        }));
+        assertTimeoutPreemptively(java.time.Duration.ofSeconds(20), () -> {
+            fails(ErrorCode.CLOSED, mailbox::take);
+            call.close();
+        });
+    }
+
     private static Core coreOf(QwenEngine engine) throws ReflectiveOperationException {
         java.lang.reflect.Field field = QwenEngine.class.getDeclaredField("core");
         field.setAccessible(true);
