@@ -2,7 +2,6 @@
 
 package io.github.libqwen;
 
-import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.Executor;
 import java.util.concurrent.Flow;
 import java.util.concurrent.atomic.AtomicInteger;
@@ -10,11 +9,10 @@ import java.util.concurrent.atomic.AtomicLong;
 
 /** One subscriber's reply. Its methods run on the common pool, one at a time, and no thread waits. */
 final class EventSubscription implements Flow.Subscription, EventSink {
-    private static final Executor EXECUTOR = new CompletableFuture<Void>().defaultExecutor();
-
     /** Not to be collected, and so closed, while the reply is made. */
     private final QwenEngine owner;
     private final Flow.Subscriber<? super Event> subscriber;
+    private final Executor executor;
     private final Mailbox mailbox = new Mailbox();
     private final AtomicLong demand = new AtomicLong();
     /** How often something has happened since the subscriber was last looked after. */
@@ -22,13 +20,14 @@ final class EventSubscription implements Flow.Subscription, EventSink {
     private volatile Request request;
     private volatile boolean over;
 
-    private EventSubscription(QwenEngine owner, Flow.Subscriber<? super Event> subscriber) {
+    EventSubscription(QwenEngine owner, Flow.Subscriber<? super Event> subscriber, Executor executor) {
         this.owner = owner;
         this.subscriber = subscriber;
+        this.executor = executor;
     }
 
     static void begin(QwenEngine owner, Core core, Prompt prompt, Flow.Subscriber<? super Event> subscriber) {
-        EventSubscription made = new EventSubscription(owner, java.util.Objects.requireNonNull(subscriber));
+        EventSubscription made = new EventSubscription(owner, java.util.Objects.requireNonNull(subscriber), Workers.COMMON);
         subscriber.onSubscribe(made);
         if (made.over) {
             return;
@@ -81,7 +80,13 @@ final class EventSubscription implements Flow.Subscription, EventSink {
 
     private void look() {
         if (happened.getAndIncrement() == 0) {
-            EXECUTOR.execute(this::serve);
+            try {
+                executor.execute(this::serve);
+            } catch (Throwable e) {
+                // Nobody looks after the subscriber now: what happens next must have it done.
+                happened.set(0);
+                throw e;
+            }
         }
     }
 

@@ -20,20 +20,29 @@ final class ReplySink implements EventSink {
         collector.add(event);
     }
 
-    /** What waits for the future must not run on the pump's thread, which all replies need. */
     @Override
     public void end(QwenException error) {
         if (future.isDone()) {
             return;
         }
-        Reply reply = error == null ? collector.reply() : null;
-        future.defaultExecutor().execute(() -> {
+        try {
+            Workers.COMMON.execute(() -> complete(error));
+        } catch (OutOfMemoryError noThread) {
+            // On this thread rather than never.
+            complete(error);
+        }
+    }
+
+    private void complete(QwenException error) {
+        try {
             if (error == null) {
-                future.complete(reply);
+                future.complete(collector.reply());
             } else {
                 future.completeExceptionally(error);
             }
-            java.lang.ref.Reference.reachabilityFence(owner);
-        });
+        } catch (Throwable e) {
+            future.completeExceptionally(e);
+        }
+        java.lang.ref.Reference.reachabilityFence(owner);
     }
 }

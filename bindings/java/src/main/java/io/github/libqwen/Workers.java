@@ -1,12 +1,14 @@
-// The threads that wait inside C.
+// The threads that wait inside C, and those that tell of what has come.
 
 package io.github.libqwen;
 
 import java.util.concurrent.Callable;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ExecutionException;
+import java.util.concurrent.Executor;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
+import java.util.concurrent.ForkJoinPool;
 import java.util.concurrent.atomic.AtomicInteger;
 
 /**
@@ -18,6 +20,12 @@ final class Workers {
     // Not qwen-...: so the library's own threads are named.
     static final ExecutorService POOL = Executors.newCachedThreadPool(
             task -> daemon("libqwen-call-" + COUNT.incrementAndGet(), task));
+
+    /**
+     * What must not run on the pump's thread, which all replies need. A CompletableFuture's default executor
+     * makes a thread for each task where there are no more than two processors.
+     */
+    static final Executor COMMON = ForkJoinPool.getCommonPoolParallelism() > 0 ? ForkJoinPool.commonPool() : POOL;
 
     private Workers() {}
 

@@ -119,7 +119,7 @@ class ConcurrencyTest {
             assertTrue(metrics.generatedTokens() < 800, metrics.toString());
             // What waits for a future runs on no thread that other replies need.
             String thread = engine.completeAsync(ask("x", 1)).thenApply(reply -> Thread.currentThread().getName()).join();
-            assertFalse(thread.contains("pump"), thread);
+            assertTrue(thread.contains("commonPool"), thread);
         }
         QwenEngine engine = openTiny();
         CompletableFuture<Reply> bad = engine.completeAsync(ask("x".repeat(5000), 1));
@@ -210,6 +210,23 @@ class ConcurrencyTest {
             assertEquals(3, few.events.size());
             assertEquals(1, engine.metrics().requestsCancelled());
         }
+    }
+
+    @Test
+    void aSubscriberIsLookedAfterWhenThereIsAThreadAgain() {
+        AtomicInteger tries = new AtomicInteger();
+        Subscriber subscriber = new Subscriber(Integer.MAX_VALUE);
+        EventSubscription subscription = new EventSubscription(null, subscriber, task -> {
+            if (tries.getAndIncrement() == 0) {
+                throw new OutOfMemoryError("a test's");
+            }
+            task.run();
+        });
+        assertThrows(OutOfMemoryError.class, () -> subscriber.onSubscribe(subscription));
+        subscription.put(new Event(EventKind.STARTED, 0, "", null, new int[0], List.of()));
+        subscription.end(null);
+        assertEquals(1, subscriber.events.size());
+        assertEquals(0, subscriber.end.getCount());
     }
 
     private interface Work {
