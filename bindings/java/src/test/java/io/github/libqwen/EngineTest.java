@@ -117,7 +117,7 @@ class EngineTest {
             assertTrue(done.get() > 0);
             engine.checkHealth();
         }
-        long held = Handle.LIVE.get();
+        long held = settledHandles(0);
         IllegalStateException mine = new IllegalStateException("mine");
         LoadProgress broken = (ready, all) -> {
             throw mine;
@@ -129,7 +129,7 @@ class EngineTest {
                 () -> QwenEngine.open(DEMO, EngineOptions.DEFAULTS, null, (ready, all) -> me.interrupt()));
         assertInstanceOf(InterruptedException.class, why.getCause());
         assertTrue(Thread.interrupted());
-        eventually("the engine that nobody wants is gone", () -> Handle.LIVE.get() == held);
+        eventually("the engine that nobody wants is gone", () -> Handle.LIVE.get() <= held);
     }
 
     /** A logger that keeps its lines, and may have a bug. */

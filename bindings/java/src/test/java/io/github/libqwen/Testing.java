@@ -111,19 +111,38 @@ final class Testing {
         return run(command);
     }
 
+    /** Its output goes to a file, so that one that says nothing and never ends is met by the time limit. */
     static Ran run(List<String> command) {
         try {
-            Process process = new ProcessBuilder(command).redirectErrorStream(true).start();
-            process.getOutputStream().close();
-            String output = new String(process.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
-            if (!process.waitFor(120, TimeUnit.SECONDS)) {
-                process.destroyForcibly();
-                fail("it never ends: " + command);
+            Path output = Files.createTempFile("qwen-test-", ".txt");
+            try {
+                return run(command, output);
+            } finally {
+                Files.delete(output);
             }
-            return new Ran(process.exitValue(), output);
         } catch (IOException | InterruptedException e) {
             throw new AssertionError(e);
         }
+    }
+
+    private static Ran run(List<String> command, Path output) throws IOException, InterruptedException {
+        ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(output.toFile());
+        // A JVM says on its output that it has picked these up.
+        builder.environment().keySet().removeAll(List.of("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS"));
+        Process process = builder.start();
+        try {
+            process.getOutputStream().close();
+            if (!process.waitFor(120, TimeUnit.SECONDS)) {
+                fail("it never ends: " + command + "\n" + said(output));
+            }
+            return new Ran(process.exitValue(), said(output));
+        } finally {
+            process.destroyForcibly();
+        }
+    }
+
+    private static String said(Path output) throws IOException {
+        return new String(Files.readAllBytes(output), StandardCharsets.UTF_8);
     }
 
     /** This package's classes, without its tests. */
