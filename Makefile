@@ -48,7 +48,7 @@ unit-test: fixtures lib examples
 # The profile of the Rust tests, which have built it already.
 twins-test: examples demo-model go-chat java-native ## the same program in every language says the same
 	cargo build --locked --profile checked $(FEATURES) --example chat
-	tests/twins.sh
+	JAVA=$(JAVA) tests/twins.sh
 
 lint: $(if $(filter 1,$(CUDA)),cuda-toolkit) ## rustfmt and clippy, warnings are errors
 	cargo fmt --check

@@ -14,7 +14,7 @@ PROGRAMS=(
     "C++   build/bin/chat-cpp"
     "Rust  target/checked/examples/chat"
     "Go    build/bin/chat-go"
-    "Java  java -Dqwen.library.path=$(echo build/java/native/*) -cp build/java/classes bindings/java/examples/Chat.java"
+    "Java  ${JAVA:-java} -Dqwen.library.path=$(echo build/java/native/*) -cp build/java/classes bindings/java/examples/Chat.java"
 )
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

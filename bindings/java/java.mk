@@ -2,7 +2,9 @@
 
 MVN ?= mvn
 JAVAC ?= javac
+# The one that javac is of, for everything: a machine may have several.
 JDK = $(patsubst %/bin/javac,%,$(realpath $(shell command -v $(JAVAC))))
+JAVA ?= $(JDK)/bin/java
 # A JDK with virtual threads, for the one test that needs it.
 JDK21 ?= $(firstword $(foreach jdk,$(wildcard /usr/lib/jvm/*),$(if $(shell \
 	sed -n 's/^JAVA_VERSION="\(2[1-9]\|[3-9][0-9]\).*/yes/p' $(jdk)/release 2>/dev/null),$(jdk))))
@@ -11,9 +13,8 @@ JAVA_SOURCES := $(wildcard bindings/java/src/main/java/*.java bindings/java/src/
 JAVA_GLUE := $(wildcard bindings/java/src/main/c/*.c)
 JAVA_NATIVE := build/java/native/linux-$(shell uname -m)
 JAVA_JAR = build/java/maven/qwen-$(QWEN_VERSION).jar
-MAVEN = $(MVN) -B -q -ntp -f bindings/java/pom.xml -Drevision=$(QWEN_VERSION) -Djdk21=$(JDK21)
+MAVEN = JAVA_HOME=$(JDK) $(MVN) -B -q -ntp -f bindings/java/pom.xml -Drevision=$(QWEN_VERSION) -Djdk21=$(JDK21)
 # For programs of the JDK: the classes, and where the native library is.
-JAVA ?= java
 JAVA_RUN = $(JAVA) -Dqwen.library.path=$(JAVA_NATIVE) -cp build/java/classes
 
 .PHONY: java-deps java-native java-check java-test java-jar java-install java-doc java-generate java-chat java-bench
@@ -63,7 +64,7 @@ java-test: java-check build/java/other-abi/libqwenjni.so java-doc examples fixtu
 	exit $$status
 
 java-doc: build/java/include/ready
-	javadoc -quiet -Xdoclint:all -Werror --release 17 -d build/java/doc $(JAVA_SOURCES)
+	$(JDK)/bin/javadoc -quiet -Xdoclint:all -Werror --release 17 -d build/java/doc $(JAVA_SOURCES)
 
 java-jar: java-native ## the Java binding as a jar with the library in it, in build/java/maven
 	$(MAVEN) package -DskipTests
