@@ -1,6 +1,8 @@
 //! Who has to give its pages back, and what that costs: nobody does in vain, where pages are shared; and
 //! what a long prompt has had computed is not computed again while its pages live.
 
+use std::time::Duration;
+
 use qwen::engine::{Engine, GenerationParams, Request};
 use qwen::error::Error;
 
@@ -164,5 +166,29 @@ fn what_was_no_numbers_is_not_found_again_by_those_who_shared_its_beginning() {
         assert_eq!((told.last.usage.cached_tokens, metric(&engine, "pages_cached")), (80, 0));
         let cached = || read(&ask(&engine, &good, &of_priority(0, 3))).last.usage.cached_tokens;
         assert_eq!([cached(), cached()], [0, 176]);
+    }
+}
+
+#[test]
+fn nobody_waits_for_a_beginning_that_was_withdrawn() {
+    for mut lab in labs() {
+        lab.options.prefill_chunk_tokens = 16;
+        let (engine, control) = lab.start();
+        control.hold();
+        let mut bad = prompt(2, 200);
+        bad[150] = POISON;
+        let good = [&bad[..80], &prompt(9, 100)[..]].concat();
+        let long = GenerationParams { ignore_eos: true, ..greedy(2000) };
+        let requests = [(&bad, &of_priority(0, 3)), (&good, &long)];
+        let requests = requests.map(|(ids, params)| ask(&engine, ids, params));
+        control.release();
+        assert_eq!(read(&requests[0]).last.error, Some(Error::NotFinite { position: 200 }));
+        control.slow_down(Duration::from_millis(1));
+        let follower = [&bad[..80], &prompt(11, 20)[..]].concat();
+        let told = read(&ask(&engine, &follower, &of_priority(0, 3)));
+        assert_expected(&told, &follower, &of_priority(0, 3));
+        assert_eq!(metric(&engine, "requests_running"), 1, "the one that shared it still replies");
+        requests[1].cancel(true);
+        read(&requests[1]);
     }
 }
