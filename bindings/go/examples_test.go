@@ -18,7 +18,9 @@ func TestAProgramThatEndsWhileItGenerates(t *testing.T) {
 		if err != nil {
 			panic(err)
 		}
+		// It has no end of its own, which a slow reader would find in its first event.
 		chat := qwen.Chat{Messages: []qwen.Message{qwen.User("Tell me a story.")}}
+		chat.Generation = qwen.Generation{IgnoreEOS: qwen.Ptr(true), MaxTokens: qwen.Ptr(1500)}
 		for range 4 {
 			go engine.Complete(context.Background(), chat)
 		}
@@ -27,6 +29,7 @@ func TestAProgramThatEndsWhileItGenerates(t *testing.T) {
 				os.Exit(7)
 			}
 		}
+		os.Exit(8)
 	}
 	for range 3 {
 		program := exec.Command(os.Args[0], "-test.run=^TestAProgramThatEndsWhileItGenerates$")

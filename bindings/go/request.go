@@ -74,7 +74,11 @@ func collect(events iter.Seq2[Event, error]) (*Result, error) {
 
 // A Request is a reply that is being made. Any goroutine may stop, cancel and close it; one reads
 // its events.
-type Request struct{ inner *request }
+type Request struct {
+	inner *request
+	// Whoever holds a request holds its engine, which is closed when it is garbage.
+	engine *Engine
+}
 
 type request struct {
 	core   *core
@@ -124,7 +128,7 @@ func (e *Engine) Submit(ctx context.Context, prompt Prompt) (*Request, error) {
 		return nil, err
 	}
 	inner.detach = context.AfterFunc(ctx, func() { inner.cancel(C.QWEN_CANCEL) })
-	made := &Request{inner}
+	made := &Request{inner, e}
 	runtime.AddCleanup(made, (*request).close, inner)
 	return made, nil
 }

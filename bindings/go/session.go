@@ -17,7 +17,11 @@ import (
 
 // A Session is a conversation. It serves one call at a time: a second gets [ErrBusy]. Stop, Cancel
 // and Close may be called by any goroutine, also during a call.
-type Session struct{ inner *session }
+type Session struct {
+	inner *session
+	// Whoever holds a session holds its engine, which is closed when it is garbage.
+	engine *Engine
+}
 
 type session struct {
 	core   *core
@@ -47,17 +51,18 @@ func (e *Engine) NewSession(opts ...SessionOption) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ownSession(e.core, native)
+	return ownSession(e, native)
 }
 
 // ownSession makes a session of the library one of an engine's.
-func ownSession(core *core, native *C.qwen_session) (*Session, error) {
+func ownSession(engine *Engine, native *C.qwen_session) (*Session, error) {
+	core := engine.core
 	inner := &session{core: core, handle: newHandle("session", unsafe.Pointer(native), freeSession)}
 	if !core.adopt(inner.handle) {
 		inner.handle.close()
 		return nil, closedError("engine")
 	}
-	made := &Session{inner}
+	made := &Session{inner, engine}
 	runtime.AddCleanup(made, (*session).close, inner)
 	return made, nil
 }

@@ -36,7 +36,7 @@ func (s *Session) Fork() (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ownSession(s.inner.core, native)
+	return ownSession(s.engine, native)
 }
 
 // Save gives the whole state of the session as bytes that Load takes, to be kept wherever you like.
