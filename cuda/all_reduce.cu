@@ -30,6 +30,10 @@
 //   a
 //     row of 8192 3.0 us, with the norm 3.6; of 64 rows 16.1, 19.1. A sum of pieces of 128
 //     rows: 29.
+//   2026-11-29. What up to four ranks have sent is looked at together. Expected: two looks of 0.7 us
+//     less among four ranks. Four H200s, with the norm, before and after, 1, 2, 4, 8 rows: 4.14,
+//     5.19, 6.59, 9.34 to 3.64, 4.30, 6.00, 8.92 us; 16, 64, 128: 15.4, 48.5, 96.9 to 15.1, 47.0,
+//     91.8.
 
 #include "exchange.cuh"
 #include "linear_arguments.cuh"
@@ -94,15 +98,22 @@ struct Eight {
 // Eight of `x` summed over all ranks, in their order; `own` is this rank's.
 __device__ Eight sum_of_ranks(const ReduceArguments &a, const Call &call, const Eight &own,
                               uint64_t at, Patience &patience) {
+    constexpr int TOGETHER = 4; // as registers have room
     Eight sum;
-    for (uint32_t rank = 0; rank < a.peers.world; rank++) {
-        Eight term = own;
-        if (rank != a.peers.rank)
-            call.receive(term.of, rank, at, patience);
-        if (rank == 0)
-            sum = term;
-        else
-            sum.add(term);
+#pragma unroll 1
+    for (uint32_t first = 0; first < a.peers.world; first += TOGETHER) {
+        Four terms[TOGETHER][2];
+        call.receive_several(terms, first, at, patience);
+#pragma unroll
+        for (uint32_t i = 0; i < TOGETHER; i++) {
+            const bool is_own = first + i == a.peers.rank;
+            const Eight term = {{is_own ? own.of[0] : terms[i][0],
+                                 is_own ? own.of[1] : terms[i][1]}};
+            if (first + i == 0)
+                sum = term;
+            else if (first + i < a.peers.world)
+                sum.add(term);
+        }
     }
     return sum;
 }

@@ -200,6 +200,28 @@ class Call {
                 whole &= is_whole(v[i]);
         } while (!whole && patience.lasts());
     }
+    // What TOGETHER ranks from `first` on have sent at `index`, but for this one: all are looked at
+    // together, for each look takes its time.
+    template <int VECTOR, int COUNT, int TOGETHER>
+    __device__ void receive_several(Numbers<VECTOR> (&v)[TOGETHER][COUNT], uint32_t first,
+                                    uint64_t index, Patience &patience) const {
+        const float *at = slot(peers, peers.rank, calls.count, first) + index;
+        const auto sends = [&](uint32_t i) {
+            return first + i < peers.world && first + i != peers.rank;
+        };
+        bool whole;
+        do {
+            whole = true;
+#pragma unroll
+            for (int i = 0; i < TOGETHER * COUNT; i++)
+                if (sends(i / COUNT))
+                    v[i / COUNT][i % COUNT] = Numbers<VECTOR>::look(
+                        at + uint64_t(i / COUNT) * peers.slot_floats + i % COUNT * VECTOR);
+#pragma unroll
+            for (int i = 0; i < TOGETHER * COUNT; i++)
+                whole &= !sends(i / COUNT) || is_whole(v[i / COUNT][i % COUNT]);
+        } while (!whole && patience.lasts());
+    }
     // One thread of all sends a word to `peer`, which has no numbers from here in this call.
     __device__ void greet(uint32_t peer) const {
         if (blockIdx.x == 0 && threadIdx.x == 0)
