@@ -30,6 +30,21 @@ pub(crate) fn gpus(count: usize) -> Option<Vec<Device>> {
     }
 }
 
+/// How many devices a model is divided over: `QWEN_TEST_WORLD`, or two.
+pub(crate) fn world() -> usize {
+    std::env::var("QWEN_TEST_WORLD").map_or(2, |n| n.parse().expect("a number of devices"))
+}
+
+/// As many devices.
+pub(crate) fn several() -> Option<Vec<Device>> {
+    gpus(world())
+}
+
+/// The first `count` devices, as the option `devices` names them.
+pub(crate) fn list(count: usize) -> String {
+    Vec::from_iter((0..count).map(|index| index.to_string())).join(",")
+}
+
 /// Extents for small steps.
 pub(crate) fn limits(head_dim: usize) -> StepLimits {
     StepLimits {

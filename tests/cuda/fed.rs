@@ -128,10 +128,10 @@ fn ahead(rank: &mut dyn Rank, script: &mut Script) -> Vec<Vec<u32>> {
 pub(crate) fn check(load: impl Fn(&Path, Dtype) -> Box<dyn Rank>) {
     let mut random = Random::from_env();
     let shape = Shape {
-        layers: 2,
+        layers: 4,
         hidden: 256,
-        heads: 2,
-        width: 272,
+        heads: 4,
+        width: 288,
         vocab: VOCAB,
         dtype: Dtype::Bf16,
         stretched: false,

@@ -124,7 +124,7 @@ pub(crate) fn write(folder: &Path, random: &mut Random, shape: &Shape, format: &
 
 pub(crate) fn shape(heads: usize, dim: usize, width: usize) -> Shape {
     Shape {
-        layers: 3,
+        layers: 4,
         hidden: heads * dim,
         heads,
         width,
@@ -143,14 +143,14 @@ fn cases() -> [(Shape, Format); 7] {
         biased,
     };
     [
-        (shape(2, 128, 512), format(Bits::Four, 128, true, false, false)),
+        (shape(4, 128, 512), format(Bits::Four, 128, true, false, false)),
         (shape(4, 128, 512), format(Bits::Eight, 128, true, false, false)),
         // Sizes that fill no chunk, groups cut short.
         (shape(3, 64, 264), format(Bits::Four, 64, false, false, true)),
         (shape(9, 64, 328), format(Bits::Eight, 128, false, false, false)),
         (shape(4, 64, 512), format(Bits::Four, 32, true, true, false)),
         (shape(3, 128, 256), format(Bits::Eight, 128, false, true, true)),
-        (shape(2, 64, 256), format(Bits::Four, 0, true, false, true)),
+        (shape(4, 64, 256), format(Bits::Four, 0, true, false, true)),
     ]
 }
 
@@ -170,7 +170,7 @@ fn compare(index: usize, name: &str, load: impl Fn(&Path, &ModelConfig) -> Box<d
     std::fs::remove_dir_all(&folder).expect("removed");
 }
 
-/// Those that two ranks can divide: groups on either side of the cut.
+/// Those that two and four ranks can divide: groups on either side of the cut.
 pub(crate) fn compare_divided(name: &str, load: impl Fn(&Path) -> Box<dyn Rank>) {
     for index in [0, 1, 4, 6] {
         compare(index, name, |folder, _| load(folder));

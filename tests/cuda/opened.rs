@@ -24,6 +24,9 @@ pub(crate) const SMALL: Shape = Shape {
     stretched: false,
 };
 
+/// What every number of devices up to four divides.
+pub(crate) const DIVIDED: Shape = Shape { layers: 4, hidden: 512, heads: 4, ..SMALL };
+
 /// A folder that an engine opens with random weights; gone when dropped.
 pub(crate) struct Folder(PathBuf);
 

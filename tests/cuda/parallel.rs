@@ -1,5 +1,6 @@
-//! Models divided over two GPUs, by tensors and by layers: against the plain CPU reference, against the
-//! host's draws, as engines that are cancelled, run out of pages, and lose a rank.
+//! Models divided over GPUs (`QWEN_TEST_WORLD` of them, or two), by tensors and by layers: against the plain
+//! CPU reference, against the host's draws, as engines that are cancelled, run out of pages, and lose a rank.
+//! Every shape here divides by four.
 //!
 //! Tolerances as in `model` and `gptq`: a sum over ranks is f32, and adds no rounding that counts there; what
 //! is handed over is f32, too.
@@ -22,13 +23,13 @@ use qwen::tensor::Dtype;
 
 use crate::checkpoint::{Shape, write};
 use crate::common::Random;
-use crate::device::{backend, gpus, settings};
+use crate::device::{backend, list, settings, several, world};
 use crate::fed;
 use crate::gptq;
 use crate::model::{LIMITS, Script, allowed, compare_steps, errors, folder, try_load};
-use crate::opened::{Folder, SMALL, options, reply};
+use crate::opened::{DIVIDED, Folder, options, reply};
 
-/// How two devices share a model.
+/// How devices share a model.
 #[derive(Clone, Copy)]
 struct Way {
     by_layers: bool,
@@ -111,19 +112,19 @@ impl Rank for Together {
 }
 
 #[test]
-fn logits_of_two_devices_agree_with_the_reference() {
-    let Some(devices) = gpus(2) else { return };
+fn logits_of_several_devices_agree_with_the_reference() {
+    let Some(devices) = several() else { return };
     let mut random = Random::from_env();
     for (index, (dtype, heads, dim)) in
-        [(Dtype::Bf16, 2, 128), (Dtype::F16, 4, 64), (Dtype::Bf16, 10, 64), (Dtype::F16, 4, 128)]
+        [(Dtype::Bf16, 4, 128), (Dtype::F16, 4, 64), (Dtype::Bf16, 20, 64), (Dtype::F16, 8, 128)]
             .into_iter()
             .enumerate()
     {
         let shape = Shape {
-            layers: 3,
+            layers: 4,
             hidden: heads * dim,
             heads,
-            width: 272 + 16 * index,
+            width: 288 + 32 * index,
             // Some of them do not divide evenly.
             vocab: 1000 + 3 * index,
             dtype,
@@ -135,17 +136,17 @@ fn logits_of_two_devices_agree_with_the_reference() {
             let cpu = try_load(&folder, Reference::new(Arc::new(Solo), 0), LIMITS);
             // Twice by way of the host.
             let way = Way { by_layers, is_direct: index < 2, ..BY_TENSORS };
-            let mut two = Together::load(&devices, &folder, dtype, way);
+            let mut several = Together::load(&devices, &folder, dtype, way);
             let mut cpu = cpu.expect("it loads");
-            compare_steps(&mut *cpu, &mut two, &mut random, &shape, allowed(&shape));
+            compare_steps(&mut *cpu, &mut several, &mut random, &shape, allowed(&shape));
         }
         std::fs::remove_dir_all(&folder).expect("removed");
     }
 }
 
 #[test]
-fn quantised_logits_of_two_devices_agree_with_the_reference() {
-    let Some(devices) = gpus(2) else { return };
+fn quantised_logits_of_several_devices_agree_with_the_reference() {
+    let Some(devices) = several() else { return };
     for (name, way) in [("tensors", BY_TENSORS), ("layers", BY_LAYERS)] {
         gptq::compare_divided(name, |folder| {
             Box::new(Together::load(&devices, folder, Dtype::F16, way))
@@ -154,8 +155,8 @@ fn quantised_logits_of_two_devices_agree_with_the_reference() {
 }
 
 #[test]
-fn two_devices_draw_the_tokens_of_steps_one_by_one() {
-    let Some(devices) = gpus(2) else { return };
+fn several_devices_draw_the_tokens_of_steps_one_by_one() {
+    let Some(devices) = several() else { return };
     for way in [BY_TENSORS, BY_LAYERS] {
         fed::check(|folder, dtype| Box::new(Together::load(&devices, folder, dtype, way)));
     }
@@ -164,10 +165,10 @@ fn two_devices_draw_the_tokens_of_steps_one_by_one() {
 /// A prompt's residual stream that takes several pieces to hand over, none of which ends with a row.
 #[test]
 fn long_steps_are_handed_over_whole() {
-    let Some(devices) = gpus(2) else { return };
+    let Some(devices) = several() else { return };
     let mut random = Random::from_env();
     let shape = Shape {
-        layers: 2,
+        layers: 4,
         hidden: 1152,
         heads: 9,
         width: 264,
@@ -189,9 +190,9 @@ fn long_steps_are_handed_over_whole() {
     alone.forward(&batch, &mut want).expect("one device");
     for is_direct in [true, false] {
         let way = Way { is_direct, limits, ..BY_LAYERS };
-        let mut two = Together::load(&devices, &folder, shape.dtype, way);
+        let mut several = Together::load(&devices, &folder, shape.dtype, way);
         let mut got = Vec::new();
-        two.forward(&batch, &mut got).expect("two devices");
+        several.forward(&batch, &mut got).expect("several devices");
         let (rms, largest) = errors(&got, &want);
         let allowed = allowed(&shape);
         assert!(rms < allowed && largest < 8.0 * allowed, "{rms} and {largest} of {allowed}");
@@ -199,14 +200,14 @@ fn long_steps_are_handed_over_whole() {
     std::fs::remove_dir_all(&folder).expect("removed");
 }
 
-/// Random weights on devices 0 and 1.
-fn on_two() -> EngineOptions {
-    EngineOptions { devices: "0,1".to_string(), ..options() }
+/// Random weights on the first devices.
+fn on_several() -> EngineOptions {
+    EngineOptions { devices: list(world()), ..options() }
 }
 
 /// The same with whole layers on each.
 fn by_layers() -> EngineOptions {
-    EngineOptions { split: "layers".to_string(), ..on_two() }
+    EngineOptions { split: "layers".to_string(), ..on_several() }
 }
 
 fn open(folder: &Folder, options: &EngineOptions) -> Result<Engine> {
@@ -214,25 +215,25 @@ fn open(folder: &Folder, options: &EngineOptions) -> Result<Engine> {
 }
 
 #[test]
-fn an_engine_on_two_devices_opens_answers_and_says_where_it_is() {
-    let Some(_) = gpus(2) else { return };
-    let folder = Folder::new("two", &SMALL);
-    let engine = open(&folder, &on_two()).expect("it opens");
+fn an_engine_on_several_devices_opens_answers_and_says_where_it_is() {
+    let Some(_) = several() else { return };
+    let folder = Folder::new("two", &DIVIDED);
+    let engine = open(&folder, &on_several()).expect("it opens");
     let first = reply(&engine).expect("a reply");
     assert!(!first.is_empty());
     assert_eq!(reply(&engine), Ok(first.clone()), "the same again");
-    assert_eq!(engine.info()["backend"]["devices"], serde_json::json!([0, 1]));
+    assert_eq!(engine.info()["backend"]["devices"], serde_json::json!(Vec::from_iter(0..world())));
     drop(engine);
-    let again = open(&folder, &on_two()).expect("it opens again");
+    let again = open(&folder, &on_several()).expect("it opens again");
     assert_eq!(reply(&again), Ok(first), "the same from another engine");
-    let estimate = Engine::estimate(folder.path(), &on_two()).expect("an estimate");
-    assert_eq!(estimate.device, "cuda:0,1");
+    let estimate = Engine::estimate(folder.path(), &on_several()).expect("an estimate");
+    assert_eq!(estimate.device, format!("cuda:{}", list(world())));
 }
 
 #[test]
 fn an_engine_of_whole_layers_opens_answers_and_says_how_it_is_divided() {
-    let Some(_) = gpus(2) else { return };
-    let folder = Folder::new("two-layers", &Shape { layers: 5, ..SMALL });
+    let Some(_) = several() else { return };
+    let folder = Folder::new("two-layers", &Shape { layers: 5, ..DIVIDED });
     let options = by_layers();
     let engine = open(&folder, &options).expect("it opens");
     let first = reply(&engine).expect("a reply");
@@ -242,7 +243,7 @@ fn an_engine_of_whole_layers_opens_answers_and_says_how_it_is_divided() {
     assert_eq!(info["split"], "layers");
     let counts = info["rank_layers"].as_array().expect("a list").iter();
     let counts: Vec<u64> = counts.map(|count| count.as_u64().expect("a count")).collect();
-    assert!(counts.len() == 2 && counts.iter().sum::<u64>() == 5 && !counts.contains(&0));
+    assert!(counts.len() == world() && counts.iter().sum::<u64>() == 5 && !counts.contains(&0));
     for request in many(&engine, 24) {
         assert_eq!(end_of(&request), Ok(200));
     }
@@ -252,14 +253,15 @@ fn an_engine_of_whole_layers_opens_answers_and_says_how_it_is_divided() {
 
 #[test]
 fn more_layers_than_fit_are_refused_with_the_name_of_a_device() {
-    let Some(_) = gpus(2) else { return };
-    let folder = Folder::new("two-full", &SMALL);
+    let Some(_) = several() else { return };
+    let folder = Folder::new("two-full", &DIVIDED);
     let options = EngineOptions { kv_cache_tokens: u32::MAX as usize, ..by_layers() };
     let estimate = Engine::estimate(folder.path(), &options).expect("an estimate");
-    assert!(!estimate.fits && estimate.device == "cuda:0,1");
+    assert!(!estimate.fits && estimate.device == format!("cuda:{}", list(world())));
     match open(&folder, &options).map(drop) {
         Err(Error::OutOfDeviceMemory { device, needed_bytes, available_bytes, .. }) => {
-            assert!(device == "cuda:0" || device == "cuda:1", "{device}");
+            let mut devices = (0..world()).map(|index| format!("cuda:{index}"));
+            assert!(devices.any(|name| name == device), "{device}");
             assert!(needed_bytes > available_bytes);
         }
         other => panic!("{other:?}"),
@@ -292,10 +294,10 @@ fn many(engine: &Engine, count: usize) -> Vec<Request> {
 }
 
 #[test]
-fn requests_on_two_devices_are_cancelled_and_step_back() {
-    let Some(_) = gpus(2) else { return };
-    let folder = Folder::new("two-many", &SMALL);
-    let options = EngineOptions { max_batch_sequences: 16, ..on_two() };
+fn requests_on_several_devices_are_cancelled_and_step_back() {
+    let Some(_) = several() else { return };
+    let folder = Folder::new("two-many", &DIVIDED);
+    let options = EngineOptions { max_batch_sequences: 16, ..on_several() };
     let engine = open(&folder, &options).expect("it opens");
     let requests = many(&engine, 48);
     for request in requests.iter().step_by(3) {
@@ -314,9 +316,9 @@ fn requests_on_two_devices_are_cancelled_and_step_back() {
 
 #[test]
 fn what_does_not_divide_is_refused_with_what_would() {
-    let Some(_) = gpus(2) else { return };
-    let folder = Folder::new("three-heads", &Shape { heads: 3, hidden: 192, ..SMALL });
-    match open(&folder, &on_two()).map(drop) {
+    let Some(_) = several() else { return };
+    let folder = Folder::new("three-heads", &Shape { heads: 3, hidden: 192, ..DIVIDED });
+    match open(&folder, &on_several()).map(drop) {
         Err(Error::Option { key, reason }) => {
             assert!(key == "tensor_parallel" && reason.contains("these work: [1"), "{reason}");
         }
@@ -392,31 +394,31 @@ mod lost {
     #[test]
     #[ignore = "run in a child by the test below"]
     fn lose_a_rank() {
-        let folder = Folder::new("lost", &SMALL);
+        let folder = Folder::new("lost", &DIVIDED);
         let mut found = Vec::new();
-        for options in [on_two(), by_layers()] {
+        for options in [on_several(), by_layers()] {
             found.extend(lose_while_running(&folder, &options, reply, OF_A_CHAT));
             found.extend(lose_while_running(&folder, &options, reply_to_many_rows, OF_MANY_ROWS));
         }
-        let want = reply(&open(&folder, &on_two()).expect("it opens")).expect("a reply");
+        let want = reply(&open(&folder, &on_several()).expect("it opens")).expect("a reply");
         for (operation, nth) in
             [(LAUNCH, 3), (MULTIPLY, 2), (INSTANTIATE, 2), (ALLOCATE, 9), (ALLOCATE, 20)]
         {
             arm(operation, nth);
             let begun = Instant::now();
-            let opened = open(&folder, &on_two()).map(drop);
+            let opened = open(&folder, &on_several()).map(drop);
             let took = begun.elapsed();
             assert!(disarm(), "{operation}, number {nth} never came at open");
             assert!(opened.is_err() && took < Duration::from_secs(20), "{operation}: {took:?}");
             found.push(format!("open, {operation} {nth}: {} ms", took.as_millis()));
         }
-        assert_eq!(reply(&open(&folder, &on_two()).expect("it opens")), Ok(want));
+        assert_eq!(reply(&open(&folder, &on_several()).expect("it opens")), Ok(want));
         eprintln!("{MARK}{}", found.join("; "));
     }
 
     #[test]
     fn a_lost_rank_fails_its_engine_soon() {
-        let Some(_) = gpus(2) else { return };
+        let Some(_) = several() else { return };
         eprintln!("{}", child("parallel::lost::lose_a_rank", None));
     }
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use qwen::engine::{Engine, EngineOptions, Event, GenerationParams, Pooling, Request};
 use qwen::error::Error;
 
-use crate::device::{gpu, gpus};
+use crate::checkpoint::Shape;
+use crate::device::{gpu, list, several, world};
 use crate::model::{allowed, errors};
-use crate::opened::{Folder, SMALL, options};
+use crate::opened::{DIVIDED, Folder, SMALL, options};
 
 fn greedy(engine: &Engine, max_tokens: usize) -> GenerationParams {
     let mut params = engine.generation_defaults();
@@ -106,19 +107,22 @@ fn scores_are_log_likelihoods() {
 }
 
 /// Hidden states of the GPU are those of the CPU, whose random weights are the same if its ranks have the
-/// same parts of them, as near as logits must
-/// be (`model`): they lack the last product, and are rounded once more, to bf16. Prompts of more rows than
+/// same parts of them, as near as logits must be (`model`): they lack the last product, and are rounded once more, to bf16. Prompts of more rows than
 /// a step has and of one token (as long as a step of a recorded graph), beside replies and alone.
-fn states_agree_with_the_cpus(name: &str, on_gpu: EngineOptions, tensor_parallel: usize) {
-    let folder = Folder::new(name, &SMALL);
+fn states_agree_with_the_cpus(
+    (name, shape): (&str, &Shape),
+    on_gpu: EngineOptions,
+    tensor_parallel: usize,
+) {
+    let folder = Folder::new(name, shape);
     let open = |options: &EngineOptions| {
         Engine::open(folder.path(), options, None, &mut |_| true).expect("it opens")
     };
     let on_gpu = EngineOptions { prefill_chunk_tokens: 192, ..on_gpu };
     let on_cpu = EngineOptions { backend: "cpu".to_string(), tensor_parallel, ..options() };
     let (engine, cpu) = (open(&on_gpu), open(&on_cpu));
-    let roundings = 8.0 * SMALL.layers as f64;
-    let allowed = allowed(&SMALL) * ((roundings + 1.0) / roundings).sqrt();
+    let roundings = 8.0 * shape.layers as f64;
+    let allowed = allowed(shape) * ((roundings + 1.0) / roundings).sqrt();
     for is_alone in [true, false] {
         let replies: Vec<Request> = (if is_alone { 0..0 } else { 7..10 })
             .map(|seed| submit(&engine, &prompt(seed, 30), &greedy(&engine, 300)))
@@ -144,15 +148,16 @@ fn states_agree_with_the_cpus(name: &str, on_gpu: EngineOptions, tensor_parallel
 #[test]
 fn hidden_states_are_the_cpus() {
     let Some(_) = gpu() else { return };
-    states_agree_with_the_cpus("served-states", options(), 1);
+    states_agree_with_the_cpus(("served-states", &SMALL), options(), 1);
 }
 
 #[test]
-fn hidden_states_of_two_devices_are_the_cpus() {
-    let Some(_) = gpus(2) else { return };
-    for (split, tensor_parallel) in [("tensors", 2), ("layers", 1)] {
-        let devices = "0,1".to_string();
+fn hidden_states_of_several_devices_are_the_cpus() {
+    let Some(_) = several() else { return };
+    for (split, tensor_parallel) in [("tensors", world()), ("layers", 1)] {
+        let devices = list(world());
         let options = EngineOptions { devices, split: split.to_string(), ..options() };
-        states_agree_with_the_cpus(&format!("served-states-{split}"), options, tensor_parallel);
+        let name = format!("served-states-{split}");
+        states_agree_with_the_cpus((&name, &DIVIDED), options, tensor_parallel);
     }
 }
