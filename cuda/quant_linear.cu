@@ -33,33 +33,28 @@
 //
 // Ladder (H200s that read 4,450 to 4,650 GB/s; share of a streaming read for the linears of 20
 // layers of 72B with dependent launch and stand-ins for norms and attention, at 1, 8 and 16 rows)
-//   2026-11-25. mma.sync, x in registers, 8 warps, tiles of 16 rows. 4 bits 62.0, 60.3, 47.0; 8
-//   bits
+//   2026-11-25. mma.sync, x in registers, 8 warps, tiles of 16 rows. 4 bits 62.0, 60.3, 47.0; 8 bits
 //     92.7, 90.2, 81.1.
 //   wgmma with codes in registers; x copied and summed by three warps: 66.2, 62.2, 51.7. By tensor
 //     map, summed on the matrix units: 73.4, 71.6, 56.6. No sums, the zero is subtracted from every
 //     code: 77.6, 75.9, 67.5. Sums of all tiles added at once: 79.8, 79.9, 73.0; 8 bits 93.0, 92.2,
 //     90.8. fence.proxy.async waits for all cp.async; mma.sync queues behind wgmma.
-//   2026-11-28. A trace of the clock: weights were asked for 1.5 us after a block's start
-//   (barriers,
+//   2026-11-28. A trace of the clock: weights were asked for 1.5 us after a block's start (barriers,
 //     divisions), x came 3 us after it was asked for while the ring was being filled, and a stage
 //     took 0.9 us of computing where all of it lay ready, 1.0 on the bus.
 //   mma.sync with ldmatrix, 16 warps of 32 rows, codes as subnormals, x summed by two warps: 78.2,
 //     77.5, 63.2. x by cp.async, summed by those who copy: 69.1, 67.4, 47.5; a slice takes 1.5 us.
 //   8 warps of 64 rows, zeros subtracted: 81.7, 78.7, 66.6. Less is loaded from shared memory.
-//   Each warp sums its own x by an mma with a constant: 83.2, 80.3, 66.3; a stage takes 0.6 us
-//   (0.95
+//   Each warp sums its own x by an mma with a constant: 83.2, 80.3, 66.3; a stage takes 0.6 us (0.95
 //     at 16 rows), alone. 16 warps of 32 rows: 2 points less. Shifts by multiplication: slower.
 //   Weights requested first, at most two stages on their way: 85.2, 82.3, 65.1; with three 83.6,
 //     80.6, 64.4. More only stands in x's way. 8 bits 95.4, 94.1, 89.8.
 //   Norms inside: 87.7, 84.8, 67.2; 8 bits 97.1, 95.6, 91.4.
-//   Pairs, where a block has one tile: 86.4, 84.4, 71.9; so only for more than eight rows, and
-//   where
+//   Pairs, where a block has one tile: 86.4, 84.4, 71.9; so only for more than eight rows, and where
 //     tiles come out more even (4096 x 11008 from 15.0 to 10.2 us).
 //   A stage is given back only after its sums (another card, 4,644 GB/s): 86.0, 83.0, 70.3; 8 bits
 //     96.0, 94.4, 88.3.
-//   For 16 rows at 4 bits only, norms apart and inside (this form on those cards: 70.4, 69.3):
-//   wgmma
+//   For 16 rows at 4 bits only, norms apart and inside (this form on those cards: 70.4, 69.3): wgmma
 //     with codes in registers, zeros subtracted, x by cp.async, 2 warpgroups 70.3, 69.6; 4 of them
 //     73.3, 69.8; with the next stage's codes loaded ahead 70.2, 70.3, or not 71.7, 71.0; x by
 //     tensor map 71.4, 71.4; six tiles a pass (2 warpgroups) 70.0, 71.8. Not worth a
@@ -78,6 +73,15 @@
 //   A block with one tile loads the next stage while it multiplies one (4,524 to 4,543 GB/s, before
 //     and after in turn, twice): 86.8, 83.9 to 87.2, 84.7 at 1 and 8 rows; of half of it 74.6, 72.1
 //     to 74.9, 72.5; 8 bits the same as before.
+//   A quarter of 72B (four ranks), 59.6: 20.8 us of a layer lost. Traced by the SMs' clocks, down's
+//     blocks (6 stages), us after the last block before: weights asked for -0.5, wait over 0.8, x
+//     there 2.0, behind weights, first stage done 3.0, last 7.5, sums 7.8 (of pairs 1.8 after the
+//     last), done 8.5, the slowest 9.4. With weights in the L2: 5.0 us and 0.5 a stage.
+//   16 warps where a block has one tile. Expected: half the latency. 0.13 us a stage slower: 83.8, a
+//     half 71.3, a quarter 56.7. (Better under ncu, where half of all samples await instructions.)
+//   The next linear's first 1, 2, 4, 6 stages to the L2 once the last of this are asked for.
+//     Expected: 2 of 3 idle us of the bus. 87.3 without, 87.6, 87.1, 85.2, 84.2; a quarter 60.7, and
+//     60.9, 59.5, 58.0, 57.2: early blocks take the bus from late ones, and x waits longer.
 #include "quant_finish.cuh"
 #include "quant_part.cuh"
 #include "quant_ring.cuh"
