@@ -214,7 +214,8 @@ pub unsafe extern "C" fn qwen_engine_metrics_json(
 /// sample has it as the label "model". The histograms, each reply of several being a request of its own:
 ///
 /// - qwen_time_to_first_token_seconds: from the call that submits to the moment the first token is told,
-///   the encoding of a chat and the queue among it; of a score or an embedding, until it was computed.
+///   the encoding of a chat and the queue among it; of a score or an embedding, from its tokens until it was
+///   computed.
 /// - qwen_time_between_tokens_seconds: from each token told to the next of the same request. A token is told
 ///   when the engine puts it where its reader takes events; that a slow reader finds several in one event,
 ///   or that text waits for the rest of a character or stop string, changes nothing here. The token that
