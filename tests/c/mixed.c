@@ -2,6 +2,7 @@
  * is drained, cancelled and freed under their feet. Usage: mixed MODEL [SECONDS] */
 #include "mixed.h"
 
+#include <math.h>
 #include <time.h>
 
 enum { THREADS = 64, ROUNDS = 3 };
@@ -72,6 +73,9 @@ static void look(actor *self) {
         CHECK_OK(qwen_engine_info_json(engine, &json, &err));
         qwen_buf_free(json);
         CHECK_OK(qwen_engine_generation_json(engine, &json, &err));
+        qwen_buf_free(json);
+        CHECK_OK(qwen_engine_metrics_prometheus(engine, "mixed", 5, &json, &err));
+        CHECK(strstr(qwen_buf_data(json), "qwen_requests_running") != NULL);
         qwen_buf_free(json);
     }
     give_back(&self->all->engine);
@@ -280,11 +284,26 @@ static void score(actor *self) {
     qwen_buf_free(json);
 }
 
+static void embed(actor *self) {
+    const uint32_t ids[] = {1, 2, 3, 4, 5, 6};
+    const qwen_engine *engine = borrow(&self->all->engine);
+    qwen_floats *states = NULL;
+    const int32_t pooling = QWEN_POOL_LAST + (int32_t)roll(self, 3);
+    if (engine != NULL && roll(self, 2))
+        TRY(qwen_embed(engine, "a b c d", 7, pooling, 1, self->all->options, &states, &err));
+    else if (engine != NULL)
+        TRY(qwen_embed_tokens(engine, ids, 6, pooling, 0, NULL, &states, &err));
+    give_back(&self->all->engine);
+    for (uint64_t at = 0; at < qwen_floats_len(states); ++at)
+        CHECK(isfinite(qwen_floats_data(states)[at]));
+    qwen_floats_free(states);
+}
+
 static void *act(void *user) {
     actor *self = user;
     while (!__atomic_load_n(&self->all->stop, __ATOMIC_RELAXED)) {
         shared *session = &self->all->sessions[roll(self, SESSIONS)];
-        switch (roll(self, 12)) {
+        switch (roll(self, 13)) {
         case 0:
             tokenize(self);
             break;
@@ -316,6 +335,9 @@ static void *act(void *user) {
             break;
         case 10:
             drain_queue(self);
+            break;
+        case 11:
+            embed(self);
             break;
         default:
             score(self);
