@@ -95,11 +95,19 @@ struct Eight {
     }
 };
 
-// Eight of `x` summed over all ranks, in their order; `own` is this rank's.
+// Eight of `x` summed over all ranks, in their order; `own` is this rank's. Several are looked at
+// together, as registers have room; of two ranks there is but one to look at.
 __device__ Eight sum_of_ranks(const ReduceArguments &a, const Call &call, const Eight &own,
                               uint64_t at, Patience &patience) {
-    constexpr int TOGETHER = 4; // as registers have room
+    constexpr int TOGETHER = 4;
     Eight sum;
+    if (a.peers.world == 2) {
+        Eight other;
+        call.receive(other.of, 1 - a.peers.rank, at, patience);
+        sum = own;
+        sum.add(other); // in either order the same
+        return sum;
+    }
 #pragma unroll 1
     for (uint32_t first = 0; first < a.peers.world; first += TOGETHER) {
         Four terms[TOGETHER][2];
