@@ -1,13 +1,14 @@
 /* What a streamed token costs in plain C, which the bindings are compared with:
  *
- *   stream MODEL STREAMS TOKENS
+ *   stream MODEL STREAMS TOKENS [threads]
  *
- * Submits that many requests of that many tokens to one completion queue and reads every event's
- * text and ids: once for what only the first time costs, and once more to print the wall time, and
+ * Submits that many requests of that many tokens, to one completion queue or, with `threads`, each
+ * from a thread of its own that reads it, and reads every event's text and ids: once for what only the first time costs, and once more to print the wall time, and
  * the CPU time of all threads but the engine's, in nanoseconds a token. The model should be tiny:
  * what is measured is everything else. bindings/go/bench does the same. */
 #define _POSIX_C_SOURCE 200809L
 #include <dirent.h>
+#include <pthread.h>
 #include <qwen.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,7 +18,7 @@
 static const char *const MESSAGES = "[{\"role\": \"user\", \"content\": \"hello\"}]";
 enum { BATCH = 128 };
 
-static qwen_error *error;
+static _Thread_local qwen_error *error;
 
 static void check(int32_t status) {
     if (status != QWEN_OK) {
@@ -26,15 +27,18 @@ static void check(int32_t status) {
     }
 }
 
-static double wall_ns(void) {
+static double ns_by(clockid_t clock) {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(clock, &now);
     return (double)now.tv_sec * 1e9 + (double)now.tv_nsec;
 }
 
+/* The CPU time of readers that have ended. */
+static double ended_ns;
+
 /* The CPU time of all threads but the library's own: what reading costs, whatever the engine does. */
 static double cpu_ns(void) {
-    double total = 0;
+    double total = ended_ns;
     DIR *tasks = opendir("/proc/self/task");
     for (struct dirent *task; tasks != NULL && (task = readdir(tasks)) != NULL;) {
         char path[300], name[32] = "qwen-";
@@ -57,41 +61,80 @@ static double cpu_ns(void) {
     return total;
 }
 
-static void submit_all(qwen_engine *engine, qwen_options *reply, qwen_queue *queue, long streams) {
-    for (long i = 0; i < streams; i++) {
-        qwen_request *request = NULL;
-        check(qwen_request_new_chat(engine, MESSAGES, QWEN_CSTR, reply, &request, &error));
-        check(qwen_request_submit(request, queue, (uint64_t)i, &error));
-        /* Freed at the end of the process: freeing it now would cancel it. */
-    }
+static qwen_engine *engine;
+static qwen_options *reply;
+
+static qwen_request *submit(qwen_queue *queue) {
+    qwen_request *request = NULL;
+    check(qwen_request_new_chat(engine, MESSAGES, QWEN_CSTR, reply, &request, &error));
+    check(qwen_request_submit(request, queue, 0, &error));
+    return request;
 }
 
-/* Reads events until all streams have ended; returns the number of their tokens. */
-static uint64_t read_all(qwen_queue *queue, long streams, uint64_t *bytes) {
-    uint64_t tokens = 0;
+typedef struct {
+    pthread_t thread;
+    uint64_t tokens, bytes;
+    double cpu_ns;
+} reader;
+
+/* Whether the reply goes on. */
+static int read_event(const qwen_event *event, reader *by) {
+    uint64_t length = 0, num_ids = 0;
+    qwen_event_text(event, &length);
+    qwen_event_tokens(event, &num_ids);
+    by->bytes += length, by->tokens += num_ids;
+    return qwen_event_kind(event) < QWEN_EVENT_FINISHED;
+}
+
+/* Reads all streams by one queue. */
+static void read_queue(qwen_queue *queue, long streams, reader *by) {
+    for (long i = 0; i < streams; i++)
+        submit(queue); /* Freed at the end of the process: freeing it now would cancel it. */
     while (streams > 0) {
         qwen_events *events = NULL;
         check(qwen_queue_next(queue, BATCH, -1, &events, &error));
-        for (uint64_t i = 0; i < qwen_events_len(events); i++) {
-            const qwen_event *event = qwen_events_at(events, i);
-            uint64_t length = 0, num_ids = 0;
-            qwen_event_text(event, &length);
-            qwen_event_tokens(event, &num_ids);
-            *bytes += length;
-            tokens += num_ids;
-            streams -= qwen_event_kind(event) >= QWEN_EVENT_FINISHED;
-        }
+        for (uint64_t i = 0; i < qwen_events_len(events); i++)
+            streams -= !read_event(qwen_events_at(events, i), by);
         qwen_events_free(events);
     }
+}
+
+/* A thread that reads one stream. */
+static void *follow(void *by) {
+    qwen_request *request = submit(NULL);
+    for (int goes_on = 1; goes_on;) {
+        qwen_event *event = NULL;
+        check(qwen_request_next(request, -1, &event, &error));
+        goes_on = read_event(event, by);
+        qwen_event_free(event);
+    }
+    qwen_request_free(request);
+    ((reader *)by)->cpu_ns = ns_by(CLOCK_THREAD_CPUTIME_ID);
+    return NULL;
+}
+
+/* Reads all streams to their ends; the number of their tokens. */
+static uint64_t read_all(qwen_queue *queue, long streams, uint64_t *bytes) {
+    reader *all = calloc((size_t)streams, sizeof *all);
+    uint64_t tokens = 0;
+    if (queue != NULL)
+        read_queue(queue, streams, all);
+    for (long i = 0; queue == NULL && i < streams; i++)
+        pthread_create(&all[i].thread, NULL, follow, &all[i]);
+    for (long i = 0; i < streams; i++) {
+        if (queue == NULL)
+            pthread_join(all[i].thread, NULL);
+        tokens += all[i].tokens, *bytes += all[i].bytes, ended_ns += all[i].cpu_ns;
+    }
+    free(all);
     return tokens;
 }
 
 int main(int argc, char **argv) {
-    qwen_options *small = NULL, *reply = NULL;
-    qwen_engine *engine = NULL;
+    qwen_options *small = NULL;
     qwen_queue *queue = NULL;
-    if (argc != 4) {
-        fprintf(stderr, "usage: stream MODEL STREAMS TOKENS\n");
+    if (argc != 4 && !(argc == 5 && strcmp(argv[4], "threads") == 0)) {
+        fprintf(stderr, "usage: stream MODEL STREAMS TOKENS [threads]\n");
         return 2;
     }
     const long streams = strtol(argv[2], NULL, 10), length = strtol(argv[3], NULL, 10);
@@ -106,16 +149,15 @@ int main(int argc, char **argv) {
     check(qwen_options_set_i64(reply, "max_tokens", QWEN_CSTR, length, &error));
     check(qwen_options_set_i64(reply, "ignore_eos", QWEN_CSTR, 1, &error));
     check(qwen_options_set_i64(reply, "temperature", QWEN_CSTR, 0, &error));
-    check(qwen_queue_new(&queue, &error));
+    if (argc == 4)
+        check(qwen_queue_new(&queue, &error));
 
     uint64_t bytes = 0;
-    submit_all(engine, reply, queue, streams);
     read_all(queue, streams, &bytes);
-    const double wall = wall_ns(), cpu = cpu_ns();
-    submit_all(engine, reply, queue, streams);
+    const double wall = ns_by(CLOCK_MONOTONIC), cpu = cpu_ns();
     const uint64_t tokens = read_all(queue, streams, &bytes);
     const double count = (double)tokens;
-    printf("%.0f %.0f %llu\n", (wall_ns() - wall) / count, (cpu_ns() - cpu) / count,
+    printf("%.0f %.0f %llu\n", (ns_by(CLOCK_MONOTONIC) - wall) / count, (cpu_ns() - cpu) / count,
            (unsigned long long)tokens);
     return bytes == 0;
 }

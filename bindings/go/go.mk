@@ -53,6 +53,6 @@ go-generate: stage ## write the Go binding's generated files anew
 
 go-bench: go-deps stage ## what a streamed token costs in Go, beside plain C
 	@mkdir -p build/bin
-	$(CC) -std=c99 -O2 -Wall -Wextra -Iinclude benches/stream.c -o build/bin/stream -Lbuild/lib -lqwen $(RUNPATH)
+	$(CC) -std=c11 -O2 -Wall -Wextra -Iinclude benches/stream.c -o build/bin/stream -Lbuild/lib -lqwen -pthread $(RUNPATH)
 	$(GO_ENV) $(GO) build -o $(CURDIR)/build/bin/go-stream ./bench
 	LD_LIBRARY_PATH=$(STAGE)/lib bindings/go/bench/compare.sh build/bin/stream build/bin/go-stream tests/data/tiny/plain-bf16

@@ -81,7 +81,7 @@ java-chat: java-native ## one answer in Java: PROMPT="one question" MODEL=/path/
 
 java-bench: java-native ## what a streamed token costs in Java, beside plain C
 	@mkdir -p build/bin build/java/bench
-	$(CC) -std=c99 -O2 -Wall -Wextra -Iinclude benches/stream.c -o build/bin/stream -Lbuild/lib -lqwen $(RUNPATH)
+	$(CC) -std=c11 -O2 -Wall -Wextra -Iinclude benches/stream.c -o build/bin/stream -Lbuild/lib -lqwen -pthread $(RUNPATH)
 	$(JAVAC) --release 17 -cp build/java/classes -d build/java/bench bindings/java/bench/Stream.java
 	bindings/java/bench/compare.sh build/bin/stream tests/data/tiny/plain-bf16 \
 		$(JAVA) -Dqwen.library.path=$(JAVA_NATIVE) -cp build/java/classes:build/java/bench Stream

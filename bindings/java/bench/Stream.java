@@ -18,6 +18,8 @@ import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 
 public final class Stream {
+    private static final long WARM_UP_NS = 4_000_000_000L;
+
     private Stream() {}
 
     /**
@@ -75,11 +77,12 @@ public final class Stream {
                 .maxBatchSequences(1024).build();
         ExecutorService threads = Executors.newFixedThreadPool(streams);
         try (QwenEngine engine = QwenEngine.open(Path.of(args[0]), small)) {
-            // For what only the first times cost: the compiler wants to see the code a while.
-            for (int i = 0; i < 4; i++) {
+            // For what only the first seconds cost: the compiler wants to see the code a while.
+            long warm = System.nanoTime() + WARM_UP_NS;
+            do {
                 all(threads, engine, streams, prompt);
                 cpu();
-            }
+            } while (System.nanoTime() < warm);
             long wall = System.nanoTime();
             long used = cpu();
             long tokens = all(threads, engine, streams, prompt);

@@ -18,8 +18,8 @@ echo "streams  C wall  Java wall  added   C CPU  Java CPU  added   (ns a token, 
 for shape in "1 4000" "16 1000" "256 200"; do
     rm -f "$times"/*
     for _ in $(seq "$rounds"); do
-        # shellcheck disable=SC2086 # two arguments
-        "$c" "$model" $shape >>"$times/c"
+        # shellcheck disable=SC2086 # two arguments; a thread reads each stream, as in Java
+        "$c" "$model" $shape threads >>"$times/c"
         # shellcheck disable=SC2086
         "${java[@]}" "$model" $shape >>"$times/java"
     done
