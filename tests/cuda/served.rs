@@ -161,3 +161,52 @@ fn hidden_states_of_several_devices_are_the_cpus() {
         states_agree_with_the_cpus((&name, &DIVIDED), options, tensor_parallel);
     }
 }
+
+/// What a reply is, to the bit: its tokens and their log-probabilities, sampled.
+fn told(request: &Request) -> Vec<(u32, u64)> {
+    let events = read(request);
+    let entries = events.iter().flat_map(|event| event.logprobs.iter());
+    entries.map(|entry| (entry.token.id, entry.token.logprob.to_bits())).collect()
+}
+
+/// With `deterministic`, replies that run alone are those that run beside others which come before, with
+/// and after them, are cancelled, and begin alike; on one device, several, and in a second engine.
+#[test]
+fn deterministic_replies_are_the_same_beside_others() {
+    let Some(_) = gpu() else { return };
+    let folder = Folder::new("served-deterministic", &DIVIDED);
+    let mut places = vec![options()];
+    if world() > 1 && several().is_some() {
+        places.push(EngineOptions { devices: list(world()), ..options() });
+    }
+    for options in places {
+        let options = EngineOptions { deterministic: true, ..options };
+        let open = || Engine::open(folder.path(), &options, None, &mut |_| true).expect("it opens");
+        let engine = open();
+        let sampled = |seed: u32| {
+            let mut params = greedy(&engine, 30 + seed as usize % 3);
+            (params.logprobs, params.sampling.temperature) = (true, 1.0);
+            (params.sampling.top_p, params.sampling.seed) = (0.9, u64::from(seed));
+            params
+        };
+        let begin = |engine: &Engine, seed: u32| {
+            submit(engine, &prompt(seed / 2, 20 + 17 * seed), &sampled(seed))
+        };
+        let alone: Vec<_> = (0..12).map(|seed| told(&begin(&engine, seed))).collect();
+        for engine in [&engine, &open()] {
+            let mut given_up = Vec::new();
+            let start = |seed: u32| {
+                given_up.push(begin(engine, 11 - seed));
+                if seed % 3 == 0 {
+                    given_up.pop().expect("just begun").cancel(false);
+                }
+                std::thread::sleep(Duration::from_micros(u64::from(seed) * 700));
+                begin(engine, seed)
+            };
+            let together: Vec<Request> = (0..12).map(start).collect();
+            for (seed, (request, want)) in together.iter().zip(&alone).enumerate() {
+                assert_eq!(&told(request), want, "request {seed}");
+            }
+        }
+    }
+}
