@@ -738,7 +738,8 @@ int32_t qwen_session_load(qwen_session *session,
                           uint64_t saved_len,
                           qwen_error **err);
 
-/// Frees a session, also from its own callback. Any thread. NULL is nothing.
+/// Frees a session, also from its own callback. Any thread. NULL is nothing. A call that makes a reply in
+/// it goes on to its end: qwen_session_cancel before if it is not to.
 void qwen_session_free(qwen_session *session);
 
 /// The tag given when the request was submitted; 0 for NULL.
@@ -889,8 +890,8 @@ int32_t qwen_request_run(qwen_request *request,
 /// Errors: QWEN_E_STATE for a request that is not submitted; QWEN_E_ARG; QWEN_E_FORKED.
 int32_t qwen_request_cancel(qwen_request *request, int32_t how, qwen_error **err);
 
-/// Frees a request; one that runs is cancelled. Any thread, also from its own callback. NULL is
-/// nothing.
+/// Frees a request; one that runs is cancelled, and a call that reads it at the time ends as after
+/// qwen_request_cancel. Any thread, also from its own callback. NULL is nothing.
 void qwen_request_free(qwen_request *request);
 
 /// Makes an empty queue. The caller frees `queue`. Any thread.

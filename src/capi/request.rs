@@ -27,6 +27,14 @@ use crate::text::chat::{Message, parse_messages};
 /// qwen_request_free.
 pub struct qwen_request(Arc<Ticket>);
 
+/// Whoever reads the request at this moment holds the inside, too: the end of that must not be waited for.
+impl Drop for qwen_request {
+    fn drop(&mut self) {
+        // Not submitted, or of another process: then nothing runs here.
+        let _ = self.0.cancel(false);
+    }
+}
+
 /// The inside of `qwen_request`.
 pub(super) struct Ticket {
     /// Held open until the request is freed: the caller may free its engine right after submitting,
@@ -335,8 +343,8 @@ pub unsafe extern "C" fn qwen_request_cancel(
     })
 }
 
-/// Frees a request; one that runs is cancelled. Any thread, also from its own callback. NULL is
-/// nothing.
+/// Frees a request; one that runs is cancelled, and a call that reads it at the time ends as after
+/// qwen_request_cancel. Any thread, also from its own callback. NULL is nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qwen_request_free(request: *mut qwen_request) {
     // SAFETY: the caller gives NULL or a request it owns, and uses it no more.

@@ -362,7 +362,8 @@ pub unsafe extern "C" fn qwen_session_load(
     })
 }
 
-/// Frees a session, also from its own callback. Any thread. NULL is nothing.
+/// Frees a session, also from its own callback. Any thread. NULL is nothing. A call that makes a reply in
+/// it goes on to its end: qwen_session_cancel before if it is not to.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qwen_session_free(session: *mut qwen_session) {
     // SAFETY: the caller gives NULL or a session it owns, and uses it no more.

@@ -45,6 +45,21 @@ static void exit_while_threads_chat(qwen_engine *engine) {
     exit(0);
 }
 
+static int32_t free_it(const qwen_event *event, void *request) {
+    (void)event;
+    qwen_request_free(*(qwen_request **)request); /* the second time it is NULL */
+    *(qwen_request **)request = NULL;
+    return QWEN_CONTINUE;
+}
+
+static void free_while_it_is_read(const char *folder) {
+    qwen_engine *engine = open_engine(folder, SMALL);
+    qwen_request *request = start(engine, 1500);
+    CHECK_FAILS(QWEN_E_CANCELLED, qwen_request_run(request, free_it, &request, &err));
+    CHECK(request == NULL);
+    qwen_engine_free(engine);
+}
+
 static void reopen(const char *folder) {
     for (int round = 0; round < 30; ++round) {
         qwen_engine *engine = open_engine(folder, SMALL);
@@ -122,7 +137,7 @@ int main(int argc, char **argv) {
     if (strcmp(how, "reopen") == 0)
         return reopen(folder), 0;
     if (strcmp(how, "orders") == 0)
-        return free_in_every_order(folder), 0;
+        return free_in_every_order(folder), free_while_it_is_read(folder), 0;
     if (strcmp(how, "fork") == 0)
         return fork_in_the_middle(folder), 0;
     qwen_engine *engine = open_engine(folder, SMALL);
