@@ -16,7 +16,8 @@ inline namespace QWEN_FLAVOUR {
 class Queue {
   public:
     static Result<Queue> try_make() { return detail::make<Queue, qwen_queue>(&qwen_queue_new); }
-    /// QWEN_E_END when no live request uses the queue, QWEN_E_TIMEOUT when nothing came.
+    /// QWEN_E_END when no live request uses the queue, QWEN_E_TIMEOUT when nothing came. A request
+    /// that fails ends with an event QWEN_EVENT_FAILED, whose `error()` says why: look for it.
     Result<Events> try_next(uint64_t max_events = 64, int64_t timeout_ms = FOR_EVER) {
         return detail::make<Events, qwen_events>([&](qwen_events **made, qwen_error **error) {
             return qwen_queue_next(get(), max_events, timeout_ms, made, error);
@@ -37,7 +38,8 @@ class Queue {
 
 /// The events of a request that is submitted, each waited for in turn: a range of Result<Event>, of
 /// a single pass (copies of an iterator move on together). It ends after the last event, or after
-/// an error.
+/// an error; that of a request that fails, is cancelled or runs out of time takes the place of its
+/// event QWEN_EVENT_FAILED, so that nobody takes the beginning of a reply for all of it.
 class ResultEvents {
   public:
     class Iterator {
@@ -75,6 +77,8 @@ class ResultEvents {
                 detail::make<Event, qwen_event>([&](qwen_event **made, qwen_error **error) {
                     return qwen_request_next(request_, FOR_EVER, made, error);
                 });
+            if (event && event->kind() == QWEN_EVENT_FAILED)
+                event = event->error();
             if (event || event.error().code() != QWEN_E_END)
                 event_ = std::make_shared<const Result<Event>>(std::move(event));
             else
@@ -120,7 +124,8 @@ class Request {
             return qwen_request_submit(get(), queue.get(), tag, error);
         });
     }
-    /// QWEN_E_END after the last event.
+    /// QWEN_E_END after the last event. That of a request that fails, is cancelled or runs out of
+    /// time is QWEN_EVENT_FAILED, whose `error()` says why; a range has that error in its place.
     Result<Event> try_next(int64_t timeout_ms = FOR_EVER) {
         return detail::make<Event, qwen_event>([&](qwen_event **made, qwen_error **error) {
             return qwen_request_next(get(), timeout_ms, made, error);
@@ -159,8 +164,8 @@ class Request {
     }
     void cancel(int32_t how) { try_cancel(how).value(); }
 
-    /// Waits for each event in turn, and throws where that fails; ends after the last. Of a single
-    /// pass.
+    /// Waits for each event in turn; ends after the last. Throws where waiting fails, and where the
+    /// request has failed, was cancelled or ran out of time. Of a single pass.
     class Iterator {
       public:
         using iterator_category = std::input_iterator_tag;

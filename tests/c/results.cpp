@@ -187,8 +187,14 @@ void requests(const qwen::Engine &engine) {
     CHECK(fails(cancelled.try_cancel(9), QWEN_E_ARG) && cancelled.try_cancel(QWEN_CANCEL));
     int32_t code = QWEN_OK;
     for (const auto &event : cancelled.events())
-        code = event->error().code();
+        code = event ? QWEN_OK : event.error().code();
     CHECK(code == QWEN_E_CANCELLED);
+    auto alone = submitted(engine, endless());
+    CHECK(alone.try_cancel(QWEN_CANCEL));
+    auto last = alone.try_next();
+    while (last && last->kind() != QWEN_EVENT_FAILED)
+        last = alone.try_next();
+    CHECK(last && last->error().code() == QWEN_E_CANCELLED && fails(alone.try_next(), QWEN_E_END));
     auto ends = submitted(engine, endless());
     CHECK(fails(ends.try_run([](qwen::EventView) { return false; }), QWEN_E_CANCELLED));
     auto queue = qwen::Queue::try_make();
