@@ -157,6 +157,10 @@ func (o *options) add(generation Generation) error {
 		}
 	}
 	text, err := json.Marshal(generation)
+	if err != nil {
+		// NaN, infinity, or what is no JSON in an option of any type.
+		return &Error{Code: ErrOption, Message: "generation options: " + err.Error(), cause: []error{err}}
+	}
 	if err == nil && string(text) != "{}" {
 		err = o.merge(string(text))
 	}

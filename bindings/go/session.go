@@ -7,6 +7,7 @@ import "C"
 
 import (
 	"context"
+	"fmt"
 	"iter"
 	"runtime"
 	"runtime/cgo"
@@ -264,11 +265,14 @@ func (s *Session) Append(messages ...Message) error {
 }
 
 // Truncate keeps the first turns (a turn is a user message and its reply); 0 forgets all. The system
-// message stays.
+// message stays. A number below 0 is ErrArg.
 func (s *Session) Truncate(numTurns int) error {
 	defer runtime.KeepAlive(s)
+	if numTurns < 0 {
+		return &Error{Code: ErrArg, Message: fmt.Sprintf("a session has no %d turns", numTurns)}
+	}
 	return s.inner.with(func(native *C.qwen_session, err **C.qwen_error) C.int32_t {
-		return C.qwen_session_truncate(native, C.uint64_t(max(numTurns, 0)), err)
+		return C.qwen_session_truncate(native, C.uint64_t(numTurns), err)
 	})
 }
 

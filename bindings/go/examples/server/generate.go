@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
@@ -96,6 +97,7 @@ var notOptions = []string{
 	"model", "messages", "prompt", "n", "stream", "stream_options",
 	"priority", // nobody goes before others by saying so
 	"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+	"parallel_tool_calls", // a reply has one call at most
 }
 
 func (s *service) read(r *http.Request) (*request, error) {
@@ -217,6 +219,9 @@ var textShape = shape{
 
 func (s *service) chat(w http.ResponseWriter, r *http.Request) {
 	made, err := s.read(r)
+	if err == nil && len(made.Messages) == 0 {
+		err = badRequest("messages", "there are no messages")
+	}
 	if err != nil {
 		refuse(w, err)
 		return
@@ -271,15 +276,21 @@ func (s *service) completions(w http.ResponseWriter, r *http.Request) {
 // nth are the options of choice i: with a seed, each choice has another.
 func (made *request) nth(i int) qwen.Generation {
 	text, ok := made.generation.Extra["seed"].(json.RawMessage)
-	seed, err := strconv.Atoi(string(text))
-	if !ok || err != nil || i == 0 {
+	seed, err := strconv.ParseInt(string(text), 10, 64)
+	if err != nil {
+		var number float64 // 1.0 is a whole number, too
+		if number, err = strconv.ParseFloat(string(text), 64); number == math.Trunc(number) {
+			seed = int64(number)
+		}
+	}
+	if !ok || err != nil || i == 0 || seed < 0 {
 		return made.generation
 	}
 	extra := map[string]any{}
 	for key, value := range made.generation.Extra {
 		extra[key] = value
 	}
-	extra["seed"] = seed + i
+	extra["seed"] = (seed + int64(i)) & math.MaxInt64
 	return qwen.Generation{Extra: extra}
 }
 

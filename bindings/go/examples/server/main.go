@@ -58,7 +58,7 @@ func run() error {
 	flag.IntVar(&limits.requests, "max-requests", limits.requests, "the most requests at once")
 	flag.Var(&options, "engine", "an engine option, such as backend=cuda; repeatable")
 	flag.Parse()
-	if *model == "" || flag.NArg() > 0 {
+	if *model == "" || flag.NArg() > 0 || limits.requests < 1 || limits.body < 1 || limits.time <= 0 {
 		flag.Usage()
 		os.Exit(2)
 	}

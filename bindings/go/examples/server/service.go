@@ -115,9 +115,9 @@ func (s *service) counted(next http.HandlerFunc) http.HandlerFunc {
 func (s *service) withKey(next http.Handler) http.Handler {
 	want := sha256.Sum256([]byte(s.key))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		key, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		scheme, key, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 		have := sha256.Sum256([]byte(key))
-		if s.key != "" && subtle.ConstantTimeCompare(have[:], want[:]) != 1 {
+		if s.key != "" && (!strings.EqualFold(scheme, "Bearer") || subtle.ConstantTimeCompare(have[:], want[:]) != 1) {
 			w.Header().Set("WWW-Authenticate", "Bearer")
 			refuse(w, &apiError{status: http.StatusUnauthorized, Message: "the API key is missing or wrong", Type: "authentication_error", Code: "invalid_api_key"})
 			return
@@ -178,12 +178,16 @@ func asAPIError(err error) *apiError {
 	switch {
 	case errors.Is(err, qwen.ErrQueueFull):
 		found.status, found.Type = http.StatusTooManyRequests, "rate_limit_error"
+	case errors.Is(err, qwen.ErrTimeout): // it has waited in the queue for as long as it wanted
+		found.status, found.Type = http.StatusServiceUnavailable, "rate_limit_error"
+	case errors.Is(err, qwen.ErrDeadline):
+		found.status, found.Type = http.StatusGatewayTimeout, "timeout_error"
 	case errors.Is(err, qwen.ErrContextFull), failure.Code < qwen.ErrClosed:
 		found.status, found.Type = http.StatusBadRequest, "invalid_request_error"
 	case errors.Is(err, qwen.ErrClosed), errors.Is(err, qwen.ErrEngineFailed):
 		found.status = http.StatusServiceUnavailable
 	case errors.Is(err, qwen.ErrCancelled):
-		found.status = http.StatusGatewayTimeout
+		found.status, found.Type = http.StatusGatewayTimeout, "timeout_error"
 	}
 	var detail struct{ Key string }
 	if json.Unmarshal(failure.Detail, &detail) == nil {

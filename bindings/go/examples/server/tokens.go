@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 
 	qwen "github.com/libqwen/libqwen/bindings/go"
@@ -26,12 +27,19 @@ func (s *service) tokens(ctx context.Context, call func() ([]uint32, error)) ([]
 // false, or messages, in whose contents they never are.
 func (s *service) tokenize(w http.ResponseWriter, r *http.Request) {
 	var request struct {
-		Content, Prompt string
+		Content, Prompt *string
 		Messages        []message
 		ParseSpecial    *bool `json:"parse_special"`
 	}
 	if err := decode(r.Body, &request); err != nil {
 		refuse(w, err)
+		return
+	}
+	if request.Content == nil {
+		request.Content = request.Prompt
+	}
+	if request.Content == nil && request.Messages == nil {
+		refuse(w, badRequest("prompt", "a prompt, content or messages are wanted"))
 		return
 	}
 	ids, err := s.tokens(r.Context(), func() ([]uint32, error) {
@@ -42,7 +50,7 @@ func (s *service) tokenize(w http.ResponseWriter, r *http.Request) {
 		if request.ParseSpecial == nil || *request.ParseSpecial {
 			flags = append(flags, qwen.EncodeParseSpecials)
 		}
-		return s.tokenizer.Encode(request.Content+request.Prompt, flags...)
+		return s.tokenizer.Encode(*request.Content, flags...)
 	})
 	if err != nil {
 		refuse(w, err)
@@ -56,6 +64,16 @@ func (s *service) detokenize(w http.ResponseWriter, r *http.Request) {
 	if err := decode(r.Body, &request); err != nil {
 		refuse(w, err)
 		return
+	}
+	if request.Tokens == nil {
+		refuse(w, badRequest("tokens", "a list of token ids is wanted"))
+		return
+	}
+	for _, id := range request.Tokens {
+		if int64(id) >= int64(s.vocab.NumTokens) {
+			refuse(w, badRequest("tokens", fmt.Sprintf("there is no token %d", id)))
+			return
+		}
 	}
 	text, err := s.tokenizer.Decode(request.Tokens, qwen.DecodeKeepSpecials, qwen.DecodeLossyText)
 	if err != nil {

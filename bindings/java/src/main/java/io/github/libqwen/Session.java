@@ -189,10 +189,13 @@ public final class Session implements AutoCloseable {
     /**
      * Keeps the first turns (a turn is a user's message and all up to its reply). The system message stays.
      *
-     * @param numTurns their number; 0 forgets all
+     * @param numTurns their number; 0 forgets all, and less is the code ARG
      */
     public void truncate(long numTurns) {
-        run(session -> Native.sessionTruncate(session, Math.max(0, numTurns)));
+        if (numTurns < 0) {
+            throw QwenException.make(ErrorCode.ARG, "a session has no " + numTurns + " turns", "{}");
+        }
+        run(session -> Native.sessionTruncate(session, numTurns));
     }
 
     /**
