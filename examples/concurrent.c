@@ -4,6 +4,8 @@
  * one another, which shows what the batch gains. All threads use one engine, and each conversation
  * is a session that one thread at a time uses. Replies are streamed: the first one is shown as it
  * is made. Every eighth caller loses patience and cancels. At the end the engine tells its metrics.
+ *
+ *   cc -std=c99 -D_POSIX_C_SOURCE=200809L concurrent.c $(pkg-config --cflags --libs qwen) -pthread
  */
 #include <pthread.h>
 #include <qwen.h>

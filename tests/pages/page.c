@@ -111,6 +111,27 @@ static int is_the_right_library(void) {
     return error == NULL;
 }
 
+/* For an orchestrator: will it fit, is it well, how busy is it; and a quiet end. */
+static int32_t operate(const char *folder, qwen_engine *engine, qwen_error **error) {
+    qwen_buf *estimate = NULL, *metrics = NULL;
+    int32_t status = qwen_engine_estimate_json(folder, QWEN_CSTR, NULL, &estimate, error);
+    if (status == QWEN_OK)
+        printf("before opening: %s\n", qwen_buf_data(estimate)); /* "fits", bytes of each part */
+    if (status == QWEN_OK)
+        status = qwen_engine_health(engine, error); /* not QWEN_OK: open a new engine */
+    if (status == QWEN_OK)
+        status = qwen_engine_metrics_prometheus(engine, "qwen", QWEN_CSTR, &metrics, error);
+    if (status == QWEN_OK)
+        printf("%s", qwen_buf_data(metrics)); /* qwen_engine_metrics_json has them as JSON */
+    if (status == QWEN_OK) /* refuse what is new, finish what was accepted, for 30 s at most */
+        status = qwen_engine_shutdown(engine, QWEN_SHUTDOWN_DRAIN, 30000, error);
+    if (status == QWEN_E_TIMEOUT) /* then cancel what is left */
+        status = qwen_engine_shutdown(engine, QWEN_SHUTDOWN_CANCEL, -1, error);
+    qwen_buf_free(estimate);
+    qwen_buf_free(metrics);
+    return status;
+}
+
 int main(int argc, char **argv) {
     const char *messages = "[{\"role\": \"user\", \"content\": \"Hello!\"}]";
     qwen_engine *engine;
@@ -132,6 +153,7 @@ int main(int argc, char **argv) {
     must(serve(two, 2, NULL) == QWEN_E_END, "both");
     qwen_request_free(two[0]);
     qwen_request_free(two[1]);
+    must(operate(argv[1], engine, NULL) == QWEN_OK, "an end in peace");
     qwen_options_free(options);
     qwen_session_free(session);
     qwen_engine_free(engine);
