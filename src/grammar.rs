@@ -33,7 +33,7 @@ const MAX_LINKS: usize = 512;
 /// Stack of the thread that compiles a format.
 const STACK_BYTES: usize = 64 << 20;
 /// Longest reason that is told of a format that cannot be compiled, in bytes.
-const MAX_REASON_BYTES: usize = 400;
+const MAX_REASON_BYTES: usize = 800;
 
 /// What a reply must look like, as a caller says it.
 #[derive(Debug, Clone, PartialEq)]
@@ -253,10 +253,14 @@ fn first_line(error: &dyn std::fmt::Display) -> String {
     shortened(&error.to_string())
 }
 
-/// The first line, at most so long: the crate's errors may quote the whole format, or a backtrace.
+/// The first line, and what a regex's parser says behind its drawing, at most so long: the crate's errors
+/// may quote the whole format, or a backtrace.
 fn shortened(reason: &str) -> String {
-    let line = reason.lines().next().unwrap_or_default();
-    line.chars().take(MAX_REASON_BYTES / 4).collect()
+    let mut lines = reason.lines();
+    let first = lines.next().unwrap_or_default();
+    let why = lines.find(|line| line.starts_with("error: ")).unwrap_or_default();
+    let told = [first, why].map(str::trim_end).join(" ");
+    told.trim_end().chars().take(MAX_REASON_BYTES / 4).collect()
 }
 
 /// One reply on its way. One thread at a time; a clone goes on by itself.
