@@ -6,7 +6,7 @@
  * from a thread of its own that reads it, and reads every event's text and ids: once for what only the first time costs, and once more to print the wall time, and
  * the CPU time of all threads but the engine's, in nanoseconds a token. The model should be tiny:
  * what is measured is everything else. bindings/go/bench does the same. */
-#define _POSIX_C_SOURCE 200809L
+#define _GNU_SOURCE
 #include <dirent.h>
 #include <pthread.h>
 #include <qwen.h>
@@ -36,6 +36,9 @@ static double ns_by(clockid_t clock) {
 /* The CPU time of readers that have ended. */
 static double ended_ns;
 
+/* The name of a thread that reads; it says itself what it has used when it ends. */
+static const char *const READER = "reader";
+
 /* The CPU time of all threads but the library's own: what reading costs, whatever the engine does. */
 static double cpu_ns(void) {
     double total = ended_ns;
@@ -51,7 +54,8 @@ static double cpu_ns(void) {
             fclose(file);
         snprintf(path, sizeof path, "/proc/self/task/%s/schedstat", task->d_name);
         file = fopen(path, "r");
-        if (file != NULL && fscanf(file, "%lf", &spent) == 1 && strncmp(name, "qwen-", 5) != 0)
+        if (file != NULL && fscanf(file, "%lf", &spent) == 1 && strncmp(name, "qwen-", 5) != 0 &&
+            strncmp(name, READER, strlen(READER)) != 0)
             total += spent;
         if (file != NULL)
             fclose(file);
@@ -101,6 +105,7 @@ static void read_queue(qwen_queue *queue, long streams, reader *by) {
 
 /* A thread that reads one stream. */
 static void *follow(void *by) {
+    pthread_setname_np(pthread_self(), READER);
     qwen_request *request = submit(NULL);
     for (int goes_on = 1; goes_on;) {
         qwen_event *event = NULL;
@@ -120,7 +125,10 @@ static uint64_t read_all(qwen_queue *queue, long streams, uint64_t *bytes) {
     if (queue != NULL)
         read_queue(queue, streams, all);
     for (long i = 0; queue == NULL && i < streams; i++)
-        pthread_create(&all[i].thread, NULL, follow, &all[i]);
+        if (pthread_create(&all[i].thread, NULL, follow, &all[i]) != 0) {
+            fprintf(stderr, "stream: no thread for stream %ld\n", i);
+            exit(1);
+        }
     for (long i = 0; i < streams; i++) {
         if (queue == NULL)
             pthread_join(all[i].thread, NULL);
@@ -157,7 +165,7 @@ int main(int argc, char **argv) {
     const double wall = ns_by(CLOCK_MONOTONIC), cpu = cpu_ns();
     const uint64_t tokens = read_all(queue, streams, &bytes);
     const double count = (double)tokens;
-    printf("%.0f %.0f %llu\n", (ns_by(CLOCK_MONOTONIC) - wall) / count, (cpu_ns() - cpu) / count,
-           (unsigned long long)tokens);
+    const double took = ns_by(CLOCK_MONOTONIC) - wall, used = cpu_ns() - cpu;
+    printf("%.0f %.0f %llu\n", took / count, used / count, (unsigned long long)tokens);
     return bytes == 0;
 }
