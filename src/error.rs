@@ -293,7 +293,7 @@ impl std::fmt::Display for Error {
             Error::QueueFull { limit_requests } => {
                 write!(f, "the queue is full: {limit_requests} requests are waiting")
             }
-            Error::Timeout { timeout_ms } => write!(f, "not within {timeout_ms} ms"),
+            Error::Timeout { timeout_ms } => write!(f, "it did not happen within {timeout_ms} ms"),
             Error::Deadline { deadline_ms } => {
                 write!(f, "the request did not end within {deadline_ms} ms")
             }

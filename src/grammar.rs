@@ -253,14 +253,15 @@ fn first_line(error: &dyn std::fmt::Display) -> String {
     shortened(&error.to_string())
 }
 
-/// The first line, and what a regex's parser says behind its drawing, at most so long: the crate's errors
-/// may quote the whole format, or a backtrace.
+/// The first line, and what a regex's parser says behind its drawing, each at most so long: the crate's
+/// errors may quote the whole format, or a backtrace.
 fn shortened(reason: &str) -> String {
     let mut lines = reason.lines();
     let first = lines.next().unwrap_or_default();
     let why = lines.find(|line| line.starts_with("error: ")).unwrap_or_default();
-    let told = [first, why].map(str::trim_end).join(" ");
-    told.trim_end().chars().take(MAX_REASON_BYTES / 4).collect()
+    let told = [first, why]
+        .map(|line| -> String { line.trim_end().chars().take(MAX_REASON_BYTES / 8).collect() });
+    told.join(" ").trim_end().to_string()
 }
 
 /// One reply on its way. One thread at a time; a clone goes on by itself.
