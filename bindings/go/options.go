@@ -161,7 +161,7 @@ func (o *options) add(generation Generation) error {
 		// NaN, infinity, or what is no JSON in an option of any type.
 		return &Error{Code: ErrOption, Message: "generation options: " + err.Error(), cause: []error{err}}
 	}
-	if err == nil && string(text) != "{}" {
+	if string(text) != "{}" {
 		err = o.merge(string(text))
 	}
 	for key, value := range generation.Extra {

@@ -125,8 +125,11 @@ static int32_t operate(const char *folder, qwen_engine *engine, qwen_error **err
         printf("%s", qwen_buf_data(metrics)); /* qwen_engine_metrics_json has them as JSON */
     if (status == QWEN_OK) /* refuse what is new, finish what was accepted, for 30 s at most */
         status = qwen_engine_shutdown(engine, QWEN_SHUTDOWN_DRAIN, 30000, error);
-    if (status == QWEN_E_TIMEOUT) /* then cancel what is left */
+    if (status == QWEN_E_TIMEOUT) { /* then cancel what is left */
+        if (error != NULL)
+            qwen_error_free(*error);
         status = qwen_engine_shutdown(engine, QWEN_SHUTDOWN_CANCEL, -1, error);
+    }
     qwen_buf_free(estimate);
     qwen_buf_free(metrics);
     return status;
