@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <sys/types.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static qwen_request *start(const qwen_engine *engine, int64_t max_tokens) {
@@ -57,6 +58,26 @@ static void free_while_it_is_read(const char *folder) {
     qwen_request *request = start(engine, 1500);
     CHECK_FAILS(QWEN_E_CANCELLED, qwen_request_run(request, free_it, &request, &err));
     CHECK(request == NULL);
+    qwen_engine_free(engine);
+}
+
+/* Until it fails, as it does when the request is freed. */
+static void *read_to_the_end(void *request) {
+    static int32_t status;
+    status = qwen_request_run(request, NULL, NULL, NULL);
+    return &status;
+}
+
+static void free_while_another_reads(const char *folder) {
+    qwen_engine *engine = open_engine(folder, SMALL);
+    qwen_request *request = start(engine, 1500);
+    pthread_t thread;
+    void *status = NULL;
+    CHECK(pthread_create(&thread, NULL, read_to_the_end, request) == 0);
+    /* It has begun to read: a call on a freed handle is nobody's to make. */
+    nanosleep(&(struct timespec){0, 50000000}, NULL);
+    qwen_request_free(request);
+    CHECK(pthread_join(thread, &status) == 0 && *(int32_t *)status == QWEN_E_CANCELLED);
     qwen_engine_free(engine);
 }
 
@@ -137,7 +158,8 @@ int main(int argc, char **argv) {
     if (strcmp(how, "reopen") == 0)
         return reopen(folder), 0;
     if (strcmp(how, "orders") == 0)
-        return free_in_every_order(folder), free_while_it_is_read(folder), 0;
+        return free_in_every_order(folder), free_while_it_is_read(folder),
+               free_while_another_reads(folder), 0;
     if (strcmp(how, "fork") == 0)
         return fork_in_the_middle(folder), 0;
     qwen_engine *engine = open_engine(folder, SMALL);

@@ -129,7 +129,7 @@ pub(crate) fn check(load: impl Fn(&Path, Dtype) -> Box<dyn Rank>) {
     let mut random = Random::from_env();
     let shape = Shape {
         layers: 4,
-        hidden: 256,
+        hidden: 512,
         heads: 4,
         width: 288,
         vocab: VOCAB,

@@ -197,7 +197,7 @@ fn deterministic_replies_are_the_same_beside_others() {
             let mut given_up = Vec::new();
             let start = |seed: u32| {
                 given_up.push(begin(engine, 11 - seed));
-                if seed % 3 == 0 {
+                if seed.is_multiple_of(3) {
                     given_up.pop().expect("just begun").cancel(false);
                 }
                 std::thread::sleep(Duration::from_micros(u64::from(seed) * 700));
