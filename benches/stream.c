@@ -3,9 +3,10 @@
  *   stream MODEL STREAMS TOKENS [threads]
  *
  * Submits that many requests of that many tokens, to one completion queue or, with `threads`, each
- * from a thread of its own that reads it, and reads every event's text and ids: once for what only the first time costs, and once more to print the wall time, and
- * the CPU time of all threads but the engine's, in nanoseconds a token. The model should be tiny:
- * what is measured is everything else. bindings/go/bench does the same. */
+ * from a thread of its own that reads it, and reads every event's text and ids: once for what only
+ * the first time costs, and once more to print the wall time, and the CPU time of all threads but
+ * the engine's, in nanoseconds a token. The model should be tiny: what is measured is all else.
+ * bindings/go/bench and bindings/java/bench do the same. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <pthread.h>

@@ -155,8 +155,8 @@ fn largest(logits: &[f32]) -> f32 {
     most.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, larger)
 }
 
-/// `exp(x)` in the place of numbers that are not positive, to a relative 1e-12 where it counts beside 1: `exp(r) 2^n`
-/// with n the integer next to `x / ln 2`, by the series of exp(r), whose first term left out is
+/// `exp(x)` in the place of numbers that are not positive, to a relative 1e-12 where it counts beside 1:
+/// `exp(r) 2^n` with n the integer next to `x / ln 2`, by the series of exp(r), whose first term left out is
 /// `(ln 2 / 2)^11 / 11!`, 2e-13. NaN of a NaN; of less than -700, what exp(-700) is.
 #[inline(always)]
 fn exp_of_negative(x: &mut [f64; LANES]) {
